@@ -1,0 +1,393 @@
+"""The training loop over cached encoder features: good images in, a calibrated model out.
+
+Letters: b batch, n images, c channels, h × w positions of a stage.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mambaad_cli import MambaADError, calibration
+from mambaad_cli.files import written_whole
+from mambaad_cli.images import ImageError, ImageFile
+from mambaad_cli.model.encoder import fold_batch_norms, pretrained_encoder
+from mambaad_cli.modelfile import Model, Settings, new_model, read_state_dict
+from mambaad_cli.score import WORKERS, Box, Input, read_ahead, within
+
+LEAST_IMAGES = 3
+HELD_OUT = 5  # one image of so many is kept for the threshold
+CACHE_MEMORY = 4 * 2**30  # bytes of features kept in memory; more go to a memory-mapped file
+SAVE_EVERY = 30.0  # seconds between checkpoints
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a detector is trained. `steps` counts optimisation steps, each on one batch."""
+
+    steps: int
+    batch: int
+    lr: float
+    schedule: str  # "step": × 0.1 at 80 %, as in the paper; "cosine": a short warm-up, then down to nothing
+    clip: float = 5.0
+    seed: int = 42
+
+
+# The choices of section 4.1 of the paper, and ours for minutes on a laptop.
+PRESETS: dict[str, dict[str, Any]] = {
+    "small": {
+        "encoder": "efficientnet_lite0",
+        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "cosine"},
+        "batch": 8,
+        "lr": 0.004,
+        "schedule": "cosine",
+        "steps": 600,
+        "normalise": True,
+    },
+    "paper": {
+        "encoder": "resnet34",
+        "options": {"depths": (3, 4, 6, 3), "directions": 8, "drop_path": 0.2, "loss": "mse"},
+        "batch": 16,
+        "lr": 0.005,
+        "schedule": "step",
+        "epochs": 1000,
+        "normalise": False,
+    },
+}
+
+
+class Features:
+    """The encoder's features of n images: a list of stages (n, c, h, w), channels last, in memory or in a file."""
+
+    def __init__(self, stages: list[Tensor], boxes: list[Box | None]) -> None:
+        self.stages = stages
+        self.boxes = boxes
+
+    def __getitem__(self, chosen: Tensor) -> list[Tensor]:
+        """Those of some images: one (b, c, h, w) a stage."""
+        return [stage[chosen].permute(0, 3, 1, 2) for stage in self.stages]
+
+
+def fit(
+    files: Sequence[ImageFile],
+    classes: Sequence[str],
+    settings: Settings,
+    *,
+    preset: str = "small",
+    encoder_weights: Path | None = None,
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    seed: int = 42,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    max_false_reject: float = 0.01,
+    on_image: Callable[[], None] = lambda: None,
+    on_unreadable: Callable[[ImageError], None] = lambda error: None,
+    on_step: Callable[[int, int, float, int], None] = lambda step, steps, loss, images: None,
+) -> Model:
+    """Train one model on good images, one class name a file.
+
+    `checkpoint` is written every half minute and removed at the end; with `resume` training goes on from it and ends
+    with the weights of a run that was never stopped. `on_step` is told step, steps, loss and images of the batch.
+
+    Raises MambaADError for fewer than three readable images, and for a checkpoint of another run.
+    """
+    choices = PRESETS[preset]
+    state = None if encoder_weights is None else read_state_dict(encoder_weights)
+    torch.manual_seed(seed)
+    model = new_model(settings, pretrained_encoder(settings.encoder, _strides(settings), state)).to(device)
+    features, readable = cache_features(model, files, device, on_image, on_unreadable)
+    names = [classes[i] for i in readable]
+    if len(names) < LEAST_IMAGES:
+        raise MambaADError(f"{len(names)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
+    train, held_out = split(names, seed)
+
+    batch = min(batch or choices["batch"], len(train))
+    if epochs is None and "epochs" in choices:
+        epochs = choices["epochs"]
+    training = Training(
+        steps=choices.get("steps", 0) if epochs is None else math.ceil(epochs * len(train) / batch),
+        batch=batch,
+        lr=lr or choices["lr"],
+        schedule=choices["schedule"],
+        seed=seed,
+    )
+    run = Run(model.detector, features, train, training, device, _fingerprint(files, settings))
+    run.train(max_minutes, checkpoint, resume, on_step)
+
+    model.detector.eval()
+    if choices["normalise"]:
+        model.moments = distance_moments(model, features, train, device)
+    model.trained_on = dict(Counter(names[i] for i in train))
+    model.held_out = bool(held_out)
+    model.max_false_reject = max_false_reject
+    good = held_out or train
+    for i, score in zip(good, scores_of(model, features, good, device), strict=True):
+        model.scores.setdefault(names[i], []).append(score)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return model
+
+
+def _strides(settings: Settings) -> tuple[int, ...]:
+    from mambaad_cli.model import DETECTORS
+
+    return DETECTORS[settings.detector].strides
+
+
+def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out: of each class with five images or more a fifth, chosen by the seed.
+
+    >>> train, held_out = split(["nut"] * 10 + ["bolt"] * 4, seed=0)
+    >>> len(train), len(held_out), max(held_out) < 10
+    (12, 2, True)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out: list[int] = []
+    for name in dict.fromkeys(classes):
+        own = [i for i, other in enumerate(classes) if other == name]
+        order = torch.randperm(len(own), generator=generator).tolist()
+        held_out += [own[j] for j in order[: len(own) // HELD_OUT]]
+    left = set(range(len(classes))) - set(held_out)
+    return sorted(left), sorted(held_out)
+
+
+@torch.inference_mode()
+def cache_features(
+    model: Model,
+    files: Sequence[ImageFile],
+    device: str,
+    on_image: Callable[[], None] = lambda: None,
+    on_unreadable: Callable[[ImageError], None] = lambda error: None,
+) -> tuple[Features, list[int]]:
+    """Run the encoder once over the files: its features and the indices of the files that could be read."""
+    encoder = fold_batch_norms(model.encoder)
+    stages: list[Tensor] = []
+    boxes: list[Box | None] = []
+    readable: list[int] = []
+    waiting: list[Input] = []
+
+    def flush() -> None:
+        if not waiting:
+            return
+        maps = encoder(torch.stack([one.pixels for one in waiting]).to(device))
+        if not stages:
+            stages.extend(_room(len(files), [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]))
+        done = len(boxes)
+        for stage, found in zip(stages, maps, strict=True):
+            stage[done : done + len(waiting)] = found.permute(0, 2, 3, 1).cpu()
+        boxes.extend(one.box for one in waiting)
+        waiting.clear()
+
+    size, letterbox = model.settings.size, model.settings.letterbox
+    for i, one in enumerate(read_ahead([file.path for file in files], size, letterbox, WORKERS)):
+        on_image()
+        if isinstance(one, ImageError):
+            on_unreadable(one)
+            continue
+        readable.append(i)
+        waiting.append(one)
+        if len(waiting) == 8:
+            flush()
+    flush()
+    return Features([stage[: len(boxes)] for stage in stages], boxes), readable
+
+
+def _room(n: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Uninitialised (n, h, w, c) tensors: in memory, or in an unnamed temporary file where they are large."""
+    sizes = [n * math.prod(shape) for shape in shapes]
+    if 4 * sum(sizes) <= CACHE_MEMORY:
+        return [torch.empty(n, *shape) for shape in shapes]
+    folder = tempfile.mkdtemp(prefix="mambaad-")
+    room = []
+    for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
+        path = Path(folder) / f"stage{i}"
+        room.append(torch.from_file(str(path), shared=True, size=size).view(n, *shape))
+        path.unlink()  # the mapping keeps it until we end, however we end
+    Path(folder).rmdir()
+    return room
+
+
+class Run:
+    """One training: everything that changes from step to step, so that it can stop and go on."""
+
+    def __init__(
+        self, detector: nn.Module, features: Features, train: list[int], training: Training, device: str, data: str
+    ) -> None:
+        self.detector, self.features, self.device, self.data = detector, features, device, data
+        self.images = torch.tensor(train)
+        self.training = training
+        self.optimizer: torch.optim.Optimizer = detector.optimizer(training.lr)
+        self.step = 0
+        self.order: tuple[int, Tensor] = (-1, self.images)  # of one epoch
+
+    def train(
+        self,
+        max_minutes: float | None,
+        checkpoint: Path | None,
+        resume: bool,
+        on_step: Callable[[int, int, float, int], None],
+    ) -> None:
+        """Run to the last step, or as many as fit into `max_minutes`."""
+        if resume and checkpoint is not None and checkpoint.exists():
+            self.restore(checkpoint)
+        elif max_minutes is not None:
+            self.training = Training(**(asdict(self.training) | {"steps": self.steps_within(60 * max_minutes)}))
+        self.detector.train()
+        saved = time.monotonic()
+        try:
+            while self.step < self.training.steps:
+                loss = self.advance()
+                on_step(self.step, self.training.steps, loss, self.training.batch)
+                if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                    self.save(checkpoint)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                self.save(checkpoint)
+            raise
+
+    def advance(self) -> float:
+        """One optimisation step; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.training.lr * lr_factor(self.training.schedule, self.step / self.training.steps)
+        batch = [stage.to(self.device) for stage in self.features[self.chosen(self.step)]]
+        loss = self.detector.loss(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.detector.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    def chosen(self, step: int) -> Tensor:
+        """The images of a step's batch: each epoch in an order of its own, one after the other without a gap."""
+        n, batch = len(self.images), self.training.batch
+        positions = range(step * batch, (step + 1) * batch)
+        return torch.stack([self.order_of(position // n)[position % n] for position in positions])
+
+    def order_of(self, epoch: int) -> Tensor:
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + epoch)
+            self.order = (epoch, self.images[torch.randperm(len(self.images), generator=generator)])
+        return self.order[1]
+
+    def steps_within(self, seconds: float) -> int:
+        """How many steps fit, from the time that the fastest of a few takes; these are undone again."""
+        before = {key: value.clone() for key, value in self.detector.state_dict().items()}
+        random = torch.get_rng_state()
+        self.detector.train()
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            self.advance()
+            times.append(time.perf_counter() - start)
+        self.detector.load_state_dict(before)
+        self.optimizer = self.detector.optimizer(self.training.lr)
+        self.step = 0
+        torch.set_rng_state(random)
+        return max(1, int((seconds - sum(times)) / min(times)))
+
+    def save(self, path: Path) -> None:
+        """Everything that the next step depends on."""
+        tensors = {f"detector.{name}": tensor for name, tensor in self.detector.state_dict().items()}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+        tensors["random"] = torch.get_rng_state()
+        facts = {"step": self.step, "training": asdict(self.training), "data": self.data}
+        with written_whole(path) as half:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, half, metadata={"checkpoint": json.dumps(facts)})
+
+    def restore(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+        if facts.get("data") != self.data:
+            raise MambaADError(f"{path} is a checkpoint of other images or settings: fit without --resume")
+        tensors = load_file(path)
+        self.training, self.step = Training(**facts["training"]), facts["step"]
+        named = {name: tensor for name, tensor in tensors.items() if name.startswith("detector.")}
+        self.detector.load_state_dict({name.removeprefix("detector."): tensor for name, tensor in named.items()})
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, i, key = name.split(".")
+                state.setdefault(int(i), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["random"])
+
+
+def lr_factor(schedule: str, progress: float) -> float:
+    """The share of the learning rate at `progress` 0 … 1 of the training.
+
+    >>> lr_factor("step", 0.79), lr_factor("step", 0.8), lr_factor("cosine", 0.05), round(lr_factor("cosine", 1), 3)
+    (1.0, 0.1, 0.5, 0.0)
+    """
+    if schedule == "step":
+        return 1.0 if progress < 0.8 else 0.1
+    warm_up = 0.1
+    if progress < warm_up:
+        return progress / warm_up
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+@torch.inference_mode()
+def distance_moments(model: Model, features: Features, chosen: Sequence[int], device: str) -> Tensor:
+    """(2, scales): mean and deviation of each scale's distances over the positions of good images, at most 256."""
+    chosen = chosen[:: math.ceil(len(chosen) / 256)]
+    sums = [
+        torch.stack([torch.stack([d.sum(), d.square().sum(), torch.tensor(float(d.numel()))]) for d in distances])
+        for distances in (model.detector.distances(batch) for batch in _batches(features, chosen, device))
+    ]
+    total, squares, count = torch.stack(sums).double().sum(0).unbind(1)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+    return torch.stack([mean, deviation]).float()
+
+
+@torch.inference_mode()
+def scores_of(model: Model, features: Features, chosen: Sequence[int], device: str) -> list[float]:
+    """Image scores of cached images."""
+    scores: list[float] = []
+    for batch in _batches(features, chosen, device):
+        maps = model.maps_of(batch, model.settings.size)
+        boxes = [features.boxes[i] for i in chosen[len(scores) : len(scores) + len(maps)]]
+        scores += [float(within(one, box).max()) for one, box in zip(maps, boxes, strict=True)]
+    return scores
+
+
+def _batches(features: Features, chosen: Sequence[int], device: str, size: int = 8) -> Iterator[list[Tensor]]:
+    for start in range(0, len(chosen), size):
+        yield [stage.to(device) for stage in features[torch.tensor(chosen[start : start + size])]]
+
+
+def above_threshold(model: Model) -> tuple[int, int]:
+    """How many of the good images that the threshold comes from lie above it, and how many there are."""
+    above = sum(score > (model.threshold(name) or 0) for name, scores in model.scores.items() for score in scores)
+    return above, sum(len(scores) for scores in model.scores.values())
+
+
+def promises(model: Model) -> dict[str, float]:
+    """For each class the share of false rejects that its threshold can promise."""
+    return {name: calibration.promise(len(s), model.max_false_reject) for name, s in model.scores.items()}
+
+
+def _fingerprint(files: Sequence[ImageFile], settings: Settings) -> str:
+    """Tells one run's data and settings from another's."""
+    facts = [[str(file.path), file.path.stat().st_size if file.path.exists() else 0] for file in files]
+    return hashlib.sha256(json.dumps([facts, asdict(settings)]).encode()).hexdigest()

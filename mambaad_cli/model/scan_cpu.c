@@ -1,0 +1,216 @@
+/* The selective scan on a CPU: forward and backward, fused, float32.
+
+   One pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
+   directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists.
+
+   Letters: b batch, k directions, d channels, l positions, n states, r rank of dt. Lanes of a vector are channels, so
+   that rows are read as they lie; a task owns one image and a block of channels and walks all k directions.
+
+   Plain C without Python or torch, called over raw pointers. The same source (scan_cpu_kernel.h) is compiled for each
+   instruction set and one is chosen at run time. */
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TILE = 64, BLOCK = 64 }; /* positions between two stored states; channels of a task at most */
+
+typedef struct {
+    int64_t b, l, k, d, n, r;
+    const float *u;         /* (b, l, d) */
+    const float *x;         /* (b, l, k, r + 2n): dt in its low rank, B, C */
+    const float *dt_weight; /* (k, d, r) */
+    const float *dt_bias;   /* (k, d) */
+    const float *A;         /* (k, d, n), negative */
+    const float *D;         /* (k, d) */
+    const int32_t *order;   /* (k, l) */
+    float *y;               /* (b, l, d) */
+    float *border;          /* (b, k, ceil(l / TILE), n, d) states at the start of each tile, or null */
+    const float *dy;        /* (b, l, d): from here on backward alone */
+    float *du;              /* (b, l, d) */
+    float *dx;              /* (groups, b, l, k, r + 2n), to be summed over groups */
+    float *d_dt_weight;     /* (b, k, d, r), to be summed over b, as the next three */
+    float *d_dt_bias;       /* (b, k, d) */
+    float *dA;              /* (b, k, d, n) */
+    float *dD;              /* (b, d), the same for each direction */
+    int64_t groups;         /* of channel blocks: a backward task owns one image and one group */
+} Scan;
+
+typedef struct {
+    const Scan *scan;
+    int64_t width; /* channels of a block: 16, 32 or 64 */
+    int64_t tasks;
+    int64_t next; /* the first task that nobody has taken, changed atomically */
+    int failed;   /* set where a thread had no memory */
+    void (*run)(const Scan *, int64_t width, int64_t task, float *scratch);
+    size_t scratch; /* floats a thread needs */
+} Job;
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Floats of scratch: rows of a tile, constants of a block, and for backward each state of a tile twice and its
+   gradients lane by lane. */
+static size_t forward_scratch(const Scan *s) { return BLOCK * (4 * TILE + 2 * s->n + s->r + 2); }
+static size_t backward_scratch(const Scan *s) {
+    return BLOCK * (8 * TILE + 5 * s->n + 2 * s->r + 4) + 16 * ((4 * TILE + 1) * s->n + s->r + 16);
+}
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define FN(name) JOIN(name, ISA)
+
+#define ISA portable /* SSE2 on x86, NEON on ARM */
+#define LANES 4
+#define GROUP 4
+#include "scan_cpu_kernel.h"
+#undef ISA
+#undef LANES
+#undef GROUP
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define ISA avx2
+#define LANES 8
+#define GROUP 4
+#include "scan_cpu_kernel.h"
+#undef ISA
+#undef LANES
+#undef GROUP
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
+#endif
+#define ISA avx512
+#define LANES 16
+#define GROUP 16
+#define AVX512 1
+#include "scan_cpu_kernel.h"
+#undef AVX512
+#undef ISA
+#undef LANES
+#undef GROUP
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+/* Denormal numbers make the recurrence several times slower and mean nothing here: flush them to zero while a thread
+   works. Returns the state to restore. */
+static uint64_t flush_denormals(void) {
+#if defined(__x86_64__)
+    unsigned old = _mm_getcsr();
+    _mm_setcsr(old | 0x8040);
+    return old;
+#elif defined(__aarch64__)
+    uint64_t old;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    __asm__ volatile("msr fpcr, %0" : : "r"(old | (1ull << 24)));
+    return old;
+#else
+    return 0;
+#endif
+}
+
+static void restore_denormals(uint64_t old) {
+#if defined(__x86_64__)
+    _mm_setcsr((unsigned)old);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" : : "r"(old));
+#else
+    (void)old;
+#endif
+}
+
+static void *work(void *argument) {
+    Job *job = argument;
+    void *scratch = NULL;
+    if (posix_memalign(&scratch, 64, job->scratch * sizeof(float))) {
+        __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
+        return NULL;
+    }
+    uint64_t old = flush_denormals();
+    int64_t task;
+    while ((task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks)
+        job->run(job->scan, job->width, task, scratch);
+    restore_denormals(old);
+    free(scratch);
+    return NULL;
+}
+
+static void work_openmp(void *argument) { work(argument); }
+
+/* What libgomp calls to run a function on each thread of a team. torch's own team is borrowed through it where the
+   process has one: a second pool would fight with its waiting threads for the cores. */
+typedef void (*Parallel)(void (*)(void *), void *, unsigned threads, unsigned flags);
+
+static int run(Job *job, int64_t threads, Parallel parallel) {
+    enum { MOST = 256 };
+    threads = smaller(smaller(threads, job->tasks), MOST);
+    if (threads > 1 && parallel) {
+        parallel(work_openmp, job, (unsigned)threads, 0);
+        return job->failed;
+    }
+    pthread_t helpers[MOST];
+    int64_t started = 0;
+    while (started < threads - 1 && !pthread_create(&helpers[started], NULL, work, job)) started++;
+    work(job);
+    while (started) pthread_join(helpers[--started], NULL);
+    return job->failed;
+}
+
+/* The widest block of channels that still keeps all threads busy to the end. */
+static int64_t block_width(const Scan *s, int64_t images, int64_t threads) {
+    for (int64_t width = BLOCK; width > 16; width /= 2) {
+        int64_t tasks = images * ceil_div(s->d, width);
+        if (s->d >= width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
+    }
+    return 16;
+}
+
+int mambaad_tile(void) { return TILE; }
+
+/* 2: AVX-512, 1: AVX2 with FMA, 0: portable (SSE2 or NEON). */
+int mambaad_best_isa(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+    return 0;
+}
+
+/* Both return 0, or 1 where memory ran out. */
+int mambaad_scan_forward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
+    int64_t width = block_width(s, s->b, threads);
+    Job job = {s, width, s->b * ceil_div(s->d, width), 0, 0, forward_portable, forward_scratch(s)};
+#if defined(__x86_64__)
+    if (isa == 1) job.run = forward_avx2;
+    if (isa == 2) job.run = forward_avx512;
+#endif
+    return run(&job, threads, parallel);
+}
+
+int mambaad_scan_backward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
+    Job job = {s, BLOCK, s->b * s->groups, 0, 0, backward_portable, backward_scratch(s)};
+#if defined(__x86_64__)
+    if (isa == 1) job.run = backward_avx2;
+    if (isa == 2) job.run = backward_avx512;
+#endif
+    return run(&job, threads, parallel);
+}

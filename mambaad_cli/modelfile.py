@@ -1,0 +1,178 @@
+"""A fitted model and its file: one safetensors with its settings as JSON metadata; nothing is ever unpickled."""
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mambaad_cli import MambaADError, __version__, calibration
+from mambaad_cli.files import written_whole
+from mambaad_cli.model import DETECTORS
+from mambaad_cli.model.encoder import Encoder, build_encoder
+
+FORMAT = 1  # of the file; a reader refuses what is newer than itself
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What describes a model and travels in its file."""
+
+    detector: str = "mambaad"
+    encoder: str = "efficientnet_lite0"
+    size: tuple[int, int] = (256, 256)  # height, width in pixels of what the encoder sees
+    letterbox: bool = False  # keep each image's aspect; else it is stretched to `size`
+    options: dict[str, Any] = field(default_factory=dict)  # the detector's keyword arguments
+
+
+@dataclass
+class Model:
+    """A fitted detector with its encoder and what good images taught about its scores."""
+
+    settings: Settings
+    encoder: Encoder
+    detector: nn.Module
+    scores: dict[str, list[float]] = field(default_factory=dict)  # of held-out good images, by class; empty: none yet
+    trained_on: dict[str, int] = field(default_factory=dict)  # images, by class
+    held_out: bool = True  # False: there were too few images, and the scores are of training images
+    max_false_reject: float = 0.01
+    moments: Tensor | None = None  # (2, scales): mean and deviation of each scale's distances on good images
+
+    def anomaly_maps(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W)."""
+        size = (images.shape[2], images.shape[3])
+        return self.maps_of(self.encoder(images), size)
+
+    def maps_of(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Encoder features to anomaly maps (b, *size)."""
+        if self.moments is None:
+            return self.detector.anomaly_map(features, size)
+        return self.detector.anomaly_map(features, size, moments=self.moments.to(features[0].device))
+
+    def threshold(self, class_name: str) -> float | None:
+        """Above it an image of this class is anomalous; None while there are no scores of good images.
+
+        A class that the model does not know gets the highest of the thresholds of those it knows.
+        """
+        known = [self.scores[class_name]] if class_name in self.scores else list(self.scores.values())
+        return max((calibration.threshold(scores, self.max_false_reject) for scores in known), default=None)
+
+    def cold(self, class_name: str) -> float | None:
+        """What half the good images of this class never exceed: there the colours of a heatmap begin."""
+        known = [self.scores[class_name]] if class_name in self.scores else list(self.scores.values())
+        return max((calibration.threshold(scores, 0.5) for scores in known), default=None)
+
+    def to(self, device: str) -> "Model":
+        self.encoder.to(device)
+        self.detector.to(device)
+        return self
+
+
+def new_model(settings: Settings, encoder: Encoder | None = None) -> Model:
+    """A model with a fresh detector, and unless given one an encoder whose weights are still to be loaded."""
+    if settings.detector not in DETECTORS:
+        raise MambaADError(f"no detector {settings.detector!r}: choose {', '.join(DETECTORS)}")
+    detector = DETECTORS[settings.detector]
+    if encoder is None:
+        encoder = build_encoder(settings.encoder, detector.strides)
+    return Model(settings, encoder, detector(encoder.channels, **settings.options))
+
+
+def save(model: Model, path: Path) -> None:
+    """Write the model, its encoder with it, so that scoring needs no network."""
+    tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
+    tensors |= {f"detector.{name}": tensor for name, tensor in model.detector.state_dict().items()}
+    if model.moments is not None:
+        tensors["moments"] = model.moments
+    facts = {
+        "format": FORMAT,
+        "mambaad": __version__,
+        "settings": dataclasses.asdict(model.settings),
+        "scores": model.scores,
+        "trained_on": model.trained_on,
+        "held_out": model.held_out,
+        "max_false_reject": model.max_false_reject,
+    }
+    with written_whole(path) as half:
+        try:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(tensors, half, metadata={"mambaad": json.dumps(facts)})
+        except SafetensorError as error:
+            raise MambaADError(f"cannot write {path}: {error}") from error
+
+
+def load(path: Path) -> Model:
+    """Read a model. Raises MambaADError for a file that is missing, truncated, foreign or made by a newer version."""
+    facts = read_facts(path)
+    settings = Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])}))
+    model = new_model(settings)
+    tensors = load_file(path)
+    for part, name in ((model.encoder, "encoder."), (model.detector, "detector.")):
+        own = {key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)}
+        try:
+            part.load_state_dict(own)
+        except RuntimeError as error:
+            raise MambaADError(f"{path} is damaged: its tensors are not those of its settings: fit it anew") from error
+    model.detector.eval()
+    model.moments = tensors.get("moments")
+    for name in ("scores", "trained_on", "held_out", "max_false_reject"):
+        setattr(model, name, facts[name])
+    return model
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON that describes a model file, without its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise MambaADError(f"no model {path}: make one with mambaad fit GOOD_DIR, or name it with --model") from None
+    except IsADirectoryError:
+        raise MambaADError(f"{path} is a folder: --model takes a model file") from None
+    except (SafetensorError, OSError) as error:
+        raise MambaADError(f"{path} is no model file, or a truncated one ({error}): fit it anew") from error
+    if "mambaad" not in metadata:
+        raise MambaADError(f"{path} was not made by mambaad: expected a file written by mambaad fit or import")
+    facts = json.loads(metadata["mambaad"])
+    if facts["format"] > FORMAT:
+        raise MambaADError(f"{path} was made by a newer mambaad ({facts['mambaad']}): upgrade this one ({__version__})")
+    return facts
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or PyTorch file: the state dict itself or one wrapped under a key, `module.` cut off.
+
+    PyTorch files are loaded with weights_only=True alone: code in them is refused, not run.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            loaded: Any = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise MambaADError(f"no file {path}") from None
+    except pickle.UnpicklingError as error:
+        raise MambaADError(f"{path} holds more than tensors, or is no PyTorch file: refused") from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MambaADError(f"cannot read weights from {path}: {reason}") from error
+    state = _unwrapped(loaded)
+    if not state:
+        raise MambaADError(f"no tensors in {path}: expected a state dict, or one under a key such as state_dict")
+    return {key.removeprefix("module."): tensor for key, tensor in state.items()}
+
+
+def _unwrapped(loaded: Any) -> dict[str, Tensor]:
+    """The largest dict of tensors in `loaded`: itself or under one of its keys."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    own = {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+    nested = [_unwrapped(value) for value in loaded.values() if isinstance(value, Mapping)]
+    return max([own, *nested], key=len)
