@@ -1,8 +1,8 @@
 """Scores of good images that were not trained on -> threshold, p-value, and what they promise.
 
 Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World"): of n + 1 good images that come from
-the same line, each is equally likely to score highest. So a threshold at the ⌈(n + 1)(1 − α)⌉-th smallest of n scores is
-exceeded by at most a share α of new good images, whatever the distribution of scores.
+the same line, each is equally likely to score highest. So a threshold at the ⌈(n + 1)(1 − α)⌉-th smallest of n scores
+is exceeded by at most a share α of new good images, whatever the distribution of scores.
 """
 
 import math

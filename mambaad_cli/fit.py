@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mambaad_cli import MambaADError, calibration
 from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
+from mambaad_cli.model import DETECTORS
 from mambaad_cli.model.encoder import fold_batch_norms, pretrained_encoder
 from mambaad_cli.modelfile import Model, Settings, new_model, read_state_dict
 from mambaad_cli.score import WORKERS, Box, Input, read_ahead, within
@@ -109,7 +110,9 @@ def fit(
     choices = PRESETS[preset]
     state = None if encoder_weights is None else read_state_dict(encoder_weights)
     torch.manual_seed(seed)
-    model = new_model(settings, pretrained_encoder(settings.encoder, _strides(settings), state)).to(device)
+    model = new_model(settings, pretrained_encoder(settings.encoder, DETECTORS[settings.detector].strides, state)).to(
+        device
+    )
     features, readable = cache_features(model, files, device, on_image, on_unreadable)
     names = [classes[i] for i in readable]
     if len(names) < LEAST_IMAGES:
@@ -141,12 +144,6 @@ def fit(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return model
-
-
-def _strides(settings: Settings) -> tuple[int, ...]:
-    from mambaad_cli.model import DETECTORS
-
-    return DETECTORS[settings.detector].strides
 
 
 def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -226,7 +223,7 @@ class Run:
     """One training: everything that changes from step to step, so that it can stop and go on."""
 
     def __init__(
-        self, detector: nn.Module, features: Features, train: list[int], training: Training, device: str, data: str
+        self, detector: Any, features: Features, train: list[int], training: Training, device: str, data: str
     ) -> None:
         self.detector, self.features, self.device, self.data = detector, features, device, data
         self.images = torch.tensor(train)

@@ -52,7 +52,7 @@ class ImageError(MambaADError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{_shown(self.path)}: {self.reason}"
+        return f"{shown(self.path)}: {self.reason}"
 
 
 # ---- find ----
@@ -74,7 +74,7 @@ def find(paths: Sequence[Path]) -> list[ImageFile]:
             continue
         inside = list(_walk(given))
         if not inside:
-            raise MambaADError(f"no images in {_shown(given)}: {EXPECTED} files")
+            raise MambaADError(f"no images in {shown(given)}: {EXPECTED} files")
         for real, path in inside:
             relative = path.relative_to(given)
             found.setdefault(real, ImageFile(path, relative, relative.parts[0] if len(relative.parts) > 1 else ""))
@@ -100,7 +100,7 @@ def _entries(folder: str, real: str) -> list[tuple[str, str, bool]]:
         with os.scandir(folder) as listed:
             visible = sorted((entry for entry in listed if not entry.name.startswith(".")), key=_natural)
     except OSError as error:
-        raise MambaADError(f"cannot list {_shown(folder)}: {error.strerror}") from error
+        raise MambaADError(f"cannot list {shown(folder)}: {error.strerror}") from error
     entries = []
     for entry in visible:
         if entry.is_symlink():
@@ -119,10 +119,10 @@ def _natural(entry: "os.DirEntry[str]") -> tuple[list[str | int], str]:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], entry.name
 
 
-def _shown(path: str | Path) -> str:
+def shown(path: str | Path) -> str:
     r"""The path on one line: what cannot be printed is escaped.
 
-    >>> _shown("two\nlines ä.png")
+    >>> shown("two\nlines ä.png")
     'two\\nlines ä.png'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
@@ -192,7 +192,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
     if not limit.isdecimal():
         raise MambaADError(f"MAMBAAD_MAX_PIXELS is {limit!r}: expected a number of pixels, such as {MAX_PIXELS}")
     pixels, claim = width * height, f"claims {width}×{height} pixels"
-    if pixels == 0:
+    if pixels <= 0:
         raise ImageError(path, f"damaged: {claim}")
     if pixels > OPENCV_PIXELS:
         raise ImageError(path, f"{claim}, more than OpenCV decodes, {OPENCV_PIXELS}")
@@ -344,7 +344,7 @@ def _bmp(data: bytes) -> _Header:
     row = (width * bits + 31) // 32 * 4
     if compression in (0, 3) and offset + row * abs(height) > len(data):
         raise EOFError
-    return _Header(max(width, 0), abs(height), data)
+    return _Header(width, abs(height), data)
 
 
 def _webp(data: bytes) -> _Header:
@@ -469,9 +469,9 @@ def write(path: Path, image: np.ndarray) -> None:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise MambaADError(f"cannot write {_shown(path)}: {EXPECTED}")
+        raise MambaADError(f"cannot write {shown(path)}: {EXPECTED}")
     if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
-        raise MambaADError(f"cannot write {_shown(path)}: 16 bits need .png, .tif or .tiff")
+        raise MambaADError(f"cannot write {shown(path)}: 16 bits need .png, .tif or .tiff")
     _, encoded = cv2.imencode(suffix, image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     with written_whole(path) as half:
         half.write_bytes(encoded.data)

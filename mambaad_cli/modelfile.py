@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from mambaad_cli import MambaADError, __version__, calibration
 from mambaad_cli.files import written_whole
@@ -38,7 +38,7 @@ class Model:
 
     settings: Settings
     encoder: Encoder
-    detector: nn.Module
+    detector: Any  # one of DETECTORS
     scores: dict[str, list[float]] = field(default_factory=dict)  # of held-out good images, by class; empty: none yet
     trained_on: dict[str, int] = field(default_factory=dict)  # images, by class
     held_out: bool = True  # False: there were too few images, and the scores are of training images
@@ -147,7 +147,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file: the state dict itself or one wrapped under a key, `module.` cut off.
+    """The tensors of a safetensors or PyTorch file, wrapped under a key or not, `module.` cut off their names.
 
     PyTorch files are loaded with weights_only=True alone: code in them is refused, not run.
     """

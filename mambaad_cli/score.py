@@ -3,6 +3,7 @@
 Letters: b batch, H × W pixels of the model's input.
 """
 
+import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from mambaad_cli import images
 from mambaad_cli.images import ImageError, ImageFile
+from mambaad_cli.model.encoder import fold_batch_norms
 from mambaad_cli.modelfile import Model
 
 BATCH = 8
@@ -59,6 +61,7 @@ def predict(
     With `maps` a Prediction carries its anomaly map and the picture as read. `class_name` overrides what the files'
     folders say.
     """
+    model = dataclasses.replace(model, encoder=fold_batch_norms(model.encoder))
     inputs = read_ahead([file.path for file in files], model.settings.size, model.settings.letterbox, workers, maps)
     pairs = zip(files, inputs, strict=True)
     while group := list(itertools.islice(pairs, batch)):

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -426,6 +427,11 @@ def test_colours_already_multiplied_by_their_transparency_are_not_multiplied_aga
     assert difference(image, np.array([[[244, 224, 204], [255, 255, 255]]])) <= 0.5
 
 
+def test_half_transparent_colours_are_rounded_not_cut(tmp_path: Path) -> None:
+    rgba = np.array([[[1, 2, 255, 128]]], np.uint8)  # 1 · 128/255 + 255 · 127/255 = 127.502
+    assert read(saved(tmp_path / "a", encoded(rgba, "PNG"))).tolist() == [[[128, 128, 255]]]
+
+
 def test_a_fourth_channel_that_is_not_transparency_is_left_out(tmp_path: Path) -> None:
     rgbx = np.array([[[200, 100, 0, 0]]], np.uint8)
     assert read(saved(tmp_path / "a", tiff(rgbx, t338=0))).tolist() == [[[200, 100, 0]]]
@@ -548,7 +554,12 @@ def test_a_flipped_bit_in_a_png_is_found_by_its_checksum(tmp_path: Path) -> None
 
 def test_a_png_with_too_few_rows_is_damaged(tmp_path: Path) -> None:
     assert reason(saved(tmp_path / "a", png(4, 4, 8, 0, b"\0abcd"))).startswith("damaged")
-    assert reason(saved(tmp_path / "b", png(0, 4, 8, 0, b""))) == "damaged: claims 0×4 pixels"
+
+
+def test_an_image_of_no_pixels_is_damaged(tmp_path: Path) -> None:
+    assert reason(saved(tmp_path / "a", png(0, 4, 8, 0, b""))) == "damaged: claims 0×4 pixels"
+    backwards = encoded(photo(), "BMP")[:18] + struct.pack("<i", -60) + encoded(photo(), "BMP")[22:]
+    assert reason(saved(tmp_path / "b", backwards)) == "damaged: claims -60×40 pixels"
 
 
 @pytest.mark.parametrize("tail", [b"\0" * 100, b"camera notes \xff\xd9", b"\xff\xd8\xff\xe0 a second picture"])
@@ -604,6 +615,18 @@ def test_the_limit_of_pixels_can_be_changed(tmp_path: Path, monkeypatch: pytest.
         read(path)
     monkeypatch.setenv("MAMBAAD_MAX_PIXELS", "9" * 20)
     assert "more than OpenCV decodes" in reason(saved(tmp_path / "b.png", png(60000, 60000, 8, 0, b"")))
+
+
+def test_a_side_longer_than_opencv_takes_is_an_image_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    width = 2**20 + 1
+    path = saved(tmp_path / "a.png", png(width, 1, 8, 0, bytes(1 + width)))
+    assert reason(path) == "damaged, or of a kind that OpenCV does not decode"
+
+    def raises(*_: object) -> None:  # as some versions do
+        raise cv2.error("OpenCV(4.9.0): (-215:Assertion failed) size.width <= CV_IO_MAX_IMAGE_WIDTH")
+
+    monkeypatch.setattr(cv2, "imdecode", raises)
+    assert reason(path) == "damaged, or of a kind that OpenCV does not decode"
 
 
 def test_nothing_is_printed_for_broken_files(tmp_path: Path) -> None:
@@ -697,6 +720,7 @@ def test_resize_takes_read_only_and_reversed_arrays() -> None:
         ((200, 100), (64, 64), (0, 16, 64, 32)),
         ((50, 50), (64, 64), (0, 0, 64, 64)),
         ((10, 1000), (64, 64), (31, 0, 1, 64)),
+        ((3, 1000), (64, 64), (31, 0, 1, 64)),
         ((1, 1), (32, 48), (0, 8, 32, 32)),
         ((30, 40), (33, 64), (0, 10, 33, 44)),
     ],

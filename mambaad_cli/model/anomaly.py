@@ -57,8 +57,9 @@ def image_score(anomaly_map: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _upsample_and_smooth(pixels: int, positions: int, sigma: float) -> Tensor:
     """(pixels, positions) matrix: linear interpolation with aligned corners, then the Gaussian."""
-    upsample = F.interpolate(torch.eye(positions)[None], size=pixels, mode="linear", align_corners=True)[0].T
-    return (_gaussian(pixels, sigma) @ upsample.double()).float()
+    with torch.inference_mode(False):  # a normal tensor, whoever asks first
+        upsample = F.interpolate(torch.eye(positions)[None], size=pixels, mode="linear", align_corners=True)[0].T
+        return (_gaussian(pixels, sigma) @ upsample.double()).float()
 
 
 def _gaussian(pixels: int, sigma: float) -> Tensor:

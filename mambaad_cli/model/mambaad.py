@@ -258,8 +258,9 @@ class MambaAD(nn.Module):
 
 @lru_cache(maxsize=64)
 def _walks_on(device: torch.device, order: str, h: int, w: int, k: int) -> Tensor:
-    """`directions` as a tensor there, made once a grid."""
-    return torch.from_numpy(walks(order, h, w, k).copy()).to(device)
+    """`directions` as a tensor there, made once a grid; a normal tensor, whoever asks first."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(walks(order, h, w, k).copy()).to(device)
 
 
 def module_depths(depth: int) -> list[int]:

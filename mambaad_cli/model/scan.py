@@ -20,6 +20,7 @@ import importlib.machinery
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -167,19 +168,19 @@ def _backward(ctx, dy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
 _scan.register_autograd(_backward, setup_context=_save)
 
 
-def chunked_backward(dy: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def chunked_backward(
+    dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients through `chunked_scan`, an image at a time so that only one image's states are ever held."""
-    *inputs, order = inputs
-    grads = [torch.zeros_like(tensor) for tensor in inputs]
+    grads = [torch.zeros_like(tensor) for tensor in (u, x, dt_weight, dt_bias, A, D)]
     for image in range(dy.shape[0]):
-        parts = [inputs[0][image : image + 1], inputs[1][image : image + 1], *inputs[2:]]
         with torch.enable_grad():
-            parts = [part.detach().requires_grad_() for part in parts]
-            y = chunked_scan(*parts, order)
+            own = (u[image : image + 1], x[image : image + 1], dt_weight, dt_bias, A, D)
+            parts = [part.detach().requires_grad_() for part in own]
+            y = chunked_scan(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], order)
         for grad, part in zip(grads, torch.autograd.grad(y, parts, dy[image : image + 1]), strict=True):
             (grad[image : image + 1] if grad.shape != part.shape else grad).add_(part)
-    u, x, dt_weight, dt_bias, A, D = grads
-    return u, x, dt_weight, dt_bias, A, D
+    return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5]
 
 
 # A multiplication or an addition counts one, exp2 one: dt·A, exp2, decay·h, dtu·B, +, C·h, + and the projection and
@@ -213,7 +214,7 @@ class _Scan(ctypes.Structure):
 
 
 @lru_cache(maxsize=1)
-def kernel() -> ctypes.CDLL | None:
+def kernel() -> Any:
     """The compiled scan_cpu.c, or None where this installation was made without a C compiler."""
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_scan_cpu{suffix}")

@@ -1,0 +1,18 @@
+"""python -m mambaad_cli, and what the command `mambaad` runs."""
+
+import os
+import sys
+
+
+def main() -> None:
+    from mambaad_cli.cli import app
+
+    try:
+        app(prog_name="mambaad")
+    except BrokenPipeError:  # whoever read our output has seen enough, as in `mambaad score … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

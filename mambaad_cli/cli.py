@@ -1,0 +1,388 @@
+"""Every command: options in, one call, lines out. Heavy imports sit inside the commands, so that help is instant."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from mambaad_cli import MambaADError, __version__
+
+if TYPE_CHECKING:
+    from mambaad_cli.images import ImageError, ImageFile
+    from mambaad_cli.modelfile import Model
+    from mambaad_cli.score import Prediction
+
+USER_CAN_MEND, ANOMALY_FOUND, INTERRUPTED = 1, 3, 130  # exit statuses; 2, wrong usage, is Typer's
+
+
+class Commands(TyperGroup):
+    """Turns what a user can mend into one line, in this one place."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MambaADError as error:
+            warn(str(error))
+            raise typer.Exit(USER_CAN_MEND) from None
+        except KeyboardInterrupt:
+            warn("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Learn what good product images look like, then score, map and explain new ones.",
+)
+
+DEFAULT_MODEL = Path("mambaad.safetensors")
+Good = Annotated[Path, typer.Argument(help="Folder of good images; its sub-folders are product classes.")]
+Paths = Annotated[list[Path], typer.Argument(help="Folders and image files.")]
+ModelFile = Annotated[
+    Path, typer.Option("--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, written by fit.", dir_okay=True)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
+ClassName = Annotated[str | None, typer.Option("--class", help="Product class of all images, whatever their folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def mambaad(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"mambaad {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def fit(
+    good: Good,
+    model: ModelFile = DEFAULT_MODEL,
+    preset: Annotated[
+        Literal["small", "paper"], typer.Option(help="small: for laptops, minutes. paper: as published, hours.")
+    ] = "small",
+    encoder: Annotated[str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8, 16.")] = None,
+    encoder_weights: Annotated[Path | None, typer.Option(help="Local safetensors or pth file of its weights.")] = None,
+    res: Annotated[
+        str, typer.Option(help="Size of the model's input in pixels: 256 or 320x192 (width x height).")
+    ] = "256",
+    letterbox: Annotated[
+        bool, typer.Option("--letterbox", help="Keep each image's aspect; padding is left out.")
+    ] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about so long instead.")] = None,
+    scan: Annotated[
+        Literal["sweep", "scan", "zorder", "zigzag", "hilbert"], typer.Option(help="Scan order.")
+    ] = "hilbert",
+    directions: Annotated[
+        int | None, typer.Option(help="Directions of the scan: 2, 4, 8, or 6, the different ones of hilbert and scan.")
+    ] = None,
+    local_branches: Annotated[bool, typer.Option(help="The convolutions beside the scans.")] = True,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: same model.")] = 42,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a stopped run.")] = False,
+) -> None:
+    """Train one model on a folder of good images."""
+    from mambaad_cli import fit as training
+    from mambaad_cli import images, modelfile
+    from mambaad_cli.model.orders import directions as walks
+
+    size = parse_size(res)
+    files = found(images.find([good]), good)
+    classes = [file.group or product_name(good) for file in files]
+    choices = training.PRESETS[preset]
+    options = choices["options"] | {"order": scan, "local_branches": local_branches}
+    if directions is not None:
+        options["directions"] = directions
+    walks(scan, 1, 1, options["directions"])  # says now what cannot be walked
+    settings = modelfile.Settings("mambaad", encoder or choices["encoder"], size, letterbox, options)
+    checkpoint = model.with_name(f".{model.name}.checkpoint")
+    if resume and not checkpoint.exists():
+        warn(f"no checkpoint of a stopped run beside {model}: starting anew")
+
+    with FitProgress(len(files)) as progress:
+        fitted = training.fit(
+            files,
+            classes,
+            settings,
+            preset=preset,
+            encoder_weights=encoder_weights,
+            epochs=epochs,
+            max_minutes=max_minutes,
+            batch=batch,
+            lr=lr,
+            seed=seed,
+            device=pick_device(device),
+            checkpoint=checkpoint,
+            resume=resume,
+            on_image=progress.image,
+            on_unreadable=progress.unreadable,
+            on_step=progress.step,
+        )
+    modelfile.save(fitted.to("cpu"), model)
+    print_fit(fitted, model, progress)
+    raise typer.Exit(USER_CAN_MEND if progress.skipped else 0)
+
+
+@app.command()
+def score(
+    paths: Paths,
+    model: ModelFile = DEFAULT_MODEL,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row an image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an image.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rows there, not to stdout.")] = None,
+    class_name: ClassName = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    fail_on_anomaly: Annotated[
+        bool, typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.")
+    ] = False,
+) -> None:
+    """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
+    from rich.console import Console
+
+    from mambaad_cli import images, report
+
+    if as_csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json")
+    files = images.find(paths)
+    fitted = load_model(model, device)
+    predictions = running(fitted, files, class_name, batch, workers, device)
+    if not (as_csv or as_json or output):
+        counts = report.print_table(predictions, Console())
+    else:
+        counts = report.write_rows(predictions, output, as_json)
+    leave(counts, fail_on_anomaly)
+
+
+@app.command("map")
+def map_(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")],
+    model: ModelFile = DEFAULT_MODEL,
+    raw: Annotated[
+        Literal["png", "npy"] | None, typer.Option(help="Also write each map itself: 16-bit PNG, or numpy floats.")
+    ] = None,
+    class_name: ClassName = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+) -> None:
+    """Write an overlay heatmap of each image, and a contact sheet of all, worst first."""
+    from mambaad_cli import images, maps
+
+    files = images.find(paths)
+    fitted = load_model(model, device)
+    predictions = running(fitted, files, class_name, batch, workers, device, maps=True)
+    counts = maps.write_maps(predictions, files, fitted, output, raw)
+    typer.echo(f"{sum(counts.values()) - counts['error']} overlays and contact_sheet.png in {output}")
+    leave(counts, False)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Model file; rewritten with its new threshold.")],
+    good: Good,
+    device: Device = "auto",
+    batch: Batch = 8,
+    workers: Workers = 2,
+) -> None:
+    """Set the threshold anew from good images that were not trained on, without training."""
+    from mambaad_cli import images, modelfile
+
+    fitted = load_model(model, device)
+    files = found(images.find([good]), good)
+    fitted.scores, fitted.held_out, skipped = {}, True, 0
+    only = next(iter(fitted.trained_on), None) if len(fitted.trained_on) == 1 else None
+    for one in running(fitted, files, None, batch, workers, device):
+        if one.score is None:
+            warn(f"{one.file.path}: {one.error}")
+            skipped += 1
+            continue
+        name = only or one.file.group or product_name(good)
+        fitted.scores.setdefault(name, []).append(one.score)
+    if not fitted.scores:
+        raise MambaADError(f"no readable image in {good}: the model stays as it was")
+    fitted.trained_on = {name: fitted.trained_on.get(name, 0) for name in {**fitted.trained_on, **fitted.scores}}
+    modelfile.save(fitted.to("cpu"), model)
+    print_thresholds(fitted)
+    raise typer.Exit(USER_CAN_MEND if skipped else 0)
+
+
+# What the commands share
+
+
+def warn(line: str) -> None:
+    typer.echo(f"mambaad: {line}", err=True)
+
+
+def parse_size(res: str) -> tuple[int, int]:
+    """(height, width) of "256" or "320x192", which is width x height.
+
+    >>> parse_size("256"), parse_size("320x192")
+    ((256, 256), (192, 320))
+    """
+    sides = res.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() for side in sides):
+        raise typer.BadParameter(
+            f"{res!r}: expected pixels such as 256, or 320x192 for width x height", param_hint="--res"
+        )
+    width, height = int(sides[0]), int(sides[-1])
+    if min(width, height) < 32:
+        raise typer.BadParameter(f"{res!r}: the model needs at least 32 pixels a side", param_hint="--res")
+    return height, width
+
+
+def pick_device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise MambaADError(f"no device {device!r} on this machine: leave out --device, or use cpu")
+    return device
+
+
+def product_name(folder: Path) -> str:
+    """What a folder of good images is called: the nearest name on its path that says more than `good`.
+
+    >>> product_name(Path("parts/nut/train/good"))
+    'nut'
+    """
+    plain = {"good", "ok", "normal", "train", "training", "images"}
+    return next((part for part in reversed(folder.resolve().parts) if part.lower() not in plain), "good")
+
+
+def found(files: "list[ImageFile]", folder: Path) -> "list[ImageFile]":
+    """The files, unless `folder` was no folder with images."""
+    if not folder.is_dir():
+        raise MambaADError(f"no folder {folder}: expected a folder of good images")
+    return files
+
+
+def load_model(path: Path, device: str) -> "Model":
+    """The model, ready to score on a device."""
+    from mambaad_cli import modelfile
+
+    return modelfile.load(path).to(pick_device(device))
+
+
+class FitProgress:
+    """Bars on stderr for reading images and for training; silent where stderr is no terminal."""
+
+    def __init__(self, images: int) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm
+        self.reading = tqdm(total=images, desc="encode", unit="image", leave=False, disable=None)
+        self.training: Any = None
+        self.skipped = 0
+        self.losses: list[float] = []
+        self.start = time.monotonic()
+
+    def __enter__(self) -> "FitProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reading.close()
+        if self.training is not None:
+            self.training.close()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def image(self) -> None:
+        self.reading.update()
+
+    def unreadable(self, error: "ImageError") -> None:
+        self.skipped += 1
+        self.reading.clear()
+        warn(f"left out {error}")
+
+    def step(self, step: int, steps: int, loss: float, images: int) -> None:
+        self.losses.append(loss)
+        if self.training is None:
+            self.reading.close()
+            self.training = self.bar(
+                total=steps, initial=step - 1, desc="train", unit="step", leave=False, disable=None
+            )
+        self.training.update()
+        rate = self.training.format_dict["rate"] or 0.0
+        self.training.set_postfix_str(f"loss {loss:.4f}, {rate * images:.0f} images/s", refresh=False)
+
+
+def print_fit(model: "Model", path: Path, progress: FitProgress) -> None:
+    """What fit did, in a few lines."""
+    held_out = {name: len(scores) for name, scores in model.scores.items()} if model.held_out else {}
+    for name, images in model.trained_on.items():
+        typer.echo(f"{name}: learnt from {images} good images, {held_out.get(name, 0)} held out for the threshold")
+    first, last = progress.losses[0], progress.losses[-1]
+    typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")
+    print_thresholds(model)
+    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); score images with")
+    typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {path}'}")
+
+
+def print_thresholds(model: "Model") -> None:
+    """Each class's threshold, what lies above it, and what it promises."""
+    from mambaad_cli import calibration
+
+    for name, scores in model.scores.items():
+        threshold = model.threshold(name) or 0.0
+        above = sum(score > threshold for score in scores)
+        kind = "held-out" if model.held_out else "training"
+        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {len(scores)} {kind} good images")
+        promised = calibration.promise(len(scores), model.max_false_reject)
+        if not model.held_out:
+            warn(f"{name}: too few images to hold some out: once you have more, run mambaad calibrate")
+        elif promised > model.max_false_reject:
+            wanted = f"not {model.max_false_reject:.1%}"
+            warn(f"{name}: {len(scores)} images can promise at most {promised:.1%} false rejects, {wanted}")
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(9.4), duration(133)
+    ('9 s', '2 min 13 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def running(
+    model: "Model",
+    files: "list[ImageFile]",
+    class_name: str | None,
+    batch: int,
+    workers: int,
+    device: str,
+    maps: bool = False,
+) -> "Iterator[Prediction]":
+    """Predictions as they come, with a progress bar on stderr where that is a terminal and stdout is not filling it."""
+    from tqdm import tqdm
+
+    from mambaad_cli.score import predict
+
+    predictions = predict(
+        model, files, class_name=class_name, batch=batch, workers=workers, device=pick_device(device), maps=maps
+    )
+    return iter(tqdm(predictions, total=len(files), unit="image", leave=False, disable=None, file=sys.stderr))
+
+
+def leave(counts: Any, fail_on_anomaly: bool) -> None:
+    """End with the exit status that the verdicts call for."""
+    if fail_on_anomaly and counts["anomalous"]:
+        raise typer.Exit(ANOMALY_FOUND)
+    raise typer.Exit(USER_CAN_MEND if counts["error"] else 0)

@@ -1,0 +1,1 @@
+"""The GPU's selective scan: imported when a CUDA tensor arrives, never before."""
