@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.images import ImageError, ImageFile
@@ -224,7 +225,8 @@ def calibrate(
 
 
 def warn(line: str) -> None:
-    typer.echo(f"mambaad: {line}", err=True)
+    """One line on stderr, whatever file names it holds."""
+    typer.echo(f"mambaad: {shown(line)}", err=True)
 
 
 def parse_size(res: str) -> tuple[int, int]:

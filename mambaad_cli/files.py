@@ -30,15 +30,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         # the ending stays: image writers choose the format by it
         handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
         half = Path(name)
-        os.fchmod(handle, 0o666 & ~_umask())
         os.close(handle)
         yield half
+        half.chmod(0o666 & ~_umask())  # mkstemp's, or the writer's own, may be for us alone
         half.replace(path)
     except OSError as error:
-        raise MambaADError(f"cannot write {path}: {error.strerror or error}") from error
+        raise MambaADError(f"cannot write {shown(path)}: {error.strerror or error}") from error
     finally:
         if half is not None:
             half.unlink(missing_ok=True)
+
+
+def shown(path: str | Path) -> str:
+    r"""The path on one line: what cannot be printed is escaped.
+
+    >>> shown("two\nlines ä.png")
+    'two\\nlines ä.png'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def _umask() -> int:

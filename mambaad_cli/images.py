@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from mambaad_cli import MambaADError
-from mambaad_cli.files import written_whole
+from mambaad_cli.files import shown, written_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 EXPECTED = f"expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
@@ -117,15 +117,6 @@ def _natural(entry: "os.DirEntry[str]") -> tuple[list[str | int], str]:
     """Sort key: numbers by value, letters whatever their case; the name itself decides between equals."""
     parts = re.split(r"([0-9]+)", entry.name.casefold())
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], entry.name
-
-
-def shown(path: str | Path) -> str:
-    r"""The path on one line: what cannot be printed is escaped.
-
-    >>> shown("two\nlines ä.png")
-    'two\\nlines ä.png'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 # ---- read ----

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from mambaad_cli import MambaADError, images
-from mambaad_cli.files import written_whole
+from mambaad_cli.files import shown, written_whole
 from mambaad_cli.heatmap import ColourScale, Tile, contact_sheet, overlay, raw16, thumbnail
 from mambaad_cli.images import ImageFile
 from mambaad_cli.modelfile import Model
@@ -95,7 +95,7 @@ def _refuse_overwriting(files: Sequence[ImageFile], outputs: Sequence[Path]) -> 
     inputs = {os.path.realpath(file.path) for file in files}
     for path in outputs:
         if os.path.realpath(path) in inputs:
-            raise MambaADError(f"{images.shown(path)} is one of the images: choose another --output folder")
+            raise MambaADError(f"{shown(path)} is one of the images: choose another --output folder")
 
 
 def _small(picture: np.ndarray, title: str, score: float, verdict: str, urgency: float) -> Small:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mambaad_cli import MambaADError
-from mambaad_cli.images import shown
+from mambaad_cli.files import shown
 from mambaad_cli.score import Prediction
 
 COLUMNS = ("path", "class", "score", "threshold", "verdict", "error")

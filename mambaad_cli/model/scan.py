@@ -18,6 +18,7 @@ Letters: b batch, l positions, k directions, d channels, n states, r rank of dt.
 import ctypes
 import importlib.machinery
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -183,20 +184,31 @@ def chunked_backward(
     return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5]
 
 
-# A multiplication or an addition counts one, exp2 one: dt·A, exp2, decay·h, dtu·B, +, C·h, + and the projection and
-# softplus of dt, spread over the states, two more. The paper counts the same nine.
-FLOPS_FORWARD = 9
-FLOPS_BACKWARD = 5 + 14  # states again, then their gradients
+# Counted per state: dt·A, exp2, decay·h, dtu·B, +, C·h, +, and two for what is done once a channel; the paper counts
+# the same nine. Backward finds the states again (5) and then their gradients (14).
+FORWARD, BACKWARD = 9, 5 + 14
+
+
+def scan_flops(u: Sequence[int], x: Sequence[int], A: Sequence[int], backward: bool = False) -> tuple[int, int]:
+    """FLOP of one call, from the shapes of u, x and A: of the projection of dt, a matrix product, and of the scan.
+
+    >>> scan_flops((1, 64, 32), (1, 64, 8, 2 + 2 * 16), (8, 32, 16))
+    (65536, 2359296)
+    """
+    (b, l, _), (k, d, n) = u, A
+    positions = b * l * k * d
+    projection, recurrence = 2 * positions * (x[3] - 2 * n), positions * n
+    return (3 * projection, BACKWARD * recurrence) if backward else (projection, FORWARD * recurrence)
 
 
 @register_flop_formula(torch.ops.mambaad.selective_scan)
 def _forward_flops(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
-    return FLOPS_FORWARD * u[0] * u[1] * math.prod(A)
+    return sum(scan_flops(u, x, A))
 
 
 @register_flop_formula(torch.ops.mambaad.selective_scan_backward)
 def _backward_flops(dy, border, u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
-    return FLOPS_BACKWARD * u[0] * u[1] * math.prod(A)
+    return sum(scan_flops(u, x, A, backward=True))
 
 
 # The fused CPU kernel

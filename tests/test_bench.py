@@ -1,0 +1,367 @@
+"""Benchmarks: counts by hand, ratios and exponents of made-up times, formats that parse back, failures that stay one
+row's. Nothing here asserts how long something takes."""
+
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from mambaad_cli import MambaADError, bench, modelfile
+from mambaad_cli.bench import Benchmark, Result, Row
+from mambaad_cli.modelfile import Model, Settings, new_model
+
+MAMBAAD = Row("MambaAD tiny", "mambaad", "test_resnet", {"depths": (1, 1, 1, 1), "directions": 2})
+RD4AD = Row("RD4AD tiny", "rd4ad", "test_resnet", {})
+UNIAD = Row("UniAD tiny", "uniad", "resnet18", {"grid": (4, 4), "width": 32, "layers": 1, "heads": 2, "hidden": 64})
+SIZE = (64, 64)
+
+
+@pytest.fixture(scope="module")
+def measured() -> Benchmark:
+    """All three at two resolutions, training among them."""
+    return bench.run([MAMBAAD, RD4AD, UNIAD], [(96, 64), SIZE], seconds=0.01, threads=1, train=True)
+
+
+def made_up() -> Benchmark:
+    """Two detectors with times chosen by hand, and one that ran out of memory."""
+    first = Result(MAMBAAD, SIZE, 2_000_000, 1_000_000, 6_000_000_000, 3_000_000_000)
+    first.latency, first.batch, first.throughput, first.peak_memory = [0.1, 0.2, 0.4], 4, [2.0, 2.0, 4.0], 50_000_000
+    other = Result(RD4AD, SIZE, 5_000_000, 4_000_000, 8_000_000_000, 0)
+    other.latency, other.batch, other.throughput = [0.3, 0.2, 0.8], 2, [0.5, 2.0, 1.0]
+    failed = Result(UNIAD, SIZE, 3_000_000, 2_000_000, error="out of memory")
+    machine = {"device": "Abacus", "threads": "1", "precision": "fp32", "scan": "beads"}
+    return Benchmark(machine | {"mambaad": "0", "torch": "0", "python": "0"}, [first, other, failed])
+
+
+def flops_of(model: Model, size: tuple[int, int] = SIZE) -> tuple[int, int]:
+    return bench.count_flops(bench.scoring(model, size, 1, "cpu", "fp32"))
+
+
+# Counting
+
+
+def test_scan_flops_are_nine_a_position_direction_channel_and_state() -> None:
+    _, scanned = flops_of(bench.build(MAMBAAD).model)
+    # test_resnet's 32, 48, 96 channels at strides 4, 8, 16, and 192 at stride 32; d is twice that, 2 directions
+    by_hand = sum(9 * l * 2 * (2 * c) * 16 for l, c in ((2 * 2, 192), (4 * 4, 96), (8 * 8, 48), (16 * 16, 32)))
+    assert scanned == by_hand
+
+
+def test_a_block_more_adds_its_products_and_its_scan() -> None:
+    """The finest stage with two blocks in one module instead of one: an HSS block of 32 channels on 16 × 16 positions."""
+    deeper = MAMBAAD._replace(options=MAMBAAD.options | {"depths": (1, 1, 1, 2)})
+    dense, scanned = (more - one for more, one in zip(*(flops_of(bench.build(r).model) for r in (deeper, MAMBAAD))))
+    l, c, d, k, n, r = 256, 32, 64, 2, 16, 2
+    macs = l * (c * 2 * d + 9 * d + k * d * (r + 2 * n) + k * d * r + d * c)  # in, depth-wise, x, dt, out
+    assert (dense, scanned) == (2 * macs, 9 * l * k * d * n)
+
+
+def test_counts_do_not_depend_on_what_was_counted_before() -> None:
+    model = bench.build(RD4AD).model
+    size = (72, 40)  # no other test's: its upsampling matrices are not made yet
+    assert flops_of(model, size) == flops_of(model, size)
+
+
+def test_attention_is_counted() -> None:
+    one, two = (bench.build(UNIAD._replace(options=UNIAD.options | {"layers": layers})).model for layers in (1, 2))
+    l, d = 16, 32
+    linear = 4 * l * d * d  # query, key, value and output of one attention
+    attention = 2 * l * l * d  # query by key, weights by value
+    feed_forward = 2 * l * d * 64
+    assert flops_of(two)[0] - flops_of(one)[0] == 2 * (3 * (linear + attention) + 2 * feed_forward)
+
+
+def test_parameters_are_those_of_encoder_and_detector_with_their_batch_norms() -> None:
+    model = new_model(Settings(RD4AD.detector, RD4AD.encoder))
+    trained = sum(parameter.numel() for parameter in model.detector.parameters())
+    one = bench.build(RD4AD)
+    assert one.trained == trained
+    assert one.parameters == trained + sum(parameter.numel() for parameter in model.encoder.parameters())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.model.encoder.modules())
+
+
+def test_the_papers_size_and_cost() -> None:
+    """PAPER figures at 256 × 256: 25.6 M parameters, 17.4 M trained, 4.45 GFLOP of scan."""
+    one = bench.build(bench.ROWS[0])
+    assert one.parameters == pytest.approx(25.6e6, rel=0.003)
+    assert one.trained == pytest.approx(17.4e6, rel=0.003)
+    dense, scanned = flops_of(one.model, (256, 256))
+    assert scanned == 4_454_350_848
+    assert dense / 2 == pytest.approx(8.30e9, rel=0.01)
+
+
+def test_encoder_matched_rows_share_the_papers_encoder() -> None:
+    assert bench.ROWS[0].encoder == "resnet34"
+    assert {row.detector for row in bench.ROWS if row.encoder == "resnet34"} == {"mambaad", "rd4ad", "uniad"}
+
+
+# A real run
+
+
+def test_every_detector_is_measured_at_every_resolution_smallest_first(measured: Benchmark) -> None:
+    found = [(result.row.name, result.size) for result in measured.results]
+    names = ("MambaAD tiny", "RD4AD tiny", "UniAD tiny")
+    assert found == [(name, size) for size in (SIZE, (96, 64)) for name in names]
+    for result in measured.results:
+        assert result.error == ""
+        assert 0 < result.trained < result.parameters
+        assert result.dense_flop > 0
+        assert (result.scan_flop > 0) == (result.row.detector == "mambaad")
+        for times in (result.latency, result.throughput, result.training):
+            assert len(times) >= bench.LEAST_ROUNDS
+            assert min(times) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+def test_peak_memory_holds_the_weights_and_not_the_libraries(measured: Benchmark) -> None:
+    for result in measured.results:
+        assert result.peak_memory is not None
+        assert 4 * result.parameters < result.peak_memory < 4 * result.parameters + 150e6
+
+
+def test_total_is_the_sum_of_its_parts(measured: Benchmark) -> None:
+    for record in bench.records(measured):
+        parts = 2 * record["gmac_without_scan"] + record["scan_gflop"]
+        assert record["total_gflop"] == pytest.approx(parts)
+
+
+def test_threads_are_as_before_after_a_run(measured: Benchmark) -> None:
+    threads = torch.get_num_threads()
+    bench.run([], [SIZE], threads=threads + 1)
+    assert torch.get_num_threads() == threads
+    assert measured.machine["threads"] == "1"
+
+
+def test_bf16_passes_and_fitted_models_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
+    path = tmp_path / "parts.safetensors"
+    modelfile.save(new_model(Settings(MAMBAAD.detector, MAMBAAD.encoder, SIZE, options=MAMBAAD.options)), path)
+    row = bench.fitted(path)
+    assert (row.name, row.detector, row.encoder) == ("parts.safetensors", "mambaad", "test_resnet")
+    (result,) = bench.run([row], [SIZE], seconds=0.01, batch=3, precision="bf16").results
+    assert result.error == ""
+    assert result.batch == 3
+
+
+# One that fails
+
+
+def test_a_row_that_runs_out_of_memory_says_so_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    anomaly_maps = Model.anomaly_maps
+
+    def greedy(model: Model, images: torch.Tensor) -> torch.Tensor:
+        if model.settings.detector == "rd4ad":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …\nframe 1")
+        return anomaly_maps(model, images)
+
+    monkeypatch.setattr(Model, "anomaly_maps", greedy)
+    monkeypatch.setattr(bench, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
+    mambaad, rd4ad, uniad = bench.run([MAMBAAD, RD4AD, UNIAD], [SIZE], seconds=0.01, batch=1).results
+    assert rd4ad.error == "out of memory"
+    assert rd4ad.latency == rd4ad.throughput == []
+    assert mambaad.error == uniad.error == ""
+    assert len(mambaad.latency) == len(uniad.latency) > 0
+
+
+def test_a_batch_too_large_leaves_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    anomaly_maps = Model.anomaly_maps
+
+    def small(model: Model, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return anomaly_maps(model, images)
+
+    monkeypatch.setattr(Model, "anomaly_maps", small)
+    monkeypatch.setattr(bench, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
+    (asked,) = bench.run([UNIAD], [SIZE], seconds=0.01, batch=4).results
+    assert asked.error == "throughput: out of memory"
+    assert asked.latency
+    assert not asked.throughput
+
+
+def test_a_resolution_too_small_is_that_rows_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_peaks_of_a_process", lambda row, sizes, precision: ["the image is too small"])
+    (result,) = bench.run([MAMBAAD], [SIZE], seconds=0.01).results
+    assert result.error == "the image is too small"
+    assert not result.latency
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+def test_a_killed_process_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_send_peaks", _send_one_and_be_killed)
+    assert bench._peaks_of_a_process(MAMBAAD, [SIZE, (96, 96)], "fp32") == [7, "out of memory"]
+
+
+def _send_one_and_be_killed(pipe, row, sizes, precision, threads) -> None:  # type: ignore[no-untyped-def]
+    pipe.send(7)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Timing, without a clock
+
+
+def test_detectors_take_turns_and_one_that_fails_leaves_the_round() -> None:
+    calls = []
+
+    def task(name: str, lasts: int) -> None:
+        calls.append(name)
+        if calls.count(name) > lasts:
+            raise MemoryError
+
+    results = [Result(row, SIZE) for row in (MAMBAAD, RD4AD, UNIAD)]
+    tasks = [lambda: task("A", 9), lambda: task("B", 1), lambda: task("C", 9)]
+    times = bench.interleaved(results, tasks, seconds=0)
+    assert "".join(calls) == "ABCABCAC"
+    assert [len(own) for own in times] == [3, 0, 3]
+    assert [result.error for result in results] == ["", "out of memory", ""]
+
+
+def test_best_batch_stops_where_time_or_memory_ends() -> None:
+    def seconds_of(batch: int) -> float:
+        if batch == 4:
+            raise MemoryError
+        return 1.5 * batch**0.5
+
+    assert bench.best_batch(seconds_of, [1, 2, 4, 8], seconds=100) == 2
+    assert bench.best_batch(seconds_of, [1, 2], seconds=4) == 1  # 1.5 s, and 3 s expected of the next
+    with pytest.raises(MemoryError):
+        bench.best_batch(seconds_of, [4], seconds=100)
+
+
+# Numbers from times
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    mambaad, rd4ad, uniad = bench.records(made_up())
+    # 0.3/0.1, 0.2/0.2, 0.8/0.4 = 3, 1, 2; ends by linear interpolation: 1 + 0.2, 3 − 0.2
+    keys = ("latency_ratio", "latency_ratio_p10", "latency_ratio_p90")
+    assert [rd4ad[key] for key in keys] == pytest.approx([2, 1.2, 2.8])
+    # images/s 2/0.5, 2/2, 2/1 = 4, 1, 2 over 4/2, 4/2, 4/4 = 2, 2, 1: 2, 0.5, 2
+    assert rd4ad["throughput_ratio"] == pytest.approx(2)
+    assert rd4ad["throughput_ratio_p10"] == pytest.approx(0.8)
+    assert mambaad["latency_ratio"] == mambaad["throughput_ratio"] == 1
+    assert uniad["latency_ratio"] is uniad["throughput_ratio"] is None
+
+
+def test_records_give_medians_in_the_units_they_name() -> None:
+    mambaad, _, uniad = bench.records(made_up())
+    assert mambaad["latency_ms_p50"] == pytest.approx(200)
+    assert mambaad["latency_ms_p95"] == pytest.approx(380)  # nine tenths from the second to the third of three
+    assert (mambaad["batch"], mambaad["images_per_s"]) == (4, 2)
+    assert (mambaad["gmac_without_scan"], mambaad["scan_gflop"], mambaad["total_gflop"]) == (3, 3, 9)
+    assert mambaad["peak_memory_mb"] == 50
+    assert (uniad["latency_ms_p50"], uniad["images_per_s"], uniad["error"]) == (None, None, "out of memory")
+
+
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    pixels = [256**2, 512**2, 1024**2]
+    assert bench.fit_exponent(pixels, [3e-6 * p**1.25 for p in pixels]) == pytest.approx(1.25)
+    assert bench.fit_exponent([100, 200, 400], [1.0, 4.0, 4.0]) == pytest.approx(1.0)  # least squares of 0, 2, 2
+    assert bench.fit_exponent([100, 100], [1.0, 2.0]) is None
+
+
+def test_scaling_fits_each_detector_where_it_was_timed() -> None:
+    results = [Result(row, (side, side)) for side in (64, 128, 256) for row in (MAMBAAD, RD4AD, UNIAD)]
+    for result in results:
+        side = result.size[0]
+        result.latency = {"mambaad": [side**2.0], "rd4ad": [side**4.0], "uniad": [1.0] * (side == 64)}[
+            result.row.detector
+        ]
+    assert bench.scaling(Benchmark({}, results)) == pytest.approx({"MambaAD tiny": 1.0, "RD4AD tiny": 2.0})
+
+
+# Choosing
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ([], [row.name for row in bench.ROWS]),
+        (["uniad"], ["UniAD (EfficientNet-B4)", "UniAD, ResNet34"]),
+        (["rd4ad-resnet34", "mambaad-paper"], ["MambaAD paper", "RD4AD, ResNet34"]),
+        (["RD4AD (WideResNet50)"], ["RD4AD (WideResNet50)"]),
+    ],
+)
+def test_detectors_are_chosen_by_kind_or_name(names: list[str], chosen: list[str]) -> None:
+    assert [row.name for row in bench.choose(names)] == chosen
+
+
+def test_an_unknown_detector_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(MambaADError, match=r"no detector 'patchcore'.*mambaad, rd4ad, uniad, mambaad-paper"):
+        bench.choose(["patchcore"])
+
+
+# Formats
+
+
+def test_csv_reads_back() -> None:
+    rows = list(csv.DictReader(io.StringIO(bench.to_csv(made_up()))))
+    records = bench.records(made_up())
+    assert list(rows[0]) == list(records[0])
+    assert [row["detector"] for row in rows] == [record["detector"] for record in records]
+    assert float(rows[1]["latency_ms_p50"]) == records[1]["latency_ms_p50"] == 300
+    assert rows[2]["latency_ms_p50"] == ""
+    assert rows[2]["error"] == "out of memory"
+
+
+def test_json_reads_back(measured: Benchmark) -> None:
+    whole = json.loads(bench.to_json(measured))
+    assert whole["results"] == bench.records(measured)
+    assert whole["machine"] == measured.machine
+    assert whole["scaling"].keys() == {"MambaAD tiny", "RD4AD tiny", "UniAD tiny"}
+
+
+def test_markdown_reads_back_as_one_table() -> None:
+    lines = [line for line in bench.to_markdown(made_up()).splitlines() if line.startswith("|")]
+    heads, rule, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert len(rows) == 3
+    assert {len(row) for row in (heads, rule, *rows)} == {len(heads)}
+    cells = dict(zip(heads, rows[1], strict=True))
+    assert cells["M params<br>all/trained"] == "5.0/4.0"
+    assert cells["batch 1, ms<br>p50/p95"] == "300/750<br>× 2.00<br>1.20–2.80"
+    assert cells["images/s<br>(batch)"] == "2.00 (2)<br>× 2.00<br>0.80–2.00"
+    assert rows[2][0] == "UniAD tiny<br>resnet18<br>out of memory"
+
+
+def test_a_table_of_80_columns_shows_every_figure() -> None:
+    console = Console(width=80, file=io.StringIO(), color_system=None)
+    console.print(bench.to_table(made_up()))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for figure in ("2.0/1.0", "3.00", "9.00", "50.0", "200/380", "2.00 (4)", "1.20–2.80", "out of memory", "Abacus"):
+        assert figure in text
+    assert "…" not in text
+
+
+def test_published_parameters_of_uniad_are_explained_where_it_is_shown() -> None:
+    published = Result(Row("UniAD", "uniad", "efficientnet_b4", {}), SIZE)
+    assert any("24.52 M" in note for note in bench.notes(Benchmark({}, [published])))
+    assert not any("24.52 M" in note for note in bench.notes(made_up()))
+
+
+# Plots
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_plot_is_written(tmp_path: Path, measured: Benchmark, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"speed{suffix}"
+    bench.plot(measured, path)
+    assert path.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_a_plot_without_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MambaADError, match=r"mambaad\[plot\]"):
+        bench.check_plot(tmp_path / "speed.png")
+
+
+def test_a_plot_in_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MambaADError, match=r"\.png or \.svg"):
+        bench.check_plot(tmp_path / "speed.bmp")
