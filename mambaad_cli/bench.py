@@ -166,7 +166,7 @@ def run(
     rows: Sequence[Row],
     resolutions: Sequence[Size],
     *,
-    seconds: float = 15.0,
+    seconds: float = 12.0,
     batch: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -176,8 +176,8 @@ def run(
 ) -> Benchmark:
     """Measure every row at every resolution (H, W).
 
-    `seconds` is about what a detector's timing takes at one resolution, where that is enough for three rounds. `batch`
-    is the only one to try, else the fastest up to 16 is found. `precision` is fp32 or bf16 (autocast). `train` times
+    `seconds` is about what a detector's timing takes at one resolution, if three rounds need no more. `batch` is the
+    only one to try, else the fastest up to 16 is found. `precision` is fp32 or bf16 (autocast). `train` times
     training steps too. A detector that fails, out of memory for one, says so in its results, and the others go on.
     """
     sizes = sorted(set(resolutions), key=math.prod)
@@ -270,10 +270,11 @@ def _scan_alone(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  
 def _time_latency(
     contestants: Sequence[Contestant], results: Sequence[Result], seconds: float, device: str, precision: str
 ) -> None:
+    end = time.perf_counter() + seconds * len(results)
     tasks = [scoring(one.model, result.size, 1, device, precision) for one, result in _paired(contestants, results)]
     for result, task in zip(results, tasks, strict=True):
         result.dense_flop, result.scan_flop = _attempt(result, partial(count_flops, task)) or (0, 0)  # warms up, too
-    for result, times in zip(results, interleaved(results, tasks, seconds), strict=True):
+    for result, times in zip(results, interleaved(results, tasks, end), strict=True):
         result.latency = times
 
 
@@ -286,6 +287,7 @@ def _time_throughput(
     precision: str,
 ) -> None:
     """A third of the time to find each detector's best batch, the rest to time it."""
+    end = time.perf_counter() + seconds * len(results)
     tasks: list[Task] = []
     for one, result in _paired(contestants, results):
         tried = (
@@ -294,31 +296,31 @@ def _time_throughput(
         seconds_of = partial(_seconds_of_batch, one.model, result.size, device, precision)
         result.batch = _attempt(result, partial(best_batch, seconds_of, tried, seconds / 3), "throughput: ") or 1
         tasks.append(scoring(one.model, result.size, result.batch, device, precision))
-    for result, times in zip(results, interleaved(results, tasks, seconds * 2 / 3, "throughput: "), strict=True):
+    for result, times in zip(results, interleaved(results, tasks, end, "throughput: "), strict=True):
         result.throughput = times
 
 
 def _time_training(
     contestants: Sequence[Contestant], results: Sequence[Result], seconds: float, device: str, precision: str
 ) -> None:
+    end = time.perf_counter() + seconds * len(results)
     tasks: list[Task] = []
     for one, result in _paired(contestants, results):
         task = _attempt(result, partial(training, one.model, result.size, device, precision), "training: ")
         tasks.append(task or (lambda: None))
         _attempt(result, tasks[-1], "training: ")
-    for result, times in zip(results, interleaved(results, tasks, seconds, "training: "), strict=True):
+    for result, times in zip(results, interleaved(results, tasks, end, "training: "), strict=True):
         result.training = times
     for one in contestants:
         one.model.detector.eval().zero_grad(set_to_none=True)
 
 
-def interleaved(results: Sequence[Result], tasks: Sequence[Task], seconds: float, doing: str = "") -> list[list[float]]:
-    """Seconds of each task, one a round: A B C A B C … until `seconds` a task are over.
+def interleaved(results: Sequence[Result], tasks: Sequence[Task], end: float, doing: str = "") -> list[list[float]]:
+    """Seconds of each task, one a round: A B C A B C … for three rounds at least, and until the clock shows `end`.
 
     The task of a result with an error is left out. One that fails has no times, and its result says why.
     """
     times: list[list[float]] = [[] for _ in tasks]
-    end = time.perf_counter() + seconds * len(tasks)
     for done in range(MOST_ROUNDS):
         if done >= LEAST_ROUNDS and time.perf_counter() > end:
             break

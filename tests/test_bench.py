@@ -25,8 +25,8 @@ SIZE = (64, 64)
 
 @pytest.fixture(scope="module")
 def measured() -> Benchmark:
-    """All three at two resolutions, training among them."""
-    return bench.run([MAMBAAD, RD4AD, UNIAD], [(96, 64), SIZE], seconds=0.01, threads=1, train=True)
+    """All three at two resolutions."""
+    return bench.run([MAMBAAD, RD4AD, UNIAD], [(96, 64), SIZE], seconds=0.01, threads=1)
 
 
 def made_up() -> Benchmark:
@@ -49,18 +49,19 @@ def flops_of(model: Model, size: tuple[int, int] = SIZE) -> tuple[int, int]:
 
 def test_scan_flops_are_nine_a_position_direction_channel_and_state() -> None:
     _, scanned = flops_of(bench.build(MAMBAAD).model)
-    # test_resnet's 32, 48, 96 channels at strides 4, 8, 16, and 192 at stride 32; d is twice that, 2 directions
-    by_hand = sum(9 * l * 2 * (2 * c) * 16 for l, c in ((2 * 2, 192), (4 * 4, 96), (8 * 8, 48), (16 * 16, 32)))
+    # test_resnet's 32, 48, 192 channels at strides 4, 8, 16, and 384 at stride 32; d is twice that, 2 directions
+    by_hand = sum(9 * l * 2 * (2 * c) * 16 for l, c in ((2 * 2, 384), (4 * 4, 192), (8 * 8, 48), (16 * 16, 32)))
     assert scanned == by_hand
 
 
 def test_a_block_more_adds_its_products_and_its_scan() -> None:
-    """The finest stage with two blocks in one module instead of one: an HSS block of 32 channels on 16 × 16 positions."""
+    """The finest stage's module with two blocks instead of one: an HSS block of 32 channels on 16 × 16 positions."""
     deeper = MAMBAAD._replace(options=MAMBAAD.options | {"depths": (1, 1, 1, 2)})
-    dense, scanned = (more - one for more, one in zip(*(flops_of(bench.build(r).model) for r in (deeper, MAMBAAD))))
+    more, less = (flops_of(bench.build(row).model) for row in (deeper, MAMBAAD))
     l, c, d, k, n, r = 256, 32, 64, 2, 16, 2
     macs = l * (c * 2 * d + 9 * d + k * d * (r + 2 * n) + k * d * r + d * c)  # in, depth-wise, x, dt, out
-    assert (dense, scanned) == (2 * macs, 9 * l * k * d * n)
+    assert more[0] - less[0] == 2 * macs
+    assert more[1] - less[1] == 9 * l * k * d * n
 
 
 def test_counts_do_not_depend_on_what_was_counted_before() -> None:
@@ -79,16 +80,16 @@ def test_attention_is_counted() -> None:
 
 
 def test_parameters_are_those_of_encoder_and_detector_with_their_batch_norms() -> None:
-    model = new_model(Settings(RD4AD.detector, RD4AD.encoder))
+    model = new_model(Settings(UNIAD.detector, UNIAD.encoder, options=UNIAD.options))
     trained = sum(parameter.numel() for parameter in model.detector.parameters())
-    one = bench.build(RD4AD)
+    one = bench.build(UNIAD)
     assert one.trained == trained
     assert one.parameters == trained + sum(parameter.numel() for parameter in model.encoder.parameters())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.model.encoder.modules())
 
 
 def test_the_papers_size_and_cost() -> None:
-    """PAPER figures at 256 × 256: 25.6 M parameters, 17.4 M trained, 4.45 GFLOP of scan."""
+    """Its figures at 256 × 256: 25.6 M parameters, 17.4 M trained, 4.45 GFLOP of scan."""
     one = bench.build(bench.ROWS[0])
     assert one.parameters == pytest.approx(25.6e6, rel=0.003)
     assert one.trained == pytest.approx(17.4e6, rel=0.003)
@@ -114,9 +115,10 @@ def test_every_detector_is_measured_at_every_resolution_smallest_first(measured:
         assert 0 < result.trained < result.parameters
         assert result.dense_flop > 0
         assert (result.scan_flop > 0) == (result.row.detector == "mambaad")
-        for times in (result.latency, result.throughput, result.training):
-            assert len(times) >= bench.LEAST_ROUNDS
-            assert min(times) > 0
+        assert len(result.latency) >= bench.LEAST_ROUNDS
+        assert len(result.throughput) >= bench.LEAST_ROUNDS
+        assert min(result.latency + result.throughput) > 0
+        assert not result.training
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
@@ -137,6 +139,18 @@ def test_threads_are_as_before_after_a_run(measured: Benchmark) -> None:
     bench.run([], [SIZE], threads=threads + 1)
     assert torch.get_num_threads() == threads
     assert measured.machine["threads"] == "1"
+
+
+def test_training_steps_learn_and_leave_the_detector_scoring() -> None:
+    model = bench.build(UNIAD).model
+    before = model.detector.project_out.weight.clone()
+    bench.training(model, SIZE, "cpu", "fp32")()
+    assert not torch.equal(model.detector.project_out.weight, before)
+
+    result = Result(UNIAD, SIZE)
+    bench._time_training([bench.Contestant(UNIAD, model, 0, 0)], [result], 0.01, "cpu", "fp32")
+    assert len(result.training) >= bench.LEAST_ROUNDS
+    assert not model.detector.training
 
 
 def test_bf16_passes_and_fitted_models_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +231,7 @@ def test_detectors_take_turns_and_one_that_fails_leaves_the_round() -> None:
 
     results = [Result(row, SIZE) for row in (MAMBAAD, RD4AD, UNIAD)]
     tasks = [lambda: task("A", 9), lambda: task("B", 1), lambda: task("C", 9)]
-    times = bench.interleaved(results, tasks, seconds=0)
+    times = bench.interleaved(results, tasks, end=0.0)
     assert "".join(calls) == "ABCABCAC"
     assert [len(own) for own in times] == [3, 0, 3]
     assert [result.error for result in results] == ["", "out of memory", ""]
@@ -271,9 +285,8 @@ def test_scaling_fits_each_detector_where_it_was_timed() -> None:
     results = [Result(row, (side, side)) for side in (64, 128, 256) for row in (MAMBAAD, RD4AD, UNIAD)]
     for result in results:
         side = result.size[0]
-        result.latency = {"mambaad": [side**2.0], "rd4ad": [side**4.0], "uniad": [1.0] * (side == 64)}[
-            result.row.detector
-        ]
+        times = {"mambaad": [side**2.0], "rd4ad": [side**4.0], "uniad": [1.0] * (side == 64)}
+        result.latency = times[result.row.detector]
     assert bench.scaling(Benchmark({}, results)) == pytest.approx({"MambaAD tiny": 1.0, "RD4AD tiny": 2.0})
 
 

@@ -137,15 +137,8 @@ def _scan_backward(
     dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     order: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of u, x, dt_weight, dt_bias, A, D."""
-    inputs = (u, x, dt_weight, dt_bias, A, D)
-    if u.is_cuda:
-        from mambaad_cli.model import scan_cuda
-
-        return scan_cuda.selective_scan_backward(dy, *inputs, order)
-    if kernel() is None:
-        return chunked_backward(dy, *inputs, order)
-    return _kernel_backward(dy, border, *inputs, order)
+    """Gradients of u, x, dt_weight, dt_bias, A, D by the fused kernel."""
+    return _kernel_backward(dy, border, u, x, dt_weight, dt_bias, A, D, order)
 
 
 @_scan_backward.register_fake
@@ -162,7 +155,16 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _backward(ctx, dy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
-    grads = torch.ops.mambaad.selective_scan_backward(dy.contiguous(), *ctx.saved_tensors)
+    border, *inputs = ctx.saved_tensors
+    dy = dy.contiguous()
+    if dy.is_cuda:
+        from mambaad_cli.model import scan_cuda
+
+        grads = scan_cuda.selective_scan_backward(dy, *inputs)
+    elif kernel() is None:  # not inside an operator: there nothing can be differentiated
+        grads = chunked_backward(dy, *inputs)
+    else:
+        grads = torch.ops.mambaad.selective_scan_backward(dy, border, *inputs)
     return *grads, None, None
 
 

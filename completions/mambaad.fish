@@ -1,0 +1,1 @@
+complete --command mambaad --no-files --arguments "(env _MAMBAAD_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) mambaad)" --condition "env _MAMBAAD_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) mambaad"

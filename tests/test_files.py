@@ -1,0 +1,111 @@
+import os
+import resource
+import shutil
+import signal
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mambaad_cli import MambaADError
+from mambaad_cli.files import shown, written_whole
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that an ordinary user can enter, who is the one running the test: root may write everywhere."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    shown("\n")  # loads its codec, which an ordinary user may not be able to
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+def test_nobody_sees_a_half_written_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with written_whole(path) as half:
+        half.write_text("ne")
+        assert path.read_text() == "old"
+        half.write_text("new")
+    assert path.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, MambaADError])
+def test_whatever_goes_wrong_the_old_file_stays_and_nothing_is_left_behind(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error), written_whole(path) as half:
+        half.write_text("new")
+        raise error
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "a") as half:
+            half.write_text("x")
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
+def test_missing_folders_are_made_and_the_ending_stays(tmp_path: Path) -> None:
+    with written_whole(tmp_path / "new" / "deep" / "a.png") as half:
+        assert (half.suffix, half.parent) == (".png", tmp_path / "new" / "deep")
+    assert (tmp_path / "new" / "deep" / "a.png").exists()
+
+
+def test_what_the_folder_refuses_is_one_line_that_names_the_file(tmp_path: Path, shared: Path) -> None:
+    (shared / "file").write_text("x")
+    (shared / "folder").mkdir()
+    (shared / "closed").mkdir(mode=0o555)
+    for path in (shared / "closed" / "a\nb", shared / "folder", shared / "file" / "a"):
+        with pytest.raises(MambaADError) as caught, written_whole(path) as half:
+            half.write_text("x")
+        assert str(caught.value).startswith(f"cannot write {shown(path)}: ")
+        assert "\n" not in str(caught.value)
+    assert sorted(file.name for file in shared.iterdir()) == ["closed", "file", "folder"]
+
+
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(MambaADError, match=r"^cannot write .*/a: File too large$"), written_whole(path) as half:
+            half.write_bytes(bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+@given(st.text(alphabet=st.characters(), max_size=20))
+def test_any_name_is_shown_on_one_line_that_every_terminal_takes(name: str) -> None:
+    line = shown(name)
+    assert line.isprintable()
+    assert line.encode().decode() == line
+
+
+def test_names_are_shown_as_they_are_where_they_can_be_printed() -> None:
+    assert shown(Path("größe 検査/a b[1].png")) == "größe 検査/a b[1].png"
+    assert shown(os.fsdecode(b"\xff\x1b[31m\t.png")) == "\\udcff\\x1b[31m\\t.png"
