@@ -1,5 +1,6 @@
 """Every command: options in, one call, lines out. Heavy imports sit inside the commands, so that help is instant."""
 
+import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ Paths = Annotated[list[Path], typer.Argument(help="Folders and image files.")]
 ModelFile = Annotated[
     Path, typer.Option("--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, written by fit.", dir_okay=True)
 ]
+Res = Annotated[str | None, typer.Option(help="Score at this size, not the one of fit: 256, or 320x192.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
@@ -143,6 +145,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an image.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rows there, not to stdout.")] = None,
     class_name: ClassName = None,
+    res: Res = None,
     batch: Batch = 8,
     workers: Workers = 2,
     device: Device = "auto",
@@ -158,7 +161,7 @@ def score(
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
     files = images.find(paths)
-    fitted = load_model(model, device)
+    fitted = load_model(model, device, res)
     predictions = running(fitted, files, class_name, batch, workers, device)
     if not (as_csv or as_json or output):
         counts = report.print_table(predictions, Console())
@@ -176,6 +179,7 @@ def map_(
         Literal["png", "npy"] | None, typer.Option(help="Also write each map itself: 16-bit PNG, or numpy floats.")
     ] = None,
     class_name: ClassName = None,
+    res: Res = None,
     batch: Batch = 8,
     workers: Workers = 2,
     device: Device = "auto",
@@ -184,7 +188,7 @@ def map_(
     from mambaad_cli import images, maps
 
     files = images.find(paths)
-    fitted = load_model(model, device)
+    fitted = load_model(model, device, res)
     predictions = running(fitted, files, class_name, batch, workers, device, maps=True)
     counts = maps.write_maps(predictions, files, fitted, output, raw)
     typer.echo(f"{sum(counts.values()) - counts['error']} overlays and contact_sheet.png in {output}")
@@ -195,6 +199,7 @@ def map_(
 def calibrate(
     model: Annotated[Path, typer.Argument(help="Model file; rewritten with its new threshold.")],
     good: Good,
+    res: Annotated[str | None, typer.Option(help="Calibrate for, and from then on score at, this size.")] = None,
     device: Device = "auto",
     batch: Batch = 8,
     workers: Workers = 2,
@@ -203,6 +208,8 @@ def calibrate(
     from mambaad_cli import images, modelfile
 
     fitted = load_model(model, device)
+    if res is not None:
+        fitted.settings = dataclasses.replace(fitted.settings, size=parse_size(res))
     files = found(images.find([good]), good)
     fitted.scores, fitted.held_out, skipped = {}, True, 0
     only = next(iter(fitted.trained_on), None) if len(fitted.trained_on) == 1 else None
@@ -219,6 +226,18 @@ def calibrate(
     modelfile.save(fitted.to("cpu"), model)
     print_thresholds(fitted)
     raise typer.Exit(USER_CAN_MEND if skipped else 0)
+
+
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A published MambaAD checkpoint (.pth).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")] = DEFAULT_MODEL,
+) -> None:
+    """Turn a published MambaAD checkpoint into a model file, without a threshold yet."""
+    from mambaad_cli import modelfile, published
+
+    modelfile.save(published.import_published(checkpoint), output)
+    typer.echo(f"wrote {output}; set its threshold with\n    mambaad calibrate {output} GOOD_DIR")
 
 
 # What the commands share
@@ -273,11 +292,16 @@ def found(files: "list[ImageFile]", folder: Path) -> "list[ImageFile]":
     return files
 
 
-def load_model(path: Path, device: str) -> "Model":
-    """The model, ready to score on a device."""
+def load_model(path: Path, device: str, res: str | None = None) -> "Model":
+    """The model, ready to score on a device, at its own size or another."""
     from mambaad_cli import modelfile
 
-    return modelfile.load(path).to(pick_device(device))
+    model = modelfile.load(path).to(pick_device(device))
+    if res is not None and parse_size(res) != model.settings.size:
+        if model.scores:
+            warn(f"the threshold was set at another size than {res}: mambaad calibrate --res {res} sets it anew")
+        model.settings = dataclasses.replace(model.settings, size=parse_size(res))
+    return model
 
 
 class FitProgress:

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch": 8,
         "lr": 0.004,
         "schedule": "cosine",
-        "steps": 600,
+        "steps": 300,
         "normalise": True,
     },
     "paper": {

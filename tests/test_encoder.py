@@ -43,6 +43,11 @@ def test_features_have_the_strides_and_channels_that_are_said(name: str) -> None
     ]
 
 
+@pytest.mark.parametrize(("name", "blocks"), [("efficientnet_lite0", 5), ("efficientnet_b4", 5)])
+def test_blocks_behind_the_last_stage_are_cut_off(name: str, blocks: int) -> None:
+    assert len(build_encoder(name, STRIDES).net.blocks) == blocks
+
+
 def test_frozen_means_frozen() -> None:
     encoder = build_encoder("test_resnet", STRIDES).train()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -87,7 +92,7 @@ def test_weights_that_cannot_be_fetched_are_never_random(monkeypatch: pytest.Mon
     """Offline with an empty cache: one line that says what to do."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(MambaADError, match="no weights for encoder 'resnet18'.*--encoder-weights") as error:
+    with pytest.raises(MambaADError, match=r"no weights for encoder 'resnet18'.*--encoder-weights") as error:
         pretrained_encoder("resnet18", STRIDES)
     assert "\n" not in str(error.value)
 

@@ -47,9 +47,14 @@ def test_whatever_goes_wrong_the_old_file_stays_and_nothing_is_left_behind(
 ) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error), written_whole(path) as half:
-        half.write_text("new")
-        raise error
+
+    def fails() -> None:
+        with written_whole(path) as half:
+            half.write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        fails()
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
 

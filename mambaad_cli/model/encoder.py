@@ -150,7 +150,7 @@ def _do_not_wait_for_a_network() -> None:
 def _cut(net: Any) -> None:
     """timm's EfficientNet feature nets keep, and run, the blocks behind the last stage that is asked for."""
     blocks = getattr(net, "blocks", None)
-    module = net.feature_info.module_name(-1)
+    module = net.feature_info.module_name()[-1]  # of the stages asked for
     if isinstance(blocks, nn.Sequential) and module.startswith("blocks."):
         net.blocks = blocks[: int(module.split(".")[1]) + 1]
 
