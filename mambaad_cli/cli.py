@@ -72,6 +72,9 @@ def fit(
     preset: Annotated[
         Literal["small", "paper"], typer.Option(help="small: for laptops, minutes. paper: as published, hours.")
     ] = "small",
+    detector: Annotated[
+        Literal["mambaad", "rd4ad", "uniad"], typer.Option(help="rd4ad and uniad: baselines with recipes of their own.")
+    ] = "mambaad",
     encoder: Annotated[str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8, 16.")] = None,
     encoder_weights: Annotated[Path | None, typer.Option(help="Local safetensors or pth file of its weights.")] = None,
     res: Annotated[
@@ -97,18 +100,19 @@ def fit(
 ) -> None:
     """Train one model on a folder of good images."""
     from mambaad_cli import fit as training
-    from mambaad_cli import images, modelfile
+    from mambaad_cli import modelfile
     from mambaad_cli.model.orders import directions as walks
 
     size = parse_size(res)
-    files = found(images.find([good]), good)
-    classes = [file.group or product_name(good) for file in files]
-    choices = training.PRESETS[preset]
-    options = choices["options"] | {"order": scan, "local_branches": local_branches}
-    if directions is not None:
-        options["directions"] = directions
-    walks(scan, 1, 1, options["directions"])  # says now what cannot be walked
-    settings = modelfile.Settings("mambaad", encoder or choices["encoder"], size, letterbox, options)
+    files, classes = good_images(good)
+    recipe = preset if detector == "mambaad" else detector
+    choices = training.PRESETS[recipe]
+    options = dict(choices["options"])
+    if detector == "mambaad":
+        options |= {"order": scan, "local_branches": local_branches}
+        options["directions"] = directions or options["directions"]
+        walks(scan, 1, 1, options["directions"])  # says now what cannot be walked
+    settings = modelfile.Settings(detector, encoder or choices["encoder"], size, letterbox, options)
     checkpoint = model.with_name(f".{model.name}.checkpoint")
     if resume and not checkpoint.exists():
         warn(f"no checkpoint of a stopped run beside {model}: starting anew")
@@ -118,7 +122,7 @@ def fit(
             files,
             classes,
             settings,
-            preset=preset,
+            preset=recipe,
             encoder_weights=encoder_weights,
             epochs=epochs,
             max_minutes=max_minutes,
@@ -240,6 +244,126 @@ def import_(
     typer.echo(f"wrote {output}; set its threshold with\n    mambaad calibrate {output} GOOD_DIR")
 
 
+@app.command("eval")
+def eval_(
+    dataset: Annotated[Path, typer.Argument(help="Benchmark folder with test images, labels and masks.")],
+    model: ModelFile = DEFAULT_MODEL,
+    layout: Annotated[str | None, typer.Option(help="Its layout, where it is not recognised: mvtec, visa, …")] = None,
+    format: Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="What to print.")] = "table",
+    maps: Annotated[Path | None, typer.Option(help="Also write an overlay of each image there.")] = None,
+    worst: Annotated[Path | None, typer.Option(help="Also write contact sheets of the worst mistakes there.")] = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+) -> None:
+    """Measure a model on a labelled benchmark: the seven metrics, false rejects and misses of each class."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from mambaad_cli import datasets, evaluate
+
+    samples = datasets.load(dataset, layout)
+    fitted, where = load_model(model, device), pick_device(device)
+    tested = sum(sample.split == "test" for sample in samples)
+    with tqdm(total=tested, unit="image", leave=False, disable=None, file=sys.stderr) as progress:
+        evaluation = evaluate.evaluate(
+            fitted,
+            samples,
+            batch=batch,
+            workers=workers,
+            device=where,
+            maps=maps,
+            on_result=lambda _: progress.update(),
+        )
+    if format == "table":
+        console = Console()
+        console.print(evaluate.to_table(evaluation))
+        console.print(evaluate.recall_table(evaluation))
+    else:
+        formats = {"markdown": evaluate.to_markdown, "csv": evaluate.to_csv, "json": evaluate.to_json}
+        typer.echo(formats[format](evaluation), nl=False)
+    for note in evaluate.notes(evaluation):
+        warn(note)
+    if worst is not None:
+        for path in evaluate.write_worst(evaluation, fitted, worst, workers=workers, device=where):
+            warn(f"wrote {path}")
+    if evaluation.unfinished:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(USER_CAN_MEND if any(one.unreadable for one in evaluation.classes) else 0)
+
+
+@app.command()
+def bench(
+    res: Annotated[str, typer.Option(help="Sizes, one or several: 256 or 256,512,1024.")] = "256",
+    detectors: Annotated[str | None, typer.Option(help="Which rows, by name or kind, comma-separated.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="A fitted model as one more row.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a batch; else the best is looked for.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16: autocast.")] = "fp32",
+    train: Annotated[bool, typer.Option("--train", help="Also time a training step of each detector.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long to time each row.")] = 12.0,
+    format: Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="What to print.")] = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to stdout.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the times: a .png or .svg file.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure parameters, FLOPs, latency, throughput and memory beside RD4AD and UniAD, with random weights."""
+    from rich.console import Console
+
+    from mambaad_cli import bench as benchmark
+    from mambaad_cli.files import written_whole
+
+    rows = benchmark.choose(detectors.split(",") if detectors else ())
+    if model is not None:
+        rows.append(benchmark.fitted(model))
+    if plot is not None:
+        benchmark.check_plot(plot)
+    measured = benchmark.run(
+        rows,
+        [parse_size(one) for one in res.split(",")],
+        seconds=seconds,
+        batch=batch,
+        threads=threads,
+        device=pick_device(device),
+        precision=precision,
+        train=train,
+        on_progress=lambda doing: typer.echo(f"  {doing}", err=True) if sys.stderr.isatty() else None,
+    )
+    formats = {"markdown": benchmark.to_markdown, "csv": benchmark.to_csv, "json": benchmark.to_json}
+    if format == "table" and output is None:
+        Console().print(benchmark.to_table(measured))
+    elif output is None:
+        typer.echo(formats[format](measured), nl=False)
+    else:
+        with written_whole(output) as half:
+            half.write_text(formats.get(format, benchmark.to_markdown)(measured), encoding="utf-8")
+    if plot is not None:
+        benchmark.plot(measured, plot)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Tell what this machine has, what is missing and what that costs."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mambaad_cli import diagnosis
+
+    facts = diagnosis.facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    for name, value in facts.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
 # What the commands share
 
 
@@ -283,6 +407,20 @@ def product_name(folder: Path) -> str:
     """
     plain = {"good", "ok", "normal", "train", "training", "images"}
     return next((part for part in reversed(folder.resolve().parts) if part.lower() not in plain), "good")
+
+
+def good_images(good: Path) -> "tuple[list[ImageFile], list[str]]":
+    """The images to learn from and the class of each: a folder of good ones, or a benchmark's training images."""
+    from mambaad_cli import datasets, images
+
+    if good.is_dir() and datasets.is_dataset(good):
+        samples = datasets.training_images(datasets.load(good))
+        if not samples:
+            raise MambaADError(f"{good} is laid out as {datasets.recognise(good)} but has no good training images")
+        files = [images.ImageFile(one.path, one.path.relative_to(good), one.class_name) for one in samples]
+        return files, [one.class_name for one in samples]
+    files = found(images.find([good]), good)
+    return files, [file.group or product_name(good) for file in files]
 
 
 def found(files: "list[ImageFile]", folder: Path) -> "list[ImageFile]":

@@ -20,8 +20,9 @@ from rich.text import Text
 
 from mambaad_cli import MambaADError, images
 from mambaad_cli.datasets import Sample, read_mask, resize_mask
+from mambaad_cli.files import shown
 from mambaad_cli.heatmap import Tile, contact_sheet, overlay, thumbnail
-from mambaad_cli.images import ImageFile, shown
+from mambaad_cli.images import ImageFile
 from mambaad_cli.maps import colour_scale, output_paths, write_maps
 from mambaad_cli.metrics import ImageMetrics, PixelMetrics, StreamingPixelMetrics, image_metrics, mad, pixel_metrics
 from mambaad_cli.modelfile import Model

@@ -34,7 +34,7 @@ def put(top: Path, *paths: str) -> Path:
 
 def test_overlays_have_the_size_of_their_images_in_the_same_folders(tiny_model: Model, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.jpg", "nut/b.png", "nut/deep/c.bmp", "bolt/b.tif")
-    assert mapped(tiny_model, [given], tmp_path / "out") == {"anomalous": 2, "good": 2} or True
+    assert sum(mapped(tiny_model, [given], tmp_path / "out").values()) == 4
     assert names(tmp_path / "out") == ["a.png", "bolt/b.png", "contact_sheet.png", "nut/b.png", "nut/deep/c.png"]
     for path, source in (("a", "a.jpg"), ("nut/b", "nut/b.png"), ("nut/deep/c", "nut/deep/c.bmp")):
         overlay = images.read(tmp_path / "out" / f"{path}.png")
@@ -131,13 +131,6 @@ def test_a_picture_of_any_kind_can_be_mapped(tiny_model: Model, tmp_path: Path) 
 
 
 # ---- the contact sheet ----
-
-
-def tiles(sheet: np.ndarray) -> tuple[int, int]:
-    """(rows, columns) of a contact sheet, by the white gaps between its tiles."""
-    white = (sheet == 255).all(2)
-    runs = [np.diff(np.concatenate([[1], white.all(axis), [1]]).astype(int)) for axis in (1, 0)]
-    return int((runs[0] == -1).sum()), int((runs[1] == -1).sum())
 
 
 def plain(number: int, score: float, folder: Path) -> Prediction:

@@ -51,7 +51,7 @@ def test_a_row_holds_exactly_the_promised_columns() -> None:
     }
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\0")), min_size=2, max_size=6))
+@given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=2, max_size=6))
 def test_any_text_survives_csv_but_for_the_apostrophe_of_formulas(values: list[str]) -> None:
     (found,) = csv.reader(io.StringIO(csv_line(values), newline=""))
     assert [text.removeprefix("'") for text in found] == [text.removeprefix("'") for text in values]

@@ -233,7 +233,7 @@ def kernel() -> Any:
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_scan_cpu{suffix}")
         if path.exists():
-            library = ctypes.CDLL(str(path))
+            library: Any = ctypes.CDLL(str(path))
             library.mambaad_isa = library.mambaad_best_isa()
             library.mambaad_parallel = _torch_team()
             return library

@@ -1,0 +1,384 @@
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mambaad_cli import MambaADError, fit, images
+from mambaad_cli.modelfile import Model, Settings, new_model, read_state_dict
+from mambaad_cli.score import predict
+from tests.conftest import TINY, picture
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for pretrained weights of timm's test_resnet."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def run(goods: Path, weights: Path) -> Callable[..., Model]:
+    """Fit a tiny model on the two products, or on other `files`; three steps if not told otherwise."""
+
+    def fitted(files: list[images.ImageFile] | None = None, letterbox: bool = False, **choices: Any) -> Model:
+        files = images.find([goods]) if files is None else files
+        settings = Settings("mambaad", "test_resnet", (64, 64), letterbox, dict(TINY))
+        choices = {"epochs": 2, "encoder_weights": weights} | choices
+        return fit.fit(files, [file.group or "part" for file in files], settings, **choices)
+
+    return fitted
+
+
+def tensors(model: Model) -> dict[str, torch.Tensor]:
+    assert model.moments is not None
+    return {**model.detector.state_dict(), **model.encoder.state_dict(), "moments": model.moments}
+
+
+def same(one: Model, other: Model) -> bool:
+    a, b = tensors(one), tensors(other)
+    assert list(a) == list(b)
+    return all(torch.equal(a[name], b[name]) for name in a) and one.scores == other.scores
+
+
+def stop_at(step: int) -> Callable[..., None]:
+    """An `on_step` that is Ctrl-C at one step."""
+
+    def on_step(at: int, *_: object) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+# ---- which images ----
+
+
+@examples(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=60), st.integers(0, 9))
+def test_of_each_class_with_five_images_or_more_a_fifth_is_held_out(classes: list[str], seed: int) -> None:
+    train, held_out = fit.split(classes, seed)
+    assert sorted(train + held_out) == list(range(len(classes)))
+    for name in set(classes):
+        assert sum(classes[i] == name for i in held_out) == classes.count(name) // 5
+    assert fit.split(classes, seed) == (train, held_out)
+
+
+def test_other_seeds_hold_out_other_images() -> None:
+    assert len({tuple(fit.split(["a"] * 50, seed)[1]) for seed in range(5)}) > 1
+
+
+def test_what_was_learnt_from_and_held_out_is_counted_by_class(run: Callable[..., Model]) -> None:
+    model = run()
+    assert model.trained_on == {"bolt": 5, "nut": 5}
+    assert {name: len(scores) for name, scores in model.scores.items()} == {"bolt": 1, "nut": 1}
+    assert model.held_out
+
+
+def test_three_images_are_enough_and_set_a_threshold_without_holding_any_out(
+    run: Callable[..., Model], goods: Path
+) -> None:
+    model = run(images.find([goods / "nut"])[:3])
+    assert model.trained_on == {"part": 3}
+    assert (len(model.scores["part"]), model.held_out) == (3, False)
+    assert model.threshold("part") == max(model.scores["part"])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_images_are_refused(run: Callable[..., Model], goods: Path, count: int) -> None:
+    with pytest.raises(MambaADError, match=f"^{count} readable images: at least 3"):
+        run(images.find([goods / "nut"])[:count])
+
+
+def test_unreadable_images_are_told_and_leave_no_trace_in_the_model(run: Callable[..., Model], goods: Path) -> None:
+    clean = run(images.find([goods / "nut"]))
+    for name in ("0_broken.png", "3_broken.png"):
+        (goods / "nut" / name).write_text("text")
+    told: list[str] = []
+    model = run(images.find([goods / "nut"]), on_unreadable=lambda error: told.append(error.path.name))
+    assert told == ["0_broken.png", "3_broken.png"]
+    assert same(model, clean)
+
+
+def test_only_unreadable_images_are_too_few(run: Callable[..., Model], goods: Path) -> None:
+    for path in goods.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(MambaADError, match="^0 readable images"):
+        run()
+
+
+# ---- the same model again ----
+
+
+def test_the_same_seed_gives_the_same_model_to_the_bit_and_another_seed_another(run: Callable[..., Model]) -> None:
+    first = run(seed=1)
+    torch.rand(3)  # whatever was drawn in between
+    assert same(run(seed=1), first)
+    assert not same(run(seed=2), first)
+
+
+def test_features_kept_in_a_file_give_the_same_model(
+    run: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_memory = run()
+    monkeypatch.setattr(fit, "CACHE_MEMORY", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    assert same(run(), in_memory)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_the_encoder_stays_as_it_came(run: Callable[..., Model], weights: Path) -> None:
+    given = {name.replace(".", "_"): tensor for name, tensor in read_state_dict(weights).items()}
+    net = run().encoder.net.state_dict()
+    assert net
+    assert all(torch.equal(tensor, given[name.replace(".", "_")]) for name, tensor in net.items())
+
+
+def test_features_are_those_of_the_encoder_in_the_order_of_the_images(run: Callable[..., Model], goods: Path) -> None:
+    model = run(epochs=1)
+    (goods / "bolt" / "3.png").write_text("text")
+    files = images.find([goods])
+    features, readable = fit.cache_features(model, files, "cpu")
+    assert readable == [0, 1, 2, *range(4, 12)]
+    pixels = torch.stack([images.resize(images.read(files[i].path), (64, 64)) for i in readable])
+    with torch.inference_mode():
+        expected = model.encoder(pixels)
+    for stage, found in zip(expected, features[torch.arange(11)], strict=True):
+        assert torch.allclose(stage, found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_the_scores_behind_the_threshold_are_those_that_score_gives(
+    run: Callable[..., Model], goods: Path, letterbox: bool
+) -> None:
+    model = run(letterbox=letterbox)
+    found = {one.file.path.parent.name: [] for one in predict(model, images.find([goods]))}
+    for one in predict(model, images.find([goods])):
+        found[one.file.path.parent.name].append(one.score)
+    for name, scores in model.scores.items():
+        for score in scores:
+            assert min(abs(score / other - 1) for other in found[name]) < 1e-4
+
+
+def test_padding_does_not_set_the_threshold(
+    run: Callable[..., Model], goods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of 80 × 96 pixels fill rows 5 … 57 of 64."""
+    padded = torch.full((64, 64), 9.0)
+    padded[5:58] = 1.0
+    monkeypatch.setattr(Model, "maps_of", lambda self, features, size: padded.expand(len(features[0]), -1, -1))
+    assert run(letterbox=True, epochs=1).scores == {"bolt": [1.0], "nut": [1.0]}
+
+
+def test_moments_are_mean_and_deviation_of_the_distances_of_training_images(
+    run: Callable[..., Model], goods: Path
+) -> None:
+    model = run()
+    features, _ = fit.cache_features(model, images.find([goods]), "cpu")
+    train, _ = fit.split(["bolt"] * 6 + ["nut"] * 6, 42)
+    with torch.inference_mode():
+        distances = [d.double().numpy() for d in model.detector.distances(features[torch.tensor(train)])]
+    assert model.moments is not None
+    assert np.allclose(model.moments[0], [d.mean() for d in distances], rtol=1e-4)
+    assert np.allclose(model.moments[1], [d.std() for d in distances], rtol=1e-3)
+
+
+# ---- stopped and resumed ----
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_never_stopped(
+    run: Callable[..., Model], tmp_path: Path, step: int
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=checkpoint, on_step=stop_at(step))
+    seen: list[int] = []
+    resumed = run(checkpoint=checkpoint, resume=True, on_step=lambda at, *_: seen.append(at))
+    assert seen == list(range(step + 1, 4))
+    assert same(resumed, run())
+    assert not checkpoint.exists()
+
+
+def test_random_numbers_go_on_where_they_were(run: Callable[..., Model], tmp_path: Path) -> None:
+    """With DropPath a step draws some."""
+    checkpoint, TINY["drop_path"] = tmp_path / "checkpoint", 0.5
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint=checkpoint, on_step=stop_at(1))
+        torch.manual_seed(99)
+        assert same(run(checkpoint=checkpoint, resume=True), run())
+    finally:
+        TINY["drop_path"] = 0.0
+
+
+def test_ctrl_c_in_the_middle_of_a_step_loses_and_repeats_nothing(
+    run: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, clip, calls = tmp_path / "checkpoint", torch.nn.utils.clip_grad_norm_, []
+
+    def clip_and_interrupt(*values: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return clip(*values)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=checkpoint)
+    assert checkpoint.exists()
+    assert same(run(checkpoint=checkpoint, resume=True), run())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_is_written_every_half_minute_and_removed_at_the_end(
+    run: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "SAVE_EVERY", -1.0)
+    present: list[bool] = []
+    run(checkpoint=tmp_path / "checkpoint", on_step=lambda *_: present.append((tmp_path / "checkpoint").exists()))
+    assert present == [False, True, True]
+    assert list(tmp_path.iterdir()) == [tmp_path / "goods"]
+
+
+@pytest.mark.parametrize("change", ["images", "content", "settings", "seed", "weights"])
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(
+    run: Callable[..., Model], tmp_path: Path, goods: Path, weights: Path, change: str
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=checkpoint, on_step=stop_at(1))
+    choices: dict[str, Any] = {}
+    if change == "images":
+        images.write(goods / "nut" / "new.png", picture(50))
+    elif change == "content":
+        images.write(goods / "nut" / "0.png", picture(50, 90, 96))
+    elif change == "settings":
+        choices["letterbox"] = True
+    elif change == "seed":
+        choices["seed"] = 43  # it would hold out images that were learnt from
+    elif change == "weights":
+        choices["encoder_weights"] = tmp_path / "other.safetensors"
+        state = read_state_dict(weights)
+        save_file({name: 2 * tensor for name, tensor in state.items()}, choices["encoder_weights"])
+    with pytest.raises(MambaADError, match=r"checkpoint of other images or settings: fit without --resume$"):
+        run(checkpoint=checkpoint, resume=True, **choices)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 99, "half", "foreign"])
+def test_a_damaged_checkpoint_is_one_line(run: Callable[..., Model], tmp_path: Path, content: bytes | str) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    if content == "half":
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint=checkpoint, on_step=stop_at(1))
+        content = checkpoint.read_bytes()[: checkpoint.stat().st_size // 2]
+    if content == "foreign":
+        save_file({"a": torch.zeros(1)}, checkpoint)
+    else:
+        assert isinstance(content, bytes)
+        checkpoint.write_bytes(content)
+    with pytest.raises(MambaADError, match="checkpoint.* --resume") as caught:
+        run(checkpoint=checkpoint, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_under_a_checkpoint_is_one_line(
+    run: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "SAVE_EVERY", -1.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(MambaADError, match=r"^cannot write .*checkpoint: .*File too large"):
+            run(checkpoint=tmp_path / "checkpoint")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == [tmp_path / "goods"]
+
+
+# ---- how long and how fast ----
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(60, 25), (17.9, 3), (1, 1)])
+def test_a_given_time_holds_as_many_steps_as_fit_after_the_five_that_were_timed(
+    run: Callable[..., Model], monkeypatch: pytest.MonkeyPatch, seconds: float, steps: int
+) -> None:
+    """A clock on which every step takes two seconds."""
+    ticks = iter(range(0, 10_000, 2))
+    monkeypatch.setattr(fit, "time", SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=lambda: 0.0))
+    told: list[int] = []
+    monkeypatch.setattr(fit.Run, "advance", fake_step)
+    run(max_minutes=seconds / 60, on_step=lambda step, steps, loss, images: told.append(steps))
+    assert told == [steps] * steps
+
+
+def fake_step(self: fit.Run) -> float:
+    self.step += 1
+    return 1.0
+
+
+def test_the_steps_that_were_timed_leave_no_trace(run: Callable[..., Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(epochs=2)
+    ticks = iter(range(0, 10_000, 2))
+    monkeypatch.setattr(fit, "time", SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=lambda: 0.0))
+    assert same(run(max_minutes=17 / 60), plain)
+
+
+def test_on_step_is_told_each_step_its_loss_and_its_images(run: Callable[..., Model]) -> None:
+    told: list[tuple[int, int, float, int]] = []
+    run(epochs=3, batch=4, on_step=lambda *facts: told.append(facts))
+    assert [(step, steps, count) for step, steps, _, count in told] == [(i, 8, 4) for i in range(1, 9)]  # ⌈3 · 10 / 4⌉
+    assert told[-1][2] < told[0][2]
+
+
+def test_every_image_is_seen_equally_often_in_an_order_of_its_own_each_epoch(tiny_model: Model) -> None:
+    training = fit.Training(steps=6, batch=4, lr=0.1, schedule="step", seed=3)
+    walk = fit.Run(tiny_model.detector, fit.Features([], []), [2, 3, 5, 7, 11, 13], training, "cpu", "")
+    seen = torch.cat([walk.chosen(step) for step in range(6)]).view(4, 6).tolist()
+    assert [sorted(epoch) for epoch in seen] == [[2, 3, 5, 7, 11, 13]] * 4
+    assert len({tuple(epoch) for epoch in seen}) == 4
+    assert walk.chosen(2).tolist() == seen[1][2:6]  # in whatever order it is asked
+
+
+def test_the_paper_schedule_drops_to_a_tenth_at_four_fifths() -> None:
+    assert [fit.lr_factor("step", i / 10) for i in range(10)] == [1.0] * 8 + [0.1] * 2
+
+
+def test_the_short_schedule_warms_up_and_then_falls_to_nothing() -> None:
+    factors = [fit.lr_factor("cosine", i / 100) for i in range(101)]
+    assert factors[0] == 0
+    assert factors[10] == max(factors) == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0)
+    assert factors[:11] == sorted(factors[:11])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_a_training_that_diverges_says_so_and_gives_no_model(run: Callable[..., Model]) -> None:
+    with pytest.raises(MambaADError, match="--lr"):
+        run(lr=1e9)
+
+
+def test_a_detector_starts_afresh_from_the_seed_alone(weights: Path) -> None:
+    settings = Settings("mambaad", "test_resnet", (64, 64), False, dict(TINY))
+    torch.manual_seed(5)
+    one = new_model(settings).detector.state_dict()
+    torch.manual_seed(5)
+    other = new_model(settings).detector.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
