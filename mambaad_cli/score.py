@@ -5,6 +5,7 @@ Letters: b batch, H × W pixels of the model's input.
 
 import dataclasses
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,6 +75,9 @@ def predict(
                 continue
             anomaly_map = next(results)
             score, threshold = float(anomaly_map.max()), model.threshold(name)
+            if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
+                yield Prediction(file, name, None, None, "error", "the model gives no finite score: fit it anew")
+                continue
             verdict = "uncalibrated" if threshold is None else "anomalous" if score > threshold else "good"
             kept = (anomaly_map.numpy(), one.picture) if maps else ()
             yield Prediction(file, name, score, threshold, verdict, "", *kept)

@@ -14,7 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 64, BLOCK = 64 }; /* positions between two stored states; channels of a task at most */
+enum { TILE = 64, BLOCK = 64, AHEAD = 8 }; /* positions between two stored states; channels of a task at most;
+                                             positions that rows are asked for ahead */
 
 typedef struct {
     int64_t b, l, k, d, n, r;

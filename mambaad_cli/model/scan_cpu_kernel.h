@@ -81,6 +81,11 @@ static inline void FN(write_row)(float *to, const float *from, int64_t count, in
     for (; i < count; i++) to[i] = add ? to[i] + from[i] : from[i];
 }
 
+/* A walk jumps about in memory, where no hardware guesses the next row: ask for it a few positions ahead. */
+static inline void FN(prefetch)(const float *row, int64_t count) {
+    for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(row + i);
+}
+
 /* What stays the same along one walk: (n, BLOCK) A, times `factor`, (r, BLOCK) dt_weight, (BLOCK) dt_bias. */
 static void FN(read_constants)(const Scan *s, int64_t k, int64_t channel, int64_t count, float factor, float *A,
                                float *weight, float *bias) {
@@ -159,6 +164,12 @@ static void FN(forward)(const Scan *s, int64_t width, int64_t task, float *scrat
                 int64_t position = image * s->l + walk[t];
                 const float *x = s->x + (position * s->k + k) * row_length;
                 rows[t] = x + s->r;
+                if (tile * TILE + t + AHEAD < s->l) {
+                    int64_t next = image * s->l + walk[t + AHEAD];
+                    FN(prefetch)(s->x + (next * s->k + k) * row_length, row_length);
+                    FN(prefetch)(s->u + next * s->d + channel, count);
+                }
+                FN(prefetch)(s->y + position * s->d + channel, count);
                 FN(read_row)(u + t * BLOCK, s->u + position * s->d + channel, count, padded);
                 for (int64_t v = 0; v < padded; v += LANES) {
                     vec decay, step = FN(softplus)(FN(project_dt)(x, weight + v, bias + v, s->r), &decay);
@@ -306,6 +317,12 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
                 int64_t position = image * s->l + walk[t];
                 const float *x = s->x + (position * s->k + k) * row_length;
                 rows[t] = x + r;
+                if (tile * TILE + t + AHEAD < s->l) {
+                    int64_t next = image * s->l + walk[t + AHEAD];
+                    FN(prefetch)(s->x + (next * s->k + k) * row_length, row_length);
+                    FN(prefetch)(s->u + next * s->d + channel, count);
+                    FN(prefetch)(s->dy + next * s->d + channel, count);
+                }
                 FN(read_row)(u + t * BLOCK, s->u + position * s->d + channel, count, padded);
                 FN(read_row)(dy + t * BLOCK, s->dy + position * s->d + channel, count, padded);
                 for (int64_t v = 0; v < padded; v += LANES) {

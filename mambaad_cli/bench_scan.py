@@ -1,0 +1,121 @@
+"""python -m mambaad_cli.bench_scan: what the scan and the network cost beside a plain matrix product, in one run.
+
+Every figure is a ratio of times measured in turn (A B A B …), the median over rounds with its 10–90 % range, so that it
+means something on a machine that is not quiet.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from mambaad_cli.fit import PRESETS
+from mambaad_cli.model import scan
+from mambaad_cli.model.encoder import build_encoder, fold_batch_norms
+from mambaad_cli.model.mambaad import MambaAD
+from mambaad_cli.model.orders import directions
+
+STAGES = ((512, 8, 3), (256, 16, 4), (128, 32, 6), (64, 64, 3))  # the paper's at 256²: channels, side, blocks
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    product = matrix_product()
+    stages = list(paper_scans())
+    show("scan forward, paper's 16 at 256², batch 1 / matrix product", lambda: scan_forward(stages), product)
+    show("scan forward + backward / matrix product", lambda: scan_backward(stages), product)
+    with torch.inference_mode():
+        network()
+    training()
+
+
+def show(name: str, task: Callable[[], object], reference: Callable[[], object], rounds: int = 9) -> float:
+    """Print task's time over reference's; returns the median."""
+    ratios, times = [], []
+    for _ in range(rounds + 1):  # the first warms up
+        below, above = seconds(reference), seconds(task)
+        ratios.append(above / below)
+        times.append(above)
+    deciles = statistics.quantiles(ratios[1:], n=10)
+    median = statistics.median(ratios[1:])
+    time_of = statistics.median(times[1:]) * 1e3
+    print(f"{name}: {median:.2f} ({deciles[0]:.2f}–{deciles[-1]:.2f}), {time_of:.1f} ms", flush=True)
+    return median
+
+
+def seconds(task: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def matrix_product() -> Callable[[], Tensor]:
+    """One float32 product of 2048 × 2048 matrices."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return lambda: a @ b
+
+
+def paper_scans() -> Iterator[tuple[list[Tensor], int]]:
+    """Random inputs of each stage's scan, and how many of them there are."""
+    for c, side, blocks in STAGES:
+        l, k, d, n, r = side * side, 8, 2 * c, 16, c // 16
+        step = torch.exp(torch.rand(k, d) * 4.6 - 6.9)
+        A = -torch.arange(1.0, n + 1).expand(k, d, n).contiguous()
+        tensors = [torch.randn(1, l, d), torch.randn(1, l, k, r + 2 * n), 0.1 * torch.randn(k, d, r) * r**-0.5]
+        tensors += [torch.log(torch.expm1(step)), A, torch.ones(k, d)]
+        yield [*tensors, torch.from_numpy(directions("hilbert", side, side, k).copy())], blocks
+
+
+def scan_forward(stages: list[tuple[list[Tensor], int]]) -> None:
+    with torch.no_grad():
+        for tensors, blocks in stages:
+            for _ in range(blocks):
+                scan.selective_scan(*tensors)
+
+
+def scan_backward(stages: list[tuple[list[Tensor], int]]) -> None:
+    for tensors, blocks in stages:
+        leaves = [tensor.detach().requires_grad_() for tensor in tensors[:-1]]
+        for _ in range(blocks):
+            y = scan.selective_scan(*[*leaves, tensors[-1]])
+            torch.autograd.grad(y, leaves, y)
+
+
+def network() -> None:
+    """The paper's network beside its encoder alone, and per pixel at two sizes."""
+    encoder = fold_batch_norms(build_encoder("resnet34", (4, 8, 16)))
+    detector = MambaAD(encoder.channels, **PRESETS["paper"]["options"]).eval()
+    small, large = torch.rand(8, 3, 256, 256), torch.rand(1, 3, 1024, 1024)
+    ratio = show("paper, batch 8 at 256² / its encoder", lambda: detector(encoder(small)), lambda: encoder(small), 5)
+    print(f"  per multiply-add, at the encoder's rate: {ratio * 3.96 / 8.30:.2f}")
+    ratio = show(
+        "paper at 1024² / batch 8 at 256²", lambda: detector(encoder(large)), lambda: detector(encoder(small)), 3
+    )
+    print(f"  per pixel: {ratio / 2:.2f}")
+
+
+def training() -> None:
+    """A training step of the default decoder on cached features, beside its forward pass."""
+    channels = (24, 40, 112)
+    detector = MambaAD(channels, **PRESETS["small"]["options"])
+    features = [torch.randn(8, s, s, c).permute(0, 3, 1, 2) for c, s in zip(channels, (64, 32, 16), strict=True)]
+    optimizer = detector.optimizer()
+
+    def forward() -> None:
+        with torch.inference_mode():
+            detector.eval()(features)
+
+    def step() -> None:
+        loss = detector.train().loss(features)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    show("training step of the default decoder, batch 8 / its forward pass", step, forward, 5)
+    print(f"  {8 / seconds(step):.1f} images/s in training")
+
+
+if __name__ == "__main__":
+    main()
