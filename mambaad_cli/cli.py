@@ -1,6 +1,9 @@
 """Every command: options in, one call, lines out. Heavy imports sit inside the commands, so that help is instant."""
 
 import dataclasses
+import errno
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -31,8 +34,15 @@ class Commands(TyperGroup):
             warn(str(error))
             raise typer.Exit(USER_CAN_MEND) from None
         except KeyboardInterrupt:
-            warn("interrupted")
+            how = "; go on with the same command and --resume" if ctx.invoked_subcommand == "fit" else ""
+            warn(f"interrupted{how}")
             raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            warn(f"cannot write stdout: {error.strerror}")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
+            raise typer.Exit(USER_CAN_MEND) from None
 
 
 app = typer.Typer(
@@ -93,8 +103,8 @@ def fit(
     ] = None,
     local_branches: Annotated[bool, typer.Option(help="The convolutions beside the scans.")] = True,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Learning rate.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same machine: same model.")] = 42,
+    lr: Annotated[float | None, typer.Option(min=1e-9, max=1e3, help="Learning rate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same machine: same model.")] = 42,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a stopped run.")] = False,
 ) -> None:
@@ -113,6 +123,7 @@ def fit(
         options["directions"] = directions or options["directions"]
         walks(scan, 1, 1, options["directions"])  # says now what cannot be walked
     settings = modelfile.Settings(detector, encoder or choices["encoder"], size, letterbox, options)
+    check_writable(model)
     checkpoint = model.with_name(f".{model.name}.checkpoint")
     if resume and not checkpoint.exists():
         warn(f"no checkpoint of a stopped run beside {model}: starting anew")
@@ -137,6 +148,7 @@ def fit(
             on_step=progress.step,
         )
     modelfile.save(fitted.to("cpu"), model)
+    checkpoint.unlink(missing_ok=True)
     print_fit(fitted, model, progress)
     raise typer.Exit(USER_CAN_MEND if progress.skipped else 0)
 
@@ -194,8 +206,10 @@ def map_(
     files = images.find(paths)
     fitted = load_model(model, device, res)
     predictions = running(fitted, files, class_name, batch, workers, device, maps=True)
-    counts = maps.write_maps(predictions, files, fitted, output, raw)
-    typer.echo(f"{sum(counts.values()) - counts['error']} overlays and contact_sheet.png in {output}")
+    counts = maps.write_maps(
+        predictions, files, fitted, output, raw, on_unreadable=lambda one: warn(f"{one.file.path}: {one.error}")
+    )
+    typer.echo(f"{sum(counts.values()) - counts['error']} overlays and contact_sheet.png in {shown(output)}")
     leave(counts, False)
 
 
@@ -215,17 +229,21 @@ def calibrate(
     if res is not None:
         fitted.settings = dataclasses.replace(fitted.settings, size=parse_size(res))
     files = found(images.find([good]), good)
-    fitted.scores, fitted.held_out, skipped = {}, True, 0
+    scores: dict[str, list[float]] = {}
+    skipped = 0
     only = next(iter(fitted.trained_on), None) if len(fitted.trained_on) == 1 else None
     for one in running(fitted, files, None, batch, workers, device):
         if one.score is None:
             warn(f"{one.file.path}: {one.error}")
             skipped += 1
             continue
-        name = only or one.file.group or product_name(good)
-        fitted.scores.setdefault(name, []).append(one.score)
-    if not fitted.scores:
+        name = only or printable(one.file.group) or product_name(good)
+        scores.setdefault(name, []).append(one.score)
+    if not scores:
         raise MambaADError(f"no readable image in {good}: the model stays as it was")
+    if fitted.held_out and res is None:
+        scores = fitted.scores | scores  # classes without new images keep theirs
+    fitted.scores, fitted.held_out = scores, True
     fitted.trained_on = {name: fitted.trained_on.get(name, 0) for name in {**fitted.trained_on, **fitted.scores}}
     modelfile.save(fitted.to("cpu"), model)
     print_thresholds(fitted)
@@ -372,6 +390,21 @@ def warn(line: str) -> None:
     typer.echo(f"mambaad: {shown(line)}", err=True)
 
 
+def check_writable(path: Path) -> None:
+    """Say before an hour of training, not after it, that a file cannot be written."""
+    from mambaad_cli.files import written_whole
+
+    if path.is_dir():
+        raise MambaADError(f"cannot write {path}: it is a folder")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        with written_whole(probe):
+            pass
+    except MambaADError as error:
+        raise MambaADError(f"cannot write {path}: {error.__cause__}") from error
+    probe.unlink()
+
+
 def parse_size(res: str) -> tuple[int, int]:
     """(height, width) of "256" or "320x192", which is width x height.
 
@@ -406,7 +439,13 @@ def product_name(folder: Path) -> str:
     'nut'
     """
     plain = {"good", "ok", "normal", "train", "training", "images"}
-    return next((part for part in reversed(folder.resolve().parts) if part.lower() not in plain), "good")
+    names = [printable(part) for part in folder.resolve().parts[1:]]
+    return next((name for name in reversed(names) if name.lower() not in plain), "good")
+
+
+def printable(name: str) -> str:
+    """A folder's name as text that any file and terminal can hold, whatever bytes it is made of."""
+    return shown(name)
 
 
 def good_images(good: Path) -> "tuple[list[ImageFile], list[str]]":
@@ -420,7 +459,7 @@ def good_images(good: Path) -> "tuple[list[ImageFile], list[str]]":
         files = [images.ImageFile(one.path, one.path.relative_to(good), one.class_name) for one in samples]
         return files, [one.class_name for one in samples]
     files = found(images.find([good]), good)
-    return files, [file.group or product_name(good) for file in files]
+    return files, [printable(file.group) or product_name(good) for file in files]
 
 
 def found(files: "list[ImageFile]", folder: Path) -> "list[ImageFile]":
@@ -492,17 +531,21 @@ def print_fit(model: "Model", path: Path, progress: FitProgress) -> None:
     held_out = {name: len(scores) for name, scores in model.scores.items()} if model.held_out else {}
     for name, images in model.trained_on.items():
         typer.echo(f"{name}: learnt from {images} good images, {held_out.get(name, 0)} held out for the threshold")
-    first, last = progress.losses[0], progress.losses[-1]
-    typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")
+    if progress.losses:
+        first, last = progress.losses[0], progress.losses[-1]
+        typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")
     print_thresholds(model)
-    typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); score images with")
-    typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {path}'}")
+    typer.echo(f"wrote {shown(path)} ({path.stat().st_size / 1e6:.1f} MB); score images with")
+    typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {shlex.quote(shown(path))}'}")
 
 
 def print_thresholds(model: "Model") -> None:
     """Each class's threshold, what lies above it, and what it promises."""
     from mambaad_cli import calibration
 
+    for name in model.trained_on:
+        if name not in model.scores:
+            warn(f"{name}: too few images to hold some out: it gets the highest threshold of the others")
     for name, scores in model.scores.items():
         threshold = model.threshold(name) or 0.0
         above = sum(score > threshold for score in scores)
@@ -539,6 +582,8 @@ def running(
 
     from mambaad_cli.score import predict
 
+    if class_name is not None and class_name not in model.trained_on:
+        raise MambaADError(f"the model knows no class {class_name!r}: choose {', '.join(model.trained_on)}")
     predictions = predict(
         model, files, class_name=class_name, batch=batch, workers=workers, device=pick_device(device), maps=maps
     )

@@ -423,11 +423,13 @@ def _defect(name: str) -> str:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return _visible(folder, lambda entry: entry.is_dir())
+    # os.path.isdir, for DirEntry.is_dir raises for a link to itself
+    return _visible(folder, lambda entry: os.path.isdir(entry.path))  # noqa: PTH112
 
 
 def _images(folder: Path) -> list[Path]:
-    return _visible(folder, lambda entry: entry.name.lower().endswith(SUFFIXES) and entry.is_file())
+    files = _visible(folder, lambda entry: not os.path.isdir(entry.path))  # noqa: PTH112
+    return [path for path in files if path.name.lower().endswith(SUFFIXES)]
 
 
 def _visible(folder: Path, wanted: "Callable[[os.DirEntry[str]], bool]") -> list[Path]:

@@ -6,16 +6,19 @@ Letters: b batch, n images, c channels, h × w positions of a stage.
 import hashlib
 import json
 import math
+import signal
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -124,8 +127,9 @@ def fit(
 ) -> Model:
     """Train one model on good images, one class name a file.
 
-    `checkpoint` is written every half minute and removed at the end; with `resume` training goes on from it and ends
-    with the weights of a run that was never stopped. `on_step` is told step, steps, loss and images of the batch.
+    `checkpoint` is written every half minute, for the caller to remove once the model is safe; with `resume` training
+    goes on from it and ends with the weights of a run that was never stopped. `on_step` is told step, steps, loss and
+    images of the batch.
 
     Raises MambaADError for fewer than three readable images, and for a checkpoint of another run.
     """
@@ -151,7 +155,7 @@ def fit(
         schedule=choices["schedule"],
         seed=seed,
     )
-    run = Run(model.detector, features, train, training, device, _fingerprint(files, settings))
+    run = Run(model.detector, features, train, training, device, _fingerprint(files, model, seed))
     run.train(max_minutes, checkpoint, resume, on_step)
 
     model.detector.eval()
@@ -163,8 +167,6 @@ def fit(
     good = held_out or train
     for i, score in zip(good, scores_of(model, features, good, device), strict=True):
         model.scores.setdefault(names[i], []).append(score)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return model
 
 
@@ -270,7 +272,10 @@ class Run:
         saved = time.monotonic()
         try:
             while self.step < self.training.steps:
-                loss = self.advance()
+                with _whole_steps():
+                    loss = self.advance()
+                if not math.isfinite(loss):
+                    raise MambaADError(f"the training diverged at step {self.step}: choose a lower --lr")
                 on_step(self.step, self.training.steps, loss, self.training.batch)
                 if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
                     self.save(checkpoint)
@@ -330,11 +335,17 @@ class Run:
         facts = {"step": self.step, "training": asdict(self.training), "data": self.data}
         with written_whole(path) as half:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, half, metadata={"checkpoint": json.dumps(facts)})
+            try:
+                save_file(contiguous, half, metadata={"checkpoint": json.dumps(facts)})
+            except SafetensorError as error:
+                raise MambaADError(f"cannot write {path}: {error}") from error
 
     def restore(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise MambaADError(f"{path} is a damaged checkpoint ({error}): fit without --resume") from error
         if facts.get("data") != self.data:
             raise MambaADError(f"{path} is a checkpoint of other images or settings: fit without --resume")
         tensors = load_file(path)
@@ -408,7 +419,26 @@ def promises(model: Model) -> dict[str, float]:
     return {name: calibration.promise(len(s), model.max_false_reject) for name, s in model.scores.items()}
 
 
-def _fingerprint(files: Sequence[ImageFile], settings: Settings) -> str:
-    """Tells one run's data and settings from another's."""
+@contextmanager
+def _whole_steps() -> Iterator[None]:
+    """Ctrl-C waits for the end of the step: half of one could be neither kept nor repeated."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
+def _fingerprint(files: Sequence[ImageFile], model: Model, seed: int) -> str:
+    """Tells one run's images, settings, seed and encoder weights from another's."""
     facts = [[str(file.path), file.path.stat().st_size if file.path.exists() else 0] for file in files]
-    return hashlib.sha256(json.dumps([facts, asdict(settings)]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([facts, asdict(model.settings), seed]).encode())
+    for tensor in model.encoder.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,8 +1,9 @@
 """Overlays on disk: one picture an image in the folders' own structure, and contact sheets of all."""
 
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,21 +32,30 @@ class Small(NamedTuple):
 
 
 def write_maps(
-    predictions: Iterable[Prediction], files: Sequence[ImageFile], model: Model, folder: Path, raw: str | None = None
+    predictions: Iterable[Prediction],
+    files: Sequence[ImageFile],
+    model: Model,
+    folder: Path,
+    raw: str | None = None,
+    on_unreadable: Callable[[Prediction], None] = lambda one: None,
 ) -> "Counter[str]":
     """Write each overlay below `folder`, and at the end contact sheets, worst first; returns the verdicts.
 
     `raw` adds the map itself: "png" 16 bits, value / 65535 · 4 · threshold; "npy" float32. Raises MambaADError where an
     output would lie on an input.
     """
-    outputs = output_paths(files, folder)
-    _refuse_overwriting(files, outputs)
+    ending = f".map.{raw}" if raw else ""
+    outputs = output_paths(files, folder, ending)
+    sheets = [_sheet(folder, page) for page in range(math.ceil(len(files) / TILES))]
+    maps = [path.with_suffix(ending) for path in outputs] if raw else []
+    _refuse_overwriting(files, [*outputs, *maps, *sheets])
     counts: Counter[str] = Counter()
     small: list[Small] = []
     for one, path in zip(predictions, outputs, strict=True):
         counts[one.verdict] += 1
         title = str(one.file.relative)
         if one.anomaly_map is None or one.picture is None or one.score is None:
+            on_unreadable(one)
             small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, 0.0, "error", float("inf")))
             continue
         scale = colour_scale(model, one.class_name)
@@ -69,10 +79,11 @@ def colour_scale(model: Model, class_name: str) -> ColourScale:
     return ColourScale(cold, threshold)
 
 
-def output_paths(files: Sequence[ImageFile], folder: Path) -> list[Path]:
+def output_paths(files: Sequence[ImageFile], folder: Path, ending: str = "") -> list[Path]:
     """Where each overlay goes: the input's own folders and name, ending in .png; never two inputs onto one output.
 
-    Names that differ only in their ending or in case get a number, for not all disks can tell them apart.
+    Names that differ only in their ending or in case get a number, for not all disks can tell them apart. `ending` is
+    that of a second output beside each.
 
     >>> files = [ImageFile(Path(name), Path(name), "") for name in ("a/x.jpg", "a/X.png", "y.bmp")]
     >>> [path.as_posix() for path in output_paths(files, Path("maps"))]
@@ -81,13 +92,15 @@ def output_paths(files: Sequence[ImageFile], folder: Path) -> list[Path]:
     taken = {f"{SHEET}.png"}
     outputs = []
     for file in files:
-        stem, number = file.relative.with_suffix(""), 1
-        name = f"{stem}.png"
-        while name.casefold() in taken or (number == 1 and name.casefold().startswith(SHEET)):
+        stem, number = str(file.relative.with_suffix("")), 1
+        if stem.casefold().startswith(SHEET):
+            stem = f"image_{stem}"
+        name = stem
+        while {f"{name}.png".casefold(), f"{name}{ending}".casefold()} & taken:
             number += 1
-            name = f"{stem}_{number}.png"
-        taken.add(name.casefold())
-        outputs.append(folder / name)
+            name = f"{stem}_{number}"
+        taken |= {f"{name}.png".casefold(), f"{name}{ending}".casefold()}
+        outputs.append(folder / f"{name}.png")
     return outputs
 
 
@@ -108,9 +121,12 @@ def _small(picture: np.ndarray, title: str, score: float, verdict: str, urgency:
 def _write_sheets(small: list[Small], folder: Path) -> None:
     small.sort(key=lambda one: -one.urgency)
     for start in range(0, len(small), TILES):
-        number = "" if start == 0 else f"_{start // TILES + 1}"
         tiles = [Tile(_decoded(one.encoded), one.title, one.score, one.verdict) for one in small[start : start + TILES]]
-        images.write(folder / f"{SHEET}{number}.png", contact_sheet(tiles))
+        images.write(_sheet(folder, start // TILES), contact_sheet(tiles))
+
+
+def _sheet(folder: Path, page: int) -> Path:
+    return folder / (f"{SHEET}_{page + 1}.png" if page else f"{SHEET}.png")
 
 
 def _decoded(encoded: np.ndarray) -> np.ndarray:

@@ -111,8 +111,13 @@ def save(model: Model, path: Path) -> None:
 def load(path: Path) -> Model:
     """Read a model. Raises MambaADError for a file that is missing, truncated, foreign or made by a newer version."""
     facts = read_facts(path)
-    settings = Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])}))
-    model = new_model(settings)
+    try:
+        settings = Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])}))
+        model = new_model(settings)
+        for name in ("scores", "trained_on", "held_out", "max_false_reject"):
+            setattr(model, name, facts[name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MambaADError(f"{path} is damaged: its description does not fit ({error}): fit it anew") from error
     tensors = load_file(path)
     for part, name in ((model.encoder, "encoder."), (model.detector, "detector.")):
         own = {key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)}
@@ -122,27 +127,30 @@ def load(path: Path) -> Model:
             raise MambaADError(f"{path} is damaged: its tensors are not those of its settings: fit it anew") from error
     model.detector.eval()
     model.moments = tensors.get("moments")
-    for name in ("scores", "trained_on", "held_out", "max_false_reject"):
-        setattr(model, name, facts[name])
     return model
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The JSON that describes a model file, without its tensors."""
+    if path.is_dir():
+        raise MambaADError(f"{path} is a folder: --model takes a model file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except FileNotFoundError:
         raise MambaADError(f"no model {path}: make one with mambaad fit GOOD_DIR, or name it with --model") from None
-    except IsADirectoryError:
-        raise MambaADError(f"{path} is a folder: --model takes a model file") from None
     except (SafetensorError, OSError) as error:
         raise MambaADError(f"{path} is no model file, or a truncated one ({error}): fit it anew") from error
     if "mambaad" not in metadata:
         raise MambaADError(f"{path} was not made by mambaad: expected a file written by mambaad fit or import")
-    facts = json.loads(metadata["mambaad"])
-    if facts["format"] > FORMAT:
-        raise MambaADError(f"{path} was made by a newer mambaad ({facts['mambaad']}): upgrade this one ({__version__})")
+    try:
+        facts = json.loads(metadata["mambaad"])
+        newer = facts["format"] > FORMAT
+    except (KeyError, TypeError, ValueError) as error:
+        raise MambaADError(f"{path} is damaged: its description does not fit ({error}): fit it anew") from error
+    if newer:
+        maker = facts.get("mambaad", "unknown")
+        raise MambaADError(f"{path} was made by a newer mambaad ({maker}): upgrade this one ({__version__})")
     return facts
 
 

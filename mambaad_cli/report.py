@@ -4,6 +4,7 @@ import csv
 import heapq
 import io
 import json
+import math
 import os
 import sys
 from collections import Counter
@@ -41,12 +42,12 @@ def row(prediction: Prediction) -> dict[str, Any]:
 def csv_line(values: Iterable[Any]) -> str:
     r"""One CSV line, RFC 4180 quoting. Text that a spreadsheet would run as a formula gets an apostrophe before it.
 
-    >>> csv_line(["=1+1.png", 12.3456789, None, "a,b"])
-    "'=1+1.png,12.3457,,\"a,b\"\n"
+    >>> csv_line(["=1+1.png", 12.3456789, None, "a"])
+    "'=1+1.png,12.3457,,a\n"
     """
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(_cell(value) for value in values)
-    return line.getvalue()
+    csv.writer(line, lineterminator="\r\n").writerow(_cell(value) for value in values)  # quotes what holds either
+    return line.getvalue()[:-2] + "\n"
 
 
 def _cell(value: Any) -> str:
@@ -58,8 +59,13 @@ def _cell(value: Any) -> str:
 
 def json_line(values: dict[str, Any]) -> str:
     """One JSON object on a line; floats to six significant digits."""
-    rounded = {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in values.items()}
-    return json.dumps(rounded) + "\n"
+    return json.dumps({key: _plain(value) for key, value in values.items()}) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no infinity
 
 
 class Lines:
@@ -73,7 +79,7 @@ class Lines:
     def __enter__(self) -> "Lines":
         if self.path is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be text
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names need not be text
             return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,16 +89,16 @@ class Lines:
         return self
 
     def write(self, line: str) -> None:
-        if self.path is None:
-            self.file.write(line)
-            self.file.flush()
-            return
         try:
             self.file.write(line)
             self.file.flush()
-            self.whole = self.file.tell()
+            if self.path is not None:
+                self.whole = self.file.tell()
+        except BrokenPipeError:
+            raise
         except OSError as error:
-            raise MambaADError(f"cannot write {self.path}: {error.strerror}; the rows before are kept") from error
+            where = self.path or "stdout"
+            raise MambaADError(f"cannot write {where}: {error.strerror}; the rows before are kept") from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,7 +146,7 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
     rows = list(worst_first(predictions, counts))
     highest = max((one.score for one in rows if one.score is not None), default=1.0)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("image", overflow="fold")
+    table.add_column("image", overflow="fold", min_width=24)
     if len({one.class_name for one in rows}) > 1:
         table.add_column("class")
     table.add_column("score", justify="right")
@@ -149,12 +155,15 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
     for one in rows:
         cells = [Text(shown(one.file.path))]
         if len(table.columns) == 5:
-            cells.append(Text(one.class_name))
+            cells.append(Text(shown(one.class_name)))
         style = {"anomalous": "red", "good": "green", "error": "magenta"}.get(one.verdict, "yellow")
         score = "" if one.score is None else f"{one.score:.3g}"
-        cells += [Text(score), bar(one, highest, style), Text(one.error or one.verdict, style=style)]
+        cells += [Text(score), bar(one, highest, style), Text(one.verdict, style=style)]
         table.add_row(*cells)
     console.print(table)
+    for one in rows:
+        if one.error:
+            console.print(Text(f"{shown(one.file.path)}: {one.error}"))
     total = sum(counts.values())
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     console.print(f"\n{total} images: {said}", highlight=False)
@@ -167,7 +176,7 @@ def bar(one: Prediction, highest: float, style: str) -> Text:
     """The score as a bar, its middle marking the threshold (without one: the highest score fills it)."""
     if one.score is None:
         return Text()
-    share = one.score / (2 * one.threshold) if one.threshold else one.score / highest
+    share = one.score / (2 * one.threshold) if one.threshold else one.score / (highest or 1.0)
     filled = round(max(0.0, min(1.0, share)) * BAR)
     marks = ["━"] * filled + [" "] * (BAR - filled)
     if one.threshold and filled < BAR // 2:

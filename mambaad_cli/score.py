@@ -78,9 +78,18 @@ def predict(
             if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
                 yield Prediction(file, name, None, None, "error", "the model gives no finite score: fit it anew")
                 continue
-            verdict = "uncalibrated" if threshold is None else "anomalous" if score > threshold else "good"
+            verdict = "uncalibrated" if threshold is None else "anomalous" if exceeds(score, threshold) else "good"
             kept = (anomaly_map.numpy(), one.picture) if maps else ()
             yield Prediction(file, name, score, threshold, verdict, "", *kept)
+
+
+def exceeds(score: float, threshold: float) -> bool:
+    """Whether a score lies above, in the six digits that are printed: the seventh depends on the batch.
+
+    >>> exceeds(3.0000001, 3.0), exceeds(3.0001, 3.0)
+    (False, True)
+    """
+    return float(f"{score:.6g}") > float(f"{threshold:.6g}")
 
 
 def class_of(file: ImageFile, model: Model) -> str:
@@ -88,7 +97,7 @@ def class_of(file: ImageFile, model: Model) -> str:
     known = list(model.trained_on)
     if len(known) == 1:
         return known[0]
-    return next((part for part in reversed(file.path.parts[:-1]) if part in known), "")
+    return next((part for part in reversed(file.path.absolute().parts[:-1]) if part in known), "")
 
 
 @torch.inference_mode()

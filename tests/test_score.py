@@ -94,7 +94,12 @@ def test_the_first_result_comes_long_before_the_last_image_is_read(
 ) -> None:
     opened: list[Path] = []
     read = images.read
-    monkeypatch.setattr(images, "read", lambda path: [opened.append(path), read(path)][1])
+
+    def watched(path: Path) -> np.ndarray:
+        opened.append(path)
+        return read(path)
+
+    monkeypatch.setattr(images, "read", watched)
     stream = predict(tiny_model, photos * 10, batch=4, workers=1)
     assert next(stream).file == photos[0]
     assert len(opened) <= 4 + 4 * 1 + 8 + 1  # a batch, and what is read ahead
@@ -165,7 +170,7 @@ def test_without_a_threshold_images_are_scored_but_not_judged(tiny_model: Model,
 
 
 def file_at(path: str) -> ImageFile:
-    return ImageFile(Path(path), Path(path).name and Path(Path(path).name), "")
+    return ImageFile(Path(path), Path(path), "")
 
 
 @pytest.mark.parametrize(
