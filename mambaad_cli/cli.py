@@ -127,6 +127,10 @@ def fit(
     checkpoint = model.with_name(f".{model.name}.checkpoint")
     if resume and not checkpoint.exists():
         warn(f"no checkpoint of a stopped run beside {model}: starting anew")
+    elif resume:
+        given = {"--epochs": epochs, "--max-minutes": max_minutes, "--batch": batch, "--lr": lr}
+        if ignored := [option for option, value in given.items() if value is not None]:
+            warn(f"--resume goes on as the stopped run began: {', '.join(ignored)} not used")
 
     with FitProgress(len(files)) as progress:
         fitted = training.fit(
@@ -177,6 +181,8 @@ def score(
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
     files = images.find(paths)
+    if output is not None and output.resolve() in {model.resolve(), *(file.path.resolve() for file in files)}:
+        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
     fitted = load_model(model, device, res)
     predictions = running(fitted, files, class_name, batch, workers, device)
     if not (as_csv or as_json or output):

@@ -320,6 +320,19 @@ def test_a_stopped_fit_says_how_to_go_on_and_resumes_to_the_same_file(
     assert not list(Path.cwd().glob(".*"))
 
 
+def test_resume_says_what_it_takes_from_the_stopped_run_instead(
+    fitting: Callable[..., Result], goods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: FitProgress, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(FitProgress, "step", interrupted)
+        fitting(goods)
+    result = fitting(goods, "--resume", "--epochs", 40, "--lr", 0.1, "--batch", 2)
+    assert all(option in result.stderr for option in ("--epochs", "--lr", "--batch"))
+
+
 def test_resume_without_a_checkpoint_says_so_and_starts(fitting: Callable[..., Result], goods: Path) -> None:
     result = fitting(goods, "--resume")
     assert result.exit_code == 0
@@ -332,9 +345,8 @@ def test_max_minutes_train_at_least_one_step(fitting: Callable[..., Result], goo
     assert Path("mambaad.safetensors").exists()
 
 
-@pytest.mark.parametrize("res", ["33", "70x50"])
-def test_fit_takes_any_size(fitting: Callable[..., Result], goods: Path, res: str) -> None:
-    assert fitting(goods, "--res", res, "--letterbox").exit_code == 0
+def test_fit_takes_any_size(fitting: Callable[..., Result], goods: Path) -> None:
+    assert fitting(goods, "--res", "70x33", "--letterbox").exit_code == 0
     assert run("score", goods).exit_code == 0
 
 
@@ -348,7 +360,7 @@ def test_fit_takes_any_size(fitting: Callable[..., Result], goods: Path, res: st
         (["--encoder", "hf-hub:no/such"], "no encoder 'hf-hub:no/such'"),
         (["--encoder-weights", "gone.pth"], "no file gone.pth"),
         (["--encoder-weights", "goods"], "goods"),
-        (["--encoder", "resnet18"], "these are not weights of resnet18"),
+        (["--encoder", "test_efficientnet"], "test_efficientnet"),
         (["--seed", "9" * 30], "--seed"),
         (["--lr", "1e9"], "--lr"),
     ],
@@ -399,6 +411,13 @@ def test_output_writes_to_a_file_what_stdout_would_show(model: Path, goods: Path
     written = run("score", goods, kind, "-o", "new/rows.txt")
     assert (written.exit_code, written.stdout) == (0, "")
     assert Path("new/rows.txt").read_text() == shown.stdout
+
+
+@pytest.mark.parametrize("path", ["goods/nut/0.png", "mambaad.safetensors"])
+def test_rows_are_never_written_over_an_image_or_the_model(model: Path, goods: Path, path: str) -> None:
+    before = Path(path).read_bytes()
+    assert path in complaint(run("score", "goods", "--csv", "-o", path))
+    assert Path(path).read_bytes() == before
 
 
 def test_score_ends_with_3_on_an_anomaly_if_asked(model: Path, goods: Path) -> None:
