@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import math
 import os
 import shlex
 import sys
@@ -63,6 +64,10 @@ Res = Annotated[str | None, typer.Option(help="Score at this size, not the one o
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
+OF_THE_MODEL = (
+    "preset", "detector", "encoder", "encoder_weights", "res", "letterbox", "scan", "directions", "local_branches",
+    "examples",
+)  # fmt: skip
 ClassName = Annotated[str | None, typer.Option("--class", help="Product class of all images, whatever their folder.")]
 
 
@@ -77,6 +82,7 @@ def mambaad(
 
 @app.command()
 def fit(
+    ctx: typer.Context,
     good: Good,
     model: ModelFile = DEFAULT_MODEL,
     preset: Annotated[
@@ -107,13 +113,21 @@ def fit(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same machine: same model.")] = 42,
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a stopped run.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Teach the products to the model that is there.")] = False,
+    examples: Annotated[bool, typer.Option(help="Keep some of the images in the model file, for --add.")] = True,
 ) -> None:
-    """Train one model on a folder of good images."""
+    """Train one model on a folder of good images, or with --add teach it new products."""
     from mambaad_cli import fit as training
     from mambaad_cli import modelfile
     from mambaad_cli.model.orders import directions as walks
 
     size = parse_size(res)
+    known = None
+    if add:
+        sources = {one: getattr(ctx.get_parameter_source(one), "name", "") for one in OF_THE_MODEL}
+        if fixed := ["--" + one.replace("_", "-") for one, source in sources.items() if source == "COMMANDLINE"]:
+            raise typer.BadParameter(f"{', '.join(fixed)}: the model has its own already", param_hint="--add")
+        known = load_model(model, device)
     files, classes = good_images(good)
     recipe = preset if detector == "mambaad" else detector
     choices = training.PRESETS[recipe]
@@ -133,24 +147,24 @@ def fit(
             warn(f"--resume goes on as the stopped run began: {', '.join(ignored)} not used")
 
     with FitProgress(len(files)) as progress:
-        fitted = training.fit(
-            files,
-            classes,
-            settings,
-            preset=recipe,
-            encoder_weights=encoder_weights,
-            epochs=epochs,
-            max_minutes=max_minutes,
-            batch=batch,
-            lr=lr,
-            seed=seed,
-            device=pick_device(device),
-            checkpoint=checkpoint,
-            resume=resume,
-            on_image=progress.image,
-            on_unreadable=progress.unreadable,
-            on_step=progress.step,
-        )
+        common: dict[str, Any] = {
+            "epochs": epochs,
+            "max_minutes": max_minutes,
+            "batch": batch,
+            "lr": lr,
+            "seed": seed,
+            "device": pick_device(device),
+            "checkpoint": checkpoint,
+            "resume": resume,
+            "on_image": progress.image,
+            "on_unreadable": progress.unreadable,
+            "on_step": progress.step,
+        }
+        if known is not None:
+            fitted = training.add(known, files, classes, **common)
+        else:
+            common |= {"preset": recipe, "encoder_weights": encoder_weights, "keep_examples": examples}
+            fitted = training.fit(files, classes, settings, **common)
     modelfile.save(fitted.to("cpu"), model)
     checkpoint.unlink(missing_ok=True)
     print_fit(fitted, model, progress)
@@ -484,6 +498,8 @@ def load_model(path: Path, device: str, res: str | None = None) -> "Model":
         if model.scores:
             warn(f"the threshold was set at another size than {res}: mambaad calibrate --res {res} sets it anew")
         model.settings = dataclasses.replace(model.settings, size=parse_size(res))
+        if model.recogniser is not None:
+            model.recogniser = model.recogniser._replace(limit=math.inf)  # how far is far depends on the size
     return model
 
 
@@ -598,6 +614,6 @@ def running(
 
 def leave(counts: Any, fail_on_anomaly: bool) -> None:
     """End with the exit status that the verdicts call for."""
-    if fail_on_anomaly and counts["anomalous"]:
+    if fail_on_anomaly and (counts["anomalous"] or counts["unknown"]):
         raise typer.Exit(ANOMALY_FOUND)
     raise typer.Exit(USER_CAN_MEND if counts["error"] else 0)

@@ -17,23 +17,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mambaad_cli import MambaADError, calibration
+from mambaad_cli import MambaADError, calibration, recognition
 from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model import DETECTORS
+from mambaad_cli.model.anomaly import Normal, normal_of
 from mambaad_cli.model.encoder import fold_batch_norms, pretrained_encoder
-from mambaad_cli.modelfile import Model, Settings, new_model, read_state_dict
+from mambaad_cli.modelfile import Example, Model, Settings, new_model, read_state_dict
 from mambaad_cli.score import WORKERS, Box, Input, read_ahead, within
 
 LEAST_IMAGES = 3
 HELD_OUT = 5  # one image of so many is kept for the threshold
 CACHE_MEMORY = 4 * 2**30  # bytes of features kept in memory; more go to a memory-mapped file
 SAVE_EVERY = 30.0  # seconds between checkpoints
+ENCODED = 8  # images that go through the encoder together
+EXAMPLES, HELD_OUT_EXAMPLES = 32, 64  # of each class, at most, that a model carries for `add`
+ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "detector": "mambaad",
         "encoder": "efficientnet_lite0",
-        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "cosine"},
+        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "cosine", "cut_paste": True},
         "batch": 8,
         "lr": 0.004,
         "schedule": "cosine",
@@ -121,6 +126,7 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = False,
     max_false_reject: float = 0.01,
+    keep_examples: bool = True,
     on_image: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[ImageError], None] = lambda error: None,
     on_step: Callable[[int, int, float, int], None] = lambda step, steps, loss, images: None,
@@ -158,16 +164,145 @@ def fit(
     run = Run(model.detector, features, train, training, device, _fingerprint(files, model, seed))
     run.train(max_minutes, checkpoint, resume, on_step)
 
-    model.detector.eval()
-    if choices["normalise"]:
-        model.moments = distance_moments(model, features, train, device)
-    model.trained_on = dict(Counter(names[i] for i in train))
-    model.held_out = bool(held_out)
     model.max_false_reject = max_false_reject
-    good = held_out or train
-    for i, score in zip(good, scores_of(model, features, good, device), strict=True):
-        model.scores.setdefault(names[i], []).append(score)
+    model.trained_on = dict(Counter(names[i] for i in train))
+    _describe_good(model, features, names, train, held_out, choices["normalise"], device)
+    if keep_examples:
+        kept = _kept(names, train, set(held_out))
+        model.examples = [example(files[readable[i]].path, names[i], i in held_out, settings) for i in kept]
     return model
+
+
+def add(
+    model: Model,
+    files: Sequence[ImageFile],
+    classes: Sequence[str],
+    *,
+    epochs: int | None = None,
+    max_minutes: float | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    seed: int = 42,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    on_image: Callable[[], None] = lambda: None,
+    on_unreadable: Callable[[ImageError], None] = lambda error: None,
+    on_step: Callable[[int, int, float, int], None] = lambda step, steps, loss, images: None,
+) -> Model:
+    """Teach a fitted model new products, or more images of those it knows.
+
+    Half of what it trains on are the images of the other products that it carries, so that these are not forgotten
+    (rehearsal: Robins, Connection Science 1995); their thresholds are set anew.
+
+    Raises MambaADError for a model without examples, and for fewer than three readable images.
+    """
+    if not model.examples:
+        raise MambaADError("the model carries no examples of what it knows (--no-examples): fit all products anew")
+    choices = next(one for one in PRESETS.values() if one["detector"] == model.settings.detector)
+    torch.manual_seed(seed)
+    data = _fingerprint(files, model.to(device), seed)
+    new, readable = cache_features(model, files, device, on_image, on_unreadable)
+    if len(readable) < LEAST_IMAGES:
+        raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
+    old = rehearsed_features(model, device)
+    features = Features(
+        [torch.cat(stages) for stages in zip(old.stages, new.stages, strict=True)], [*old.boxes, *new.boxes]
+    )
+    names = [one.class_name for one in model.examples] + [classes[i] for i in readable]
+    first = len(model.examples)
+    known = [i for i, one in enumerate(model.examples) if not one.held_out]
+    held_out = [i for i, one in enumerate(model.examples) if one.held_out]
+    own, own_held_out = split(names[first:], seed)
+    added = [first + i for i in own]
+    held_out += [first + i for i in own_held_out]
+    longest = max(len(known), len(added))  # the shorter list is walked through more often
+    train = [group[i % len(group)] for group in (known, added) for i in range(longest)]
+
+    batch = min(batch or choices["batch"], len(train))
+    training = Training(
+        steps=ADDING_STEPS if epochs is None else math.ceil(epochs * len(train) / batch),
+        batch=batch,
+        lr=lr or ADDING_LR * choices["lr"],
+        schedule=choices["schedule"],
+        seed=seed,
+    )
+    run = Run(model.detector, features, train, training, device, data)
+    run.train(max_minutes, checkpoint, resume, on_step)
+
+    model.trained_on = dict(Counter(model.trained_on) + Counter(names[i] for i in added))
+    _describe_good(model, features, names, known + added, held_out, bool(model.normal), device)
+    kept = [i - first for i in _kept(names, known + added, set(held_out)) if i >= first]
+    model.examples += [
+        example(files[readable[i]].path, names[first + i], first + i in held_out, model.settings) for i in kept
+    ]
+    return model
+
+
+@torch.inference_mode()
+def _describe_good(
+    model: Model,
+    features: Features,
+    names: Sequence[str],
+    train: list[int],
+    held_out: list[int],
+    normalise: bool,
+    device: str,
+) -> None:
+    """What good images tell once the training is over: moments, how products differ, scores for the threshold."""
+    model.detector.eval()
+    model.normal = {}
+    for name in dict.fromkeys(names) if normalise else ():
+        own = [i for i in train if names[i] == name]
+        model.normal[name] = normal_residuals(model, features, own, device)
+    if len(set(names)) > 1:
+        everything = range(len(names))
+        signatures = [recognition.signature(batch).cpu() for batch in _batches(features, everything, device)]
+        model.recogniser = recognition.learn(torch.cat(signatures), names, held_out)
+    model.held_out = bool(held_out)
+    good = held_out or train
+    model.scores = {}
+    for i, score in zip(good, scores_of(model, features, names, good, device), strict=True):
+        model.scores.setdefault(names[i], []).append(score)
+
+
+def _kept(names: Sequence[str], train: Sequence[int], held_out: set[int]) -> list[int]:
+    """The images that the model carries with it: of each class the first few of both kinds, evenly spread."""
+    kept: list[int] = []
+    for name in dict.fromkeys(names):
+        for group, most in ((train, EXAMPLES), (sorted(held_out), HELD_OUT_EXAMPLES)):
+            own = [i for i in dict.fromkeys(group) if names[i] == name]
+            kept += own[:: math.ceil(len(own) / most)] if own else []
+    return kept
+
+
+def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> Example:
+    """An image as the encoder sees it, as a PNG: nothing is lost of 8-bit images."""
+    one = next(iter(read_ahead([path], settings.size, settings.letterbox, 1)))
+    if isinstance(one, ImageError):
+        raise one
+    pixels = (one.pixels * 255).round().byte().permute(1, 2, 0).numpy()
+    png = cv2.imencode(".png", pixels[:, :, ::-1])[1]
+    return Example(class_name, held_out, one.box, torch.from_numpy(png.ravel()))
+
+
+def seen(one: Example) -> Tensor:
+    """What the encoder saw, (3, H, W) in 0 … 1."""
+    picture = cv2.imdecode(one.png.numpy(), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise MambaADError(f"the model's examples of {one.class_name} are damaged: fit it anew")
+    return torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1) / 255
+
+
+@torch.inference_mode()
+def rehearsed_features(model: Model, device: str) -> Features:
+    """The encoder's features of the images that the model carries."""
+    encoder = fold_batch_norms(model.encoder)
+    parts = []
+    for start in range(0, len(model.examples), ENCODED):
+        pixels = torch.stack([seen(one) for one in model.examples[start : start + ENCODED]])
+        parts.append([stage.permute(0, 2, 3, 1).cpu() for stage in encoder(pixels.to(device))])
+    return Features([torch.cat(stages) for stages in zip(*parts, strict=True)], [one.box for one in model.examples])
 
 
 def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -222,7 +357,7 @@ def cache_features(
             continue
         readable.append(i)
         waiting.append(one)
-        if len(waiting) == 8:
+        if len(waiting) == ENCODED:
             flush()
     flush()
     return Features([stage[: len(boxes)] for stage in stages], boxes), readable
@@ -379,25 +514,21 @@ def lr_factor(schedule: str, progress: float) -> float:
 
 
 @torch.inference_mode()
-def distance_moments(model: Model, features: Features, chosen: Sequence[int], device: str) -> Tensor:
-    """(2, scales): mean and deviation of each scale's distances over the positions of good images, at most 256."""
-    chosen = chosen[:: math.ceil(len(chosen) / 256)]
-    sums = [
-        torch.stack([torch.stack([d.sum(), d.square().sum(), torch.tensor(float(d.numel()))]) for d in distances])
-        for distances in (model.detector.distances(batch) for batch in _batches(features, chosen, device))
-    ]
-    total, squares, count = torch.stack(sums).double().sum(0).unbind(1)
-    mean = total / count
-    deviation = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
-    return torch.stack([mean, deviation]).float()
+def normal_residuals(model: Model, features: Features, chosen: Sequence[int], device: str) -> list[Normal]:
+    """What the decoder leaves over of good images of one class, a Normal a scale; of at most 128 of them."""
+    chosen = chosen[:: math.ceil(len(chosen) / 128)]
+    return normal_of(model.detector.residuals(batch) for batch in _batches(features, chosen, device))
 
 
 @torch.inference_mode()
-def scores_of(model: Model, features: Features, chosen: Sequence[int], device: str) -> list[float]:
-    """Image scores of cached images."""
+def scores_of(
+    model: Model, features: Features, names: Sequence[str], chosen: Sequence[int], device: str
+) -> list[float]:
+    """Image scores of cached images, each as one of its class."""
     scores: list[float] = []
     for batch in _batches(features, chosen, device):
-        maps = model.maps_of(batch, model.settings.size)
+        classes = [names[i] for i in chosen[len(scores) : len(scores) + len(batch[0])]]
+        maps = model.maps_of(batch, model.settings.size, classes)
         boxes = [features.boxes[i] for i in chosen[len(scores) : len(scores) + len(maps)]]
         scores += [float(within(one, box).max()) for one, box in zip(maps, boxes, strict=True)]
     return scores

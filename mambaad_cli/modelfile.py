@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError, __version__, calibration
 from mambaad_cli.files import written_whole
-from mambaad_cli.model import DETECTORS
+from mambaad_cli.model import DETECTORS, anomaly
+from mambaad_cli.model.anomaly import Normal
 from mambaad_cli.model.encoder import Encoder, build_encoder
+from mambaad_cli.recognition import Recognised, Recogniser, signature
 
 FORMAT = 1  # of the file; a reader refuses what is newer than itself
 
@@ -32,6 +34,16 @@ class Settings:
     options: dict[str, Any] = field(default_factory=dict)  # the detector's keyword arguments
 
 
+@dataclass(frozen=True)
+class Example:
+    """A good image as the encoder saw it, kept in the model file so that a product can be added to it later."""
+
+    class_name: str
+    held_out: bool
+    box: tuple[int, int, int, int] | None  # where the image lies in it, if it was letterboxed
+    png: Tensor  # uint8, the bytes of a PNG
+
+
 @dataclass
 class Model:
     """A fitted detector with its encoder and what good images taught about its scores."""
@@ -43,18 +55,36 @@ class Model:
     trained_on: dict[str, int] = field(default_factory=dict)  # images, by class
     held_out: bool = True  # False: there were too few images, and the scores are of training images
     max_false_reject: float = 0.01
-    moments: Tensor | None = None  # (2, scales): mean and deviation of each scale's distances on good images
+    normal: dict[str, list[Normal]] = field(default_factory=dict)  # by class and scale; empty: the paper's plain map
+    recogniser: Recogniser | None = None  # tells the products apart, where there are several
+    examples: list[Example] = field(default_factory=list)
 
-    def anomaly_maps(self, images: Tensor) -> Tensor:
-        """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W)."""
+    def anomaly_maps(self, images: Tensor, classes: Sequence[str] = ()) -> Tensor:
+        """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W); what is good differs from class to class."""
         size = (images.shape[2], images.shape[3])
-        return self.maps_of(self.encoder(images), size)
+        return self.maps_of(self.encoder(images), size, classes)
 
-    def maps_of(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Encoder features to anomaly maps (b, *size)."""
-        if self.moments is None:
+    def maps_of(self, features: list[Tensor], size: tuple[int, int], classes: Sequence[str] = ()) -> Tensor:
+        """Encoder features to anomaly maps (b, *size). Classes that are not told, or not known, are recognised."""
+        if not self.normal:
             return self.detector.anomaly_map(features, size)
-        return self.detector.anomaly_map(features, size, moments=self.moments.to(features[0].device))
+        names = list(classes) or [""] * len(features[0])
+        if not all(name in self.normal for name in names):
+            looks = [one.name for one in self.recognised(features)]
+            names = [name if name in self.normal else look for name, look in zip(names, looks, strict=True)]
+        residuals = self.detector.residuals(features)
+        maps = residuals[0].new_empty(len(names), *size)
+        for name in set(names):
+            own = [i for i, other in enumerate(names) if other == name]
+            normal = [Normal(*(part.to(maps.device) for part in one)) for one in self.normal[name]]
+            maps[own] = anomaly.fuse(anomaly.unusual([one[own] for one in residuals], normal), size)
+        return maps
+
+    def recognised(self, features: list[Tensor]) -> list[Recognised]:
+        """The product that each image looks like: where there is only one, that one."""
+        if self.recogniser is None:
+            return [Recognised(next(iter(self.normal), ""), 1.0, True)] * len(features[0])
+        return self.recogniser(signature(features).cpu())
 
     def threshold(self, class_name: str) -> float | None:
         """Above it an image of this class is anomalous; None while there are no scores of good images.
@@ -89,9 +119,13 @@ def save(model: Model, path: Path) -> None:
     """Write the model, its encoder with it, so that scoring needs no network."""
     tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     tensors |= {f"detector.{name}": tensor for name, tensor in model.detector.state_dict().items()}
-    if model.moments is not None:
-        tensors["moments"] = model.moments
-    facts = {
+    for i, scales in enumerate(model.normal.values()):
+        for scale, one in enumerate(scales):
+            tensors |= {f"normal.{i}.{scale}.{part}": tensor for part, tensor in one._asdict().items()}
+    if model.recogniser is not None:
+        tensors |= {"recogniser.means": model.recogniser.means, "recogniser.precision": model.recogniser.precision}
+    tensors |= {f"example.{i}": one.png for i, one in enumerate(model.examples)}
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "mambaad": __version__,
         "settings": dataclasses.asdict(model.settings),
@@ -99,7 +133,11 @@ def save(model: Model, path: Path) -> None:
         "trained_on": model.trained_on,
         "held_out": model.held_out,
         "max_false_reject": model.max_false_reject,
+        "normal": {name: len(scales) for name, scales in model.normal.items()},
+        "examples": [(one.class_name, one.held_out, one.box) for one in model.examples],
     }
+    if model.recogniser is not None:
+        facts["recogniser"] = {"names": model.recogniser.names, "limit": model.recogniser.limit}
     with written_whole(path) as half:
         try:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -116,6 +154,7 @@ def load(path: Path) -> Model:
         model = new_model(settings)
         for name in ("scores", "trained_on", "held_out", "max_false_reject"):
             setattr(model, name, facts[name])
+        kept = [(str(name), bool(held_out), box and tuple(box)) for name, held_out, box in facts.get("examples", [])]
     except (KeyError, TypeError, ValueError) as error:
         raise MambaADError(f"{path} is damaged: its description does not fit ({error}): fit it anew") from error
     tensors = load_file(path)
@@ -126,7 +165,16 @@ def load(path: Path) -> Model:
         except RuntimeError as error:
             raise MambaADError(f"{path} is damaged: its tensors are not those of its settings: fit it anew") from error
     model.detector.eval()
-    model.moments = tensors.get("moments")
+    try:
+        for i, (name, scales) in enumerate(facts.get("normal", {}).items()):
+            parts = [[tensors[f"normal.{i}.{scale}.{part}"] for part in Normal._fields] for scale in range(scales)]
+            model.normal[name] = [Normal(*one) for one in parts]
+        if "recogniser" in facts:
+            means, precision = tensors["recogniser.means"], tensors["recogniser.precision"]
+            model.recogniser = Recogniser(facts["recogniser"]["names"], means, precision, facts["recogniser"]["limit"])
+        model.examples = [Example(*one, tensors[f"example.{i}"]) for i, one in enumerate(kept)]
+    except (KeyError, TypeError) as error:
+        raise MambaADError(f"{path} is damaged: it lacks {error}: fit it anew") from error
     return model
 
 

@@ -20,6 +20,7 @@ from mambaad_cli import images
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model.encoder import fold_batch_norms
 from mambaad_cli.modelfile import Model
+from mambaad_cli.recognition import Recognised
 
 BATCH = 8
 WORKERS = 2
@@ -41,10 +42,11 @@ class Prediction(NamedTuple):
     class_name: str
     score: float | None
     threshold: float | None
-    verdict: str  # good, anomalous, uncalibrated or error
+    verdict: str  # good, anomalous, unknown (like no product), uncalibrated or error
     error: str
     anomaly_map: np.ndarray | None = None  # (H, W) float32 of the image itself, where it was asked for
     picture: np.ndarray | None = None
+    certainty: float | None = None  # 0 … 1 that it is this class, where that was recognised and not told
 
 
 def predict(
@@ -60,27 +62,35 @@ def predict(
     """Score files in their order, each on its own merits: an unreadable one gives a Prediction with its error.
 
     With `maps` a Prediction carries its anomaly map and the picture as read. `class_name` overrides what the files'
-    folders say.
+    folders say; what neither tells is recognised.
     """
     model = dataclasses.replace(model, encoder=fold_batch_norms(model.encoder))
     inputs = read_ahead([file.path for file in files], model.settings.size, model.settings.letterbox, workers, maps)
     pairs = zip(files, inputs, strict=True)
     while group := list(itertools.islice(pairs, batch)):
-        readable = [one for _, one in group if isinstance(one, Input)]
-        results = iter(list(_maps(model, readable, device)))
-        for file, one in group:
-            name = class_name or class_of(file, model)
+        told = [class_name or class_of(file, model) for file, _ in group]
+        readable = [i for i, (_, one) in enumerate(group) if isinstance(one, Input)]
+        pixels = [one for _, one in group if isinstance(one, Input)]
+        results = iter(_run(model, pixels, [told[i] for i in readable], device))
+        for (file, one), name in zip(group, told, strict=True):
             if isinstance(one, ImageError):
                 yield Prediction(file, name, None, None, "error", one.reason)
                 continue
-            anomaly_map = next(results)
-            score, threshold = float(anomaly_map.max()), model.threshold(name)
+            anomaly_map, look = next(results)
+            certainty = None
+            if not name and look is not None:
+                name, certainty = look.name if look.known else "", look.certainty
+            unknown = certainty is not None and not name
+            score, threshold = float(anomaly_map.max()), None if unknown else model.threshold(name)
             if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
                 yield Prediction(file, name, None, None, "error", "the model gives no finite score: fit it anew")
                 continue
-            verdict = "uncalibrated" if threshold is None else "anomalous" if exceeds(score, threshold) else "good"
-            kept = (anomaly_map.numpy(), one.picture) if maps else ()
-            yield Prediction(file, name, score, threshold, verdict, "", *kept)
+            if threshold is None:
+                verdict = "unknown" if unknown else "uncalibrated"
+            else:
+                verdict = "anomalous" if exceeds(score, threshold) else "good"
+            prediction = Prediction(file, name, score, threshold, verdict, "", certainty=certainty)
+            yield prediction._replace(anomaly_map=anomaly_map.numpy(), picture=one.picture) if maps else prediction
 
 
 def exceeds(score: float, threshold: float) -> bool:
@@ -101,13 +111,20 @@ def class_of(file: ImageFile, model: Model) -> str:
 
 
 @torch.inference_mode()
-def _maps(model: Model, inputs: Sequence[Input], device: str) -> Iterator[Tensor]:
-    """One anomaly map (H, W) an input, cut to the image where it was letterboxed."""
+def _run(
+    model: Model, inputs: Sequence[Input], classes: Sequence[str], device: str
+) -> list[tuple[Tensor, Recognised | None]]:
+    """Of each input the anomaly map (H, W), cut to the image where that was letterboxed, and what it looks like."""
     if not inputs:
-        return
+        return []
     stacked = torch.stack([one.pixels for one in inputs]).to(device)
-    for one, anomaly_map in zip(inputs, model.anomaly_maps(stacked).float().cpu(), strict=True):
-        yield within(anomaly_map, one.box)
+    features = model.encoder(stacked)
+    looks: list[Recognised | None] = [None] * len(inputs)
+    if model.recogniser is not None and not all(classes):
+        looks[:] = model.recognised(features)
+        classes = [name or look.name for name, look in zip(classes, looks, strict=True) if look]
+    maps = model.maps_of(features, (stacked.shape[2], stacked.shape[3]), classes).float().cpu()
+    return [(within(one_map, one.box), look) for one, one_map, look in zip(inputs, maps, looks, strict=True)]
 
 
 def within(anomaly_map: Tensor, box: Box | None) -> Tensor:

@@ -30,10 +30,42 @@ def test_map_is_bilinear_upsampling_summed_and_smoothed_as_scipy_does(size: tupl
     assert anomaly.fuse(distances, size).numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_moments_weigh_a_scale_by_how_unusual_it_is() -> None:
-    distances = [torch.full((1, 4, 4), 0.9), torch.full((1, 2, 2), 0.3)]
-    moments = torch.tensor([[0.8, 0.1], [0.1, 0.05]])
-    assert anomaly.fuse(distances, (8, 8), moments=moments).numpy() == pytest.approx(5.0)
+def test_residuals_are_half_the_root_of_the_cosine_distance() -> None:
+    features, rebuilt = ([torch.randn(2, 5, 4, 3)], [torch.randn(2, 5, 4, 3)])
+    (residual,) = anomaly.residuals(features, rebuilt)
+    (distance,) = anomaly.cosine_distances(features, rebuilt)
+    torch.testing.assert_close(residual.square().sum(-1) / 2, distance)
+
+
+def test_unusual_is_a_mahalanobis_distance_in_deviations_of_good_images() -> None:
+    good = torch.randn(8, 16, 16, 3) * torch.tensor([1.0, 2.0, 0.1]) + torch.tensor([0.5, 0.0, 1.0])
+    (normal,) = anomaly.normal_of([[good[:4]], [good[4:]]])
+    (found,) = anomaly.unusual([good], [normal])
+    flat = good.flatten(0, 2).double()
+    covariance = torch.cov(flat.T, correction=0)
+    covariance = 0.99 * covariance + 0.01 * covariance.diagonal().mean() * torch.eye(3)
+    offsets = flat - flat.mean(0)
+    distance = ((offsets @ torch.linalg.inv(covariance)) * offsets).sum(-1)
+    wanted = (distance - distance.mean()) / distance.std()
+    torch.testing.assert_close(found.flatten().double(), wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_direction_that_never_varies_counts_most() -> None:
+    good = torch.randn(1, 32, 32, 2) * torch.tensor([1.0, 0.1])
+    normal = anomaly.normal_of([[good]])
+    along, across = anomaly.unusual([torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])], normal)[0][0, 0]
+    assert across > 10 * along
+
+
+def test_scales_count_by_their_stride() -> None:
+    good = [torch.randn(4, side, side, 2) for side in (16, 8, 4)]
+    fine, middle, coarse = anomaly.unusual(good, anomaly.normal_of([good]))
+    assert [round(float(one.std()), 2) for one in (fine, middle, coarse)] == [0.25, 0.5, 1.0]
+
+
+def test_good_images_that_never_vary_are_no_trouble() -> None:
+    found = anomaly.unusual([torch.ones(1, 4, 4, 2)], anomaly.normal_of([[torch.zeros(3, 4, 4, 2)]]))
+    assert torch.isfinite(found[0]).all()
 
 
 def test_image_score_is_the_maximum() -> None:

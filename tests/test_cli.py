@@ -161,15 +161,15 @@ def test_whoever_stops_reading_ends_the_command_quietly(model: Path, goods: Path
 def test_ctrl_c_ends_with_status_130_and_keeps_what_was_done(
     model: Path, goods: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    anomaly_maps, calls = Model.anomaly_maps, []
+    maps_of, calls = Model.maps_of, []
 
-    def interrupted(self: Model, pixels: torch.Tensor) -> torch.Tensor:
+    def interrupted(self: Model, *arguments: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return anomaly_maps(self, pixels)
+        return maps_of(self, *arguments)
 
-    monkeypatch.setattr(Model, "anomaly_maps", interrupted)
+    monkeypatch.setattr(Model, "maps_of", interrupted)
     result = run("score", goods, "--csv", "-o", "rows.csv", "--batch", 2)
     assert (result.exit_code, result.stdout) == (130, "")
     assert len(rows(Path("rows.csv").read_text())) == 4
@@ -331,6 +331,21 @@ def test_resume_says_what_it_takes_from_the_stopped_run_instead(
         fitting(goods)
     result = fitting(goods, "--resume", "--epochs", 40, "--lr", 0.1, "--batch", 2)
     assert all(option in result.stderr for option in ("--epochs", "--lr", "--batch"))
+
+
+def test_add_teaches_the_model_a_product(fitting: Callable[..., Result], goods: Path) -> None:
+    assert fitting(goods / "nut").exit_code == 0
+    result = run("fit", goods / "bolt", "--add", "--epochs", 1, "--batch", 4)
+    assert result.exit_code == 0
+    assert "nut: learnt from 5 good images, 1 held out" in result.stdout
+    assert "bolt: learnt from 5 good images, 1 held out" in result.stdout
+    assert {row["class"] for row in rows(run("score", goods, "--csv").stdout)} == {"nut", "bolt"}
+
+
+def test_add_takes_the_models_own_settings(model: Path, goods: Path) -> None:
+    result = run("fit", goods, "--add", "--res", 64, "--scan", "sweep")
+    assert result.exit_code == 2
+    assert all(option in result.stderr for option in ("--res", "--scan"))
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts(fitting: Callable[..., Result], goods: Path) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -46,8 +45,8 @@ def run(goods: Path, weights: Path) -> Callable[..., Model]:
 
 
 def tensors(model: Model) -> dict[str, torch.Tensor]:
-    assert model.moments is not None
-    return {**model.detector.state_dict(), **model.encoder.state_dict(), "moments": model.moments}
+    normal = {f"{name} {i}": one.whitening for name, scales in model.normal.items() for i, one in enumerate(scales)}
+    return {**model.detector.state_dict(), **model.encoder.state_dict(), **normal}
 
 
 @pytest.fixture(scope="module")
@@ -190,21 +189,30 @@ def test_padding_does_not_set_the_threshold(
     """Images of 80 × 96 pixels fill rows 5 … 57 of 64."""
     padded = torch.full((64, 64), 9.0)
     padded[5:58] = 1.0
-    monkeypatch.setattr(Model, "maps_of", lambda self, features, size: padded.expand(len(features[0]), -1, -1))
+    monkeypatch.setattr(Model, "maps_of", lambda self, features, *_: padded.expand(len(features[0]), -1, -1))
     assert run(letterbox=True, epochs=1).scores == {"bolt": [1.0], "nut": [1.0]}
 
 
-def test_moments_are_mean_and_deviation_of_the_distances_of_training_images(
-    run: Callable[..., Model], goods: Path
-) -> None:
+def test_each_class_is_normal_in_its_own_way(run: Callable[..., Model], goods: Path) -> None:
     model = run()
     features, _ = fit.cache_features(model, images.find([goods]), "cpu")
     train, _ = fit.split(["bolt"] * 6 + ["nut"] * 6, 42)
+    bolts = torch.tensor([i for i in train if i < 6])
     with torch.inference_mode():
-        distances = [d.double().numpy() for d in model.detector.distances(features[torch.tensor(train)])]
-    assert model.moments is not None
-    assert np.allclose(model.moments[0], [d.mean() for d in distances], rtol=1e-4)
-    assert np.allclose(model.moments[1], [d.std() for d in distances], rtol=1e-3)
+        residuals = model.detector.residuals(features[bolts])
+    for residual, normal in zip(residuals, model.normal["bolt"], strict=True):
+        torch.testing.assert_close(normal.mean, residual.mean((0, 1, 2)))
+    assert not torch.allclose(model.normal["bolt"][0].mean, model.normal["nut"][0].mean)
+
+
+def test_an_image_is_measured_as_one_of_its_class(run: Callable[..., Model], goods: Path) -> None:
+    model = run()
+    pixels = torch.stack([images.resize(images.read(goods / "nut" / f"{i}.png"), (64, 64)) for i in range(2)])
+    with torch.inference_mode():
+        mixed = model.anomaly_maps(pixels, ["nut", "bolt"])
+        nuts, bolts = model.anomaly_maps(pixels, ["nut", "nut"]), model.anomaly_maps(pixels, ["bolt", "bolt"])
+    torch.testing.assert_close(mixed, torch.stack([nuts[0], bolts[1]]), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(nuts[1], bolts[1])
 
 
 # ---- stopped and resumed ----
@@ -388,3 +396,74 @@ def test_a_detector_starts_afresh_from_the_seed_alone(weights: Path) -> None:
     torch.manual_seed(5)
     other = new_model(settings).detector.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_several_products_are_told_apart_and_one_needs_no_telling(run: Callable[..., Model], tmp_path: Path) -> None:
+    for i in range(6):
+        images.write(tmp_path / "kinds" / "dark" / f"{i}.png", picture(i) // 4)
+        images.write(tmp_path / "kinds" / "light" / f"{i}.png", 255 - picture(i) // 4)
+    model = run(images.find([tmp_path / "kinds"]))
+    (tmp_path / "kinds" / "dark").rename(tmp_path / "kinds" / "a")
+    (tmp_path / "kinds" / "light").rename(tmp_path / "kinds" / "b")
+    found = list(predict(model, images.find([tmp_path / "kinds"])))
+    assert [one.class_name for one in found] == ["dark"] * 6 + ["light"] * 6
+    assert all(one.certainty is not None and one.threshold == model.threshold(one.class_name) for one in found)
+    assert run(images.find([tmp_path / "kinds" / "a"])).recogniser is None
+
+
+def test_an_image_like_no_product_is_unknown(run: Callable[..., Model], goods: Path, tmp_path: Path) -> None:
+    model = run()
+    assert model.recogniser is not None
+    model.recogniser = model.recogniser._replace(limit=0.0)
+    (only,) = predict(model, images.find([goods / "nut" / "0.png"]), class_name=None)
+    assert (only.class_name, only.verdict, only.threshold) == ("nut", only.verdict, model.threshold("nut"))
+    (goods / "nut" / "0.png").rename(tmp_path / "alone.png")
+    (only,) = predict(model, images.find([tmp_path / "alone.png"]))
+    assert (only.class_name, only.verdict, only.threshold) == ("", "unknown", None)
+    assert only.score is not None
+
+
+def test_a_model_carries_images_as_the_encoder_saw_them(run: Callable[..., Model], goods: Path) -> None:
+    model = run(letterbox=True)
+    assert [(one.class_name, one.held_out) for one in model.examples].count(("nut", True)) == 1
+    assert len(model.examples) == 12
+    first = model.examples[0]
+    learnt = fit.split(["bolt"] * 6 + ["nut"] * 6, 42)[0][0]
+    pixels, box = images.letterbox(images.read(goods / "bolt" / f"{learnt}.png"), model.settings.size)
+    torch.testing.assert_close(fit.seen(first), pixels, atol=1e-6, rtol=0)
+    assert first.box == box
+    assert not run(keep_examples=False).examples
+
+
+def test_add_teaches_a_product_and_keeps_the_others(run: Callable[..., Model], tmp_path: Path) -> None:
+    for i in range(6):
+        images.write(tmp_path / "new" / f"{i}.png", picture(200 + i))
+    model = run()
+    before = [tensor.clone() for tensor in model.detector.parameters()]
+    files = images.find([tmp_path / "new"])
+    seen: list[int] = []
+    grown = fit.add(model, files, ["washer"] * 6, epochs=1, batch=4, on_step=lambda step, *_: seen.append(step))
+    assert grown.trained_on == {"bolt": 5, "nut": 5, "washer": 5}
+    assert set(grown.scores) == {"bolt", "nut", "washer"}
+    assert grown.recogniser is not None
+    assert set(grown.recogniser.names) == {"bolt", "nut", "washer"}
+    assert len(seen) == 5  # 10 images that it knew, and the 5 new ones twice, by fours
+    assert any(not torch.equal(old, new) for old, new in zip(before, grown.detector.parameters(), strict=True))
+    assert len(grown.examples) == 18
+
+
+def test_add_needs_examples_and_images(run: Callable[..., Model], goods: Path) -> None:
+    files = images.find([goods / "nut"])
+    with pytest.raises(MambaADError, match="no examples"):
+        fit.add(run(keep_examples=False), files, ["nut"] * 6)
+    with pytest.raises(MambaADError, match="2 readable images"):
+        fit.add(run(), files[:2], ["nut"] * 2)
+
+
+def test_of_many_images_a_model_carries_some_of_each_class() -> None:
+    names = ["nut"] * 500 + ["bolt"] * 10
+    train, held_out = fit.split(names, 0)
+    kept = fit._kept(names, train, set(held_out))
+    assert sum(names[i] == "bolt" for i in kept) == 10
+    assert sum(i in set(train) and names[i] == "nut" for i in kept) <= fit.EXAMPLES
+    assert sum(i in set(held_out) and names[i] == "nut" for i in kept) <= fit.HELD_OUT_EXAMPLES

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from mambaad_cli import MambaADError, modelfile
 from mambaad_cli.files import shown
-from mambaad_cli.modelfile import Model, load, read_state_dict, save
+from mambaad_cli.model.anomaly import normal_of
+from mambaad_cli.modelfile import Example, Model, load, read_state_dict, save
+from mambaad_cli.recognition import Recogniser
 
 
 @pytest.fixture
@@ -67,7 +69,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any], drop: str = "
 
 
 def test_a_saved_model_gives_the_same_maps_to_the_bit(tiny_model: Model, tmp_path: Path) -> None:
-    tiny_model.moments = torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 3.0]])
+    residuals = [torch.randn(2, side, side, c) for side, c in zip((16, 8, 4), tiny_model.encoder.channels, strict=True)]
+    tiny_model.normal = {"nut": normal_of([residuals])}
     save(tiny_model, tmp_path / "m.safetensors")
     pixels = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
@@ -80,12 +83,32 @@ def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: Mod
     tiny_model.held_out, tiny_model.max_false_reject = False, 0.05
     save(tiny_model, tmp_path / "m.safetensors")
     found = load(tmp_path / "m.safetensors")
-    for name in ("scores", "trained_on", "held_out", "max_false_reject", "moments"):
+    for name in ("scores", "trained_on", "held_out", "max_false_reject", "normal", "recogniser"):
         assert getattr(found, name) == getattr(tiny_model, name), name
     as_json = [json.dumps(dataclasses.asdict(model.settings)) for model in (found, tiny_model)]  # tuples become lists
     assert as_json[0] == as_json[1]
     assert found.settings.size == (64, 64)
     assert not found.detector.training
+
+
+def test_what_tells_products_apart_and_examples_travel_too(tiny_model: Model, tmp_path: Path) -> None:
+    tiny_model.recogniser = Recogniser(["nut", "bolt"], torch.randn(2, 5), torch.randn(5, 5), 7.5)
+    tiny_model.examples = [
+        Example("nut", False, (1, 2, 3, 4), torch.arange(9, dtype=torch.uint8)),
+        Example("bolt", True, None, torch.arange(5, dtype=torch.uint8)),
+    ]
+    save(tiny_model, tmp_path / "m.safetensors")
+    found = load(tmp_path / "m.safetensors")
+    assert found.recogniser is not None
+    assert found.recogniser.names == ["nut", "bolt"]
+    assert found.recogniser.limit == 7.5
+    assert torch.equal(found.recogniser.means, tiny_model.recogniser.means)
+    assert torch.equal(found.recogniser.precision, tiny_model.recogniser.precision)
+    assert [(one.class_name, one.held_out, one.box) for one in found.examples] == [
+        ("nut", False, (1, 2, 3, 4)),
+        ("bolt", True, None),
+    ]
+    assert all(torch.equal(a.png, b.png) for a, b in zip(found.examples, tiny_model.examples, strict=True))
 
 
 def test_scoring_needs_no_weights_from_elsewhere(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def scores(predictions: Any) -> dict[str, float]:
 
 def fixed_maps(monkeypatch: pytest.MonkeyPatch, anomaly_map: torch.Tensor) -> None:
     """Let every model give this one map (H, W)."""
-    monkeypatch.setattr(Model, "anomaly_maps", lambda self, pixels: anomaly_map.expand(len(pixels), -1, -1))
+    monkeypatch.setattr(Model, "maps_of", lambda self, features, *_: anomaly_map.expand(len(features[0]), -1, -1))
 
 
 @pytest.fixture

@@ -3,14 +3,16 @@
 Letters: b batch, c channels, h × w positions of a feature map, H × W pixels of the anomaly map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 SIGMA = 4.0  # pixels; MambaAD, section 3.4
+SHRINKAGE = 0.01  # of the residuals' covariance towards a multiple of the identity
 
 
 def cosine_distances(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Tensor]:
@@ -28,21 +30,66 @@ def cosine_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor
     return torch.stack([distance.mean() for distance in cosine_distances(features, rebuilt)]).sum()
 
 
-def fuse(
-    distances: Sequence[Tensor], size: tuple[int, int], sigma: float = SIGMA, moments: Tensor | None = None
-) -> Tensor:
+class Normal(NamedTuple):
+    """What the residuals of one scale are like on good images of one product, c channels."""
+
+    mean: Tensor  # (c,)
+    whitening: Tensor  # (c, c): the squared length of (residual − mean) @ whitening is its Mahalanobis distance
+    moments: Tensor  # (2,): mean and deviation of these distances
+
+
+def residuals(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Tensor]:
+    """What the decoder could not rebuild: differences of unit vectors, (b, h, w, c) for each pair of (b, c, h, w).
+
+    Half their squared length is the cosine distance.
+    """
+    return [
+        (F.normalize(f.float(), dim=1) - F.normalize(r.float(), dim=1)).permute(0, 2, 3, 1)
+        for f, r in zip(features, rebuilt, strict=True)
+    ]
+
+
+def normal_of(parts: Iterable[Sequence[Tensor]]) -> list[Normal]:
+    """The Normal of each scale from the residuals of good images, a batch at a time."""
+    batches = [[residual.flatten(0, 2) for residual in batch] for batch in parts]
+    return [_normal(torch.cat(scale)) for scale in zip(*batches, strict=True)]
+
+
+def _normal(residual: Tensor) -> Normal:
+    """Of (positions, c)."""
+    mean = residual.mean(0)
+    centred = residual - mean
+    covariance = (centred.T @ centred).double() / len(centred)
+    size = covariance.diagonal().mean().clamp(min=1e-12)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * torch.eye(len(mean)).to(covariance)
+    whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).float()
+    distance = (centred @ whitening).square().sum(-1)
+    return Normal(mean, whitening, torch.stack([distance.mean(), distance.std().clamp(min=1e-6)]))
+
+
+def unusual(residual: Sequence[Tensor], normal: Sequence[Normal]) -> list[Tensor]:
+    """How unusual each scale's residuals (b, h, w, c) are for good images: (b, h, w) each, around 0.
+
+    A Mahalanobis distance for the cosine distance: a direction in which good images vary counts for less, one in which
+    they never do counts for more. Each scale is then counted by how unusual it is (on rough surfaces the finest is
+    grain that nothing can predict), and in proportion to its stride: what spoils a part is rarely one pixel wide.
+    """
+    maps = []
+    for scale, (one, good) in enumerate(zip(residual, normal, strict=True)):
+        distance = ((one - good.mean) @ good.whitening).square().sum(-1)
+        maps.append((distance - good.moments[0]) / good.moments[1] / 2 ** (len(normal) - 1 - scale))
+    return maps
+
+
+def fuse(distances: Sequence[Tensor], size: tuple[int, int], sigma: float = SIGMA) -> Tensor:
     """Sum the scales' (b, h, w) distances to one anomaly map (b, H, W).
 
     Each is upsampled bilinearly (align_corners=True), and the sum smoothed by a Gaussian of `sigma` pixels. Both are
-    linear and separable, so one small matrix an axis does the two at once. With `moments` (2, scales), the mean and
-    deviation of each scale's distances on good images, a scale counts by how unusual it is: on rough surfaces the
-    finest scale is grain that nothing can predict, and would drown the others.
+    linear and separable, so one small matrix an axis does the two at once.
     """
     fused = torch.zeros((), device=distances[0].device)
     with torch.autocast(distances[0].device.type, enabled=False):
-        for scale, distance in enumerate(distances):
-            if moments is not None:
-                distance = (distance - moments[0, scale]) / moments[1, scale]
+        for distance in distances:
             rows = _upsample_and_smooth(size[0], distance.shape[1], sigma).to(distance)
             columns = _upsample_and_smooth(size[1], distance.shape[2], sigma).to(distance)
             fused = fused + rows @ distance @ columns.T

@@ -213,6 +213,7 @@ class MambaAD(nn.Module):
     local_branches  off: a plain Mamba decoder
     drop_path       of the first block; the rates fall linearly to 0
     loss            "mse" as in the paper, or "cosine": what the anomaly map measures
+    cut_paste       learn to rebuild good features from spoilt ones, see `cut_paste`; the paper does not
     """
 
     strides = (4, 8, 16)
@@ -226,8 +227,10 @@ class MambaAD(nn.Module):
         local_branches: bool = True,
         drop_path: float = 0.2,
         loss: str = "mse",
+        cut_paste: bool = False,
     ) -> None:
         super().__init__()
+        self.cut_paste = cut_paste
         self.loss_function = {"mse": anomaly.mse_loss, "cosine": anomaly.cosine_loss}[loss]
         widths = [2 * channels[-1], *reversed(channels)]
         self.bottleneck = HalfFPN(channels, widths[0])
@@ -241,15 +244,19 @@ class MambaAD(nn.Module):
 
     def loss(self, features: Sequence[Tensor]) -> Tensor:
         """A scalar that falls as good features are rebuilt better."""
-        return self.loss_function(features, self(features))
+        return self.loss_function(features, self(cut_paste(features) if self.cut_paste else features))
 
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
         """How far each scale is from what the decoder expects: (b, h, w) each, 0 … 2."""
         return anomaly.cosine_distances(features, self(features))
 
-    def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int], moments: Tensor | None = None) -> Tensor:
+    def residuals(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """What it could not rebuild at each scale: (b, h, w, c), see `anomaly.residuals`."""
+        return anomaly.residuals(features, self(features))
+
+    def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """(b, *size), higher where the image is less like what was learnt."""
-        return anomaly.fuse(self.distances(features), size, moments=moments)
+        return anomaly.fuse(self.distances(features), size)
 
     def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
         """AdamW as in section 4.1; weight decay takes in A_log as well."""
@@ -288,6 +295,33 @@ def normed_silu(x: Tensor) -> Tensor:
     """InstanceNorm (no affine) and SiLU of (b, h, w, c)."""
     var, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
     return F.silu((x - mean) * torch.rsqrt(var + 1e-5))
+
+
+def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, largest: float = 0.375) -> list[Tensor]:
+    """Spoil a share of the images (b, c, h, w a stage): up to `most` rectangles come from other places and images.
+
+    A decoder that has to rebuild the good features from these learns not to let through what does not belong. This is
+    CutPaste (Li et al., CVPR 2021) on features instead of pixels; `largest` is a rectangle's longest side at most, in
+    shares of the image's.
+    """
+    spoilt = [stage.clone() for stage in features]
+    b = len(spoilt[0])
+    for image in range(b):
+        if torch.rand(()) >= share:
+            continue
+        for _ in range(int(torch.randint(1, most + 1, ()))):
+            size, target, source = torch.rand(3, 2).unbind()
+            other = int(torch.randint(b, ()))
+            for stage, copy in zip(features, spoilt, strict=True):
+                grid = torch.tensor(stage.shape[2:])
+                sides = (size * largest * grid).round().clamp(min=1)
+                (top, left), (from_top, from_left) = (
+                    (place * (grid - sides)).round().int().tolist() for place in (target, source)
+                )
+                h, w = sides.int().tolist()
+                piece = stage[other, :, from_top : from_top + h, from_left : from_left + w]
+                copy[image, :, top : top + h, left : left + w] = piece
+    return spoilt
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

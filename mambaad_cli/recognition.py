@@ -1,0 +1,75 @@
+"""Which product an image shows, told by the encoder's features alone.
+
+Linear discriminant analysis: an image's signature is compared with the mean of each product by the Mahalanobis distance
+of the covariance that all products share, shrunk towards its diagonal because there are fewer images than dimensions.
+
+Letters: n images, k products, s dimensions of a signature.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SHRINKAGE = 0.1  # of the covariance
+ROOM = 1.5  # an image is unknown farther out than so many times the farthest good image: defects need room
+
+
+class Recognised(NamedTuple):
+    """The nearest product; `certainty` 0 … 1 tells how much nearer than the next; `known`: near enough to be it."""
+
+    name: str
+    certainty: float
+    known: bool
+
+
+class Recogniser(NamedTuple):
+    """What tells k products from each other."""
+
+    names: list[str]
+    means: Tensor  # (k, s)
+    precision: Tensor  # (s, s) inverse covariance
+    limit: float  # squared distance beyond which no product is recognised
+
+    def __call__(self, signatures: Tensor) -> list[Recognised]:
+        """Of each signature (n, s) the nearest product."""
+        nearest = self.distances(signatures).topk(min(2, len(self.names)), largest=False)
+        return [
+            Recognised(self.names[found[0]], float(1 - far[0] / far[-1]) if len(far) > 1 else 1.0, far[0] <= self.limit)
+            for found, far in zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+        ]
+
+    def distances(self, signatures: Tensor) -> Tensor:
+        """Squared Mahalanobis distances (n, k)."""
+        offsets = signatures[:, None] - self.means
+        return ((offsets @ self.precision) * offsets).sum(-1)
+
+
+def signature(features: Sequence[Tensor]) -> Tensor:
+    """(n, s) from (n, c, h, w) a stage: mean and deviation over the positions of the two coarsest stages."""
+    parts = [part for stage in features[-2:] for part in torch.var_mean(stage.float(), dim=(2, 3))]
+    return torch.cat([part.clamp(min=0).sqrt() if i % 2 == 0 else part for i, part in enumerate(parts)], dim=1)
+
+
+def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> Recogniser:
+    """From signatures (n, s) and the product of each; the limit comes from images that the means do not know.
+
+    >>> points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
+    >>> recogniser = learn(points, ["nut", "nut", "bolt", "bolt"], [1])
+    >>> recogniser(torch.tensor([[8.0, 0.5]]))[0].name
+    'bolt'
+    """
+    kinds = list(dict.fromkeys(names))
+    labels = torch.tensor([kinds.index(name) for name in names])
+    taught = torch.ones(len(labels), dtype=torch.bool)
+    taught[list(held_out)] = False
+    points = signatures.double()
+    means = torch.stack([points[taught & (labels == i)].mean(0) for i in range(len(kinds))])
+    spread = points[taught] - means[labels[taught]]
+    covariance = spread.T @ spread / max(1, len(spread) - len(kinds))
+    diagonal = covariance.diagonal().clamp(min=1e-6)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(diagonal)
+    recogniser = Recogniser(kinds, means.float(), torch.linalg.inv(covariance).float(), 0.0)
+    own = recogniser.distances(signatures.float()).gather(1, labels[:, None])
+    return recogniser._replace(limit=ROOM * float(own.max()))
