@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 64, BLOCK = 64, AHEAD = 8 }; /* positions between two stored states; channels of a task at most;
-                                             positions that rows are asked for ahead */
+enum { TILE = 32, BLOCK = 64, AHEAD = 8, WIDEST = 32 }; /* positions between two stored states; channels of a task at most;
+                                             positions that rows are asked for ahead; channels that go backward at once at most */
 
 typedef struct {
     int64_t b, l, k, d, n, r;
@@ -51,11 +51,11 @@ typedef struct {
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Floats of scratch: rows of a tile, constants of a block, and for backward each state of a tile twice and its
-   gradients lane by lane. */
+/* Floats of scratch: rows of a tile, constants of a block, and for backward the states and decays of a tile and its
+   gradients of x. */
 static size_t forward_scratch(const Scan *s) { return BLOCK * (4 * TILE + 2 * s->n + s->r + 2); }
 static size_t backward_scratch(const Scan *s) {
-    return BLOCK * (8 * TILE + 5 * s->n + 2 * s->r + 4) + 16 * ((4 * TILE + 1) * s->n + s->r + 16);
+    return BLOCK * (7 * TILE + 4 * s->n + 2 * s->r + 4) + (2 * TILE + 1) * 8 * WIDEST + TILE * (2 * s->n + s->r) + 16;
 }
 
 #define JOIN_(a, b) a##_##b
@@ -65,10 +65,16 @@ static size_t backward_scratch(const Scan *s) {
 #define ISA portable /* SSE2 on x86, NEON on ARM */
 #define LANES 4
 #define GROUP 4
+#define STEPS 2
+#define HALF 2
+#define VECS 1
 #include "scan_cpu_kernel.h"
 #undef ISA
 #undef LANES
 #undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -80,12 +86,20 @@ static size_t backward_scratch(const Scan *s) {
 #pragma GCC target("avx2,fma")
 #endif
 #define ISA avx2
+#define AVX2 1
 #define LANES 8
 #define GROUP 4
+#define STEPS 2
+#define HALF 4
+#define VECS 1
 #include "scan_cpu_kernel.h"
+#undef AVX2
 #undef ISA
 #undef LANES
 #undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
@@ -95,14 +109,20 @@ static size_t backward_scratch(const Scan *s) {
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
 #endif
 #define ISA avx512
+#define AVX512 1
 #define LANES 16
 #define GROUP 16
-#define AVX512 1
+#define STEPS 2
+#define HALF 8
+#define VECS 2
 #include "scan_cpu_kernel.h"
 #undef AVX512
 #undef ISA
 #undef LANES
 #undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
