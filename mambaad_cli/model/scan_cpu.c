@@ -1,4 +1,4 @@
-/* The selective scan on a CPU: forward and backward, fused, float32.
+/* The selective scan on a CPU, forward and backward, fused, float32; and beside it InstanceNorm with SiLU.
 
    One pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
    directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists.
@@ -38,13 +38,23 @@ typedef struct {
     int64_t groups;         /* of channel blocks: a backward task owns one image and one group */
 } Scan;
 
+/* InstanceNorm (no affine, eps 1e-5) and SiLU */
 typedef struct {
-    const Scan *scan;
+    int64_t b, l, c;
+    const float *x;  /* (b, l, c) */
+    float *y;        /* (b, l, c) */
+    float *moments;  /* (b, 2, c): mean and 1 / deviation over l, written forward and read backward */
+    const float *dy; /* (b, l, c): from here on backward alone, else null */
+    float *dx;       /* (b, l, c) */
+} Norm;
+
+typedef struct {
+    const void *work; /* Scan or Norm */
     int64_t width; /* channels of a block: 16, 32 or 64 */
     int64_t tasks;
     int64_t next; /* the first task that nobody has taken, changed atomically */
     int failed;   /* set where a thread had no memory */
-    void (*run)(const Scan *, int64_t width, int64_t task, float *scratch);
+    void (*run)(const void *, int64_t width, int64_t task, float *scratch);
     size_t scratch; /* floats a thread needs */
 } Job;
 
@@ -167,7 +177,7 @@ static void *work(void *argument) {
     uint64_t old = flush_denormals();
     int64_t task;
     while ((task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks)
-        job->run(job->scan, job->width, task, scratch);
+        job->run(job->work, job->width, task, scratch);
     restore_denormals(old);
     free(scratch);
     return NULL;
@@ -195,10 +205,10 @@ static int run(Job *job, int64_t threads, Parallel parallel) {
 }
 
 /* The widest block of channels that still keeps all threads busy to the end. */
-static int64_t block_width(const Scan *s, int64_t images, int64_t threads) {
+static int64_t block_width(int64_t channels, int64_t images, int64_t threads) {
     for (int64_t width = BLOCK; width > 16; width /= 2) {
-        int64_t tasks = images * ceil_div(s->d, width);
-        if (s->d >= width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
+        int64_t tasks = images * ceil_div(channels, width);
+        if (channels >= width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
     }
     return 16;
 }
@@ -216,9 +226,9 @@ int mambaad_best_isa(void) {
     return 0;
 }
 
-/* Both return 0, or 1 where memory ran out. */
+/* These return 0, or 1 where memory ran out. */
 int mambaad_scan_forward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
-    int64_t width = block_width(s, s->b, threads);
+    int64_t width = block_width(s->d, s->b, threads);
     Job job = {s, width, s->b * ceil_div(s->d, width), 0, 0, forward_portable, forward_scratch(s)};
 #if defined(__x86_64__)
     if (isa == 1) job.run = forward_avx2;
@@ -232,6 +242,17 @@ int mambaad_scan_backward(const Scan *s, int isa, int64_t threads, Parallel para
 #if defined(__x86_64__)
     if (isa == 1) job.run = backward_avx2;
     if (isa == 2) job.run = backward_avx512;
+#endif
+    return run(&job, threads, parallel);
+}
+
+/* Forward, or backward where s->dx is given. */
+int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parallel) {
+    int64_t width = block_width(s->c, s->b, threads);
+    Job job = {s, width, s->b * ceil_div(s->c, width), 0, 0, norm_portable, 16};
+#if defined(__x86_64__)
+    if (isa == 1) job.run = norm_avx2;
+    if (isa == 2) job.run = norm_avx512;
 #endif
     return run(&job, threads, parallel);
 }

@@ -168,7 +168,8 @@ static inline __attribute__((always_inline)) void FN(recur)(const int count, int
     for (int i = 0; i < count; i++) put(h + i * BLOCK, H[i]);
 }
 
-static void FN(forward)(const Scan *s, int64_t width, int64_t task, float *scratch) {
+static void FN(forward)(const void *work, int64_t width, int64_t task, float *scratch) {
+    const Scan *s = work;
     int64_t blocks = ceil_div(s->d, width), image = task / blocks, channel = task % blocks * width;
     int64_t count = smaller(width, s->d - channel), padded = ceil_div(count, LANES) * LANES;
     int64_t row_length = s->r + 2 * s->n, tiles = ceil_div(s->l, TILE);
@@ -495,12 +496,139 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
     memcpy(s->dD + image * s->d + channel, dD, count * sizeof(float));
 }
 
-static void FN(backward)(const Scan *s, int64_t width, int64_t task, float *scratch) {
+static void FN(backward)(const void *work, int64_t width, int64_t task, float *scratch) {
+    const Scan *s = work;
     int64_t image = task / s->groups, group = task % s->groups, blocks = ceil_div(s->d, width);
     int64_t begin = blocks * group / s->groups, end = blocks * (group + 1) / s->groups;
     float *dx = s->dx + group * s->b * s->l * s->k * (s->r + 2 * s->n);
     for (int64_t block = begin; block < end; block++)
         FN(backward_block)(s, image, block * width, smaller(width, s->d - block * width), block == begin, dx, scratch);
+}
+
+/* InstanceNorm and SiLU of (b, l, c), and back. */
+
+/* The first `count` floats of a vector at p, zeros beyond; and what writes them. */
+static inline vec FN(load)(const float *p, int64_t count) {
+#ifdef AVX512
+    return (vec)_mm512_maskz_loadu_ps(count < LANES ? (__mmask16)((1u << count) - 1) : 0xffff, p);
+#else
+    vec x = {0};
+    memcpy(&x, p, count < LANES ? count * sizeof(float) : sizeof x);
+    return x;
+#endif
+}
+
+static inline void FN(store)(float *p, vec x, int64_t count) {
+#ifdef AVX512
+    _mm512_mask_storeu_ps(p, count < LANES ? (__mmask16)((1u << count) - 1) : 0xffff, (__m512)x);
+#else
+    memcpy(p, &x, count < LANES ? count * sizeof(float) : sizeof x);
+#endif
+}
+
+static inline vec FN(sigmoid)(vec x) {
+    ivec positive = x > splat(0.0f);
+    vec e = FN(pick)(positive, -x, x) * 1.44269504f;
+    FN(exp2)(1, &e);
+    return FN(pick)(positive, splat(1.0f), e) / (e + 1.0f);
+}
+
+/* One image's `count` channels, in `vecs` (a constant) vectors. Sums go by parts, which keeps them exact enough. */
+static inline __attribute__((always_inline)) void FN(norm_columns)(const int vecs, const Norm *s, int64_t image,
+                                                                   int64_t channel, int64_t count) {
+    const float *x = s->x + image * s->l * s->c + channel;
+    float *y = s->y + image * s->l * s->c + channel, *moments = s->moments + image * 2 * s->c + channel;
+    vec mean[4], scale[4];
+    for (int v = 0; v < vecs; v++) mean[v] = scale[v] = splat(0.0f);
+    for (int centred = 0; centred < 2; centred++)
+        for (int64_t from = 0; from < s->l; from += TILE) {
+            vec part[4];
+            for (int v = 0; v < vecs; v++) part[v] = splat(0.0f);
+            for (int64_t t = from; t < smaller(from + TILE, s->l); t++)
+#pragma GCC unroll 4
+                for (int v = 0; v < vecs; v++) {
+                    vec value = FN(load)(x + t * s->c + v * LANES, count - v * LANES);
+                    part[v] += centred ? (value - mean[v]) * (value - mean[v]) : value;
+                }
+            for (int v = 0; v < vecs; v++) {
+                if (centred)
+                    scale[v] += part[v] / (float)s->l;
+                else
+                    mean[v] += part[v] / (float)s->l;
+            }
+        }
+    for (int v = 0; v < vecs; v++) {
+        for (int lane = 0; lane < LANES; lane++) scale[v][lane] = 1.0f / __builtin_sqrtf(scale[v][lane] + 1e-5f);
+        FN(store)(moments + v * LANES, mean[v], count - v * LANES);
+        FN(store)(moments + s->c + v * LANES, scale[v], count - v * LANES);
+    }
+    for (int64_t t = 0; t < s->l; t++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vecs; v++) {
+            int64_t cell = t * s->c + v * LANES;
+            vec normed = (FN(load)(x + cell, count - v * LANES) - mean[v]) * scale[v];
+            FN(store)(y + cell, normed * FN(sigmoid)(normed), count - v * LANES);
+        }
+}
+
+static inline __attribute__((always_inline)) void FN(norm_columns_back)(const int vecs, const Norm *s, int64_t image,
+                                                                        int64_t channel, int64_t count) {
+    int64_t start = image * s->l * s->c + channel;
+    const float *x = s->x + start, *dy = s->dy + start, *moments = s->moments + image * 2 * s->c + channel;
+    float *dx = s->dx + start;
+    vec mean[4], scale[4], sum[4], product[4];
+    for (int v = 0; v < vecs; v++) {
+        mean[v] = FN(load)(moments + v * LANES, count - v * LANES);
+        scale[v] = FN(load)(moments + s->c + v * LANES, count - v * LANES);
+        sum[v] = product[v] = splat(0.0f);
+    }
+    for (int64_t from = 0; from < s->l; from += TILE) {
+        vec sums[4], products[4];
+        for (int v = 0; v < vecs; v++) sums[v] = products[v] = splat(0.0f);
+        for (int64_t t = from; t < smaller(from + TILE, s->l); t++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vecs; v++) {
+                int64_t cell = t * s->c + v * LANES, here = count - v * LANES;
+                vec normed = (FN(load)(x + cell, here) - mean[v]) * scale[v], share = FN(sigmoid)(normed);
+                vec d_normed = FN(load)(dy + cell, here) * share * (1.0f + normed * (1.0f - share));
+                FN(store)(dx + cell, d_normed, here);
+                sums[v] += d_normed;
+                products[v] += d_normed * normed;
+            }
+        for (int v = 0; v < vecs; v++) {
+            sum[v] += sums[v] / (float)s->l;
+            product[v] += products[v] / (float)s->l;
+        }
+    }
+    for (int64_t t = 0; t < s->l; t++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vecs; v++) {
+            int64_t cell = t * s->c + v * LANES, here = count - v * LANES;
+            vec normed = (FN(load)(x + cell, here) - mean[v]) * scale[v];
+            FN(store)(dx + cell, scale[v] * (FN(load)(dx + cell, here) - sum[v] - normed * product[v]), here);
+        }
+}
+
+static void FN(norm)(const void *work, int64_t width, int64_t task, float *scratch) {
+    (void)scratch;
+    const Norm *s = work;
+    int64_t blocks = ceil_div(s->c, width), image = task / blocks, channel = task % blocks * width;
+    int64_t end = smaller(channel + width, s->c);
+    for (; channel < end; channel += 4 * LANES) {
+        int64_t count = smaller(end - channel, 4 * LANES);
+        int64_t vecs = ceil_div(count, LANES);
+        if (s->dx && vecs == 4)
+            FN(norm_columns_back)(4, s, image, channel, count);
+        else if (vecs == 4)
+            FN(norm_columns)(4, s, image, channel, count);
+        for (int64_t v = 0; vecs < 4 && v < vecs; v++) {
+            int64_t some = smaller(count - v * LANES, LANES);
+            if (s->dx)
+                FN(norm_columns_back)(1, s, image, channel + v * LANES, some);
+            else
+                FN(norm_columns)(1, s, image, channel + v * LANES, some);
+        }
+    }
 }
 
 #undef vec
