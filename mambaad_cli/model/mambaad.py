@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaad_cli.model import anomaly
+from mambaad_cli.model.normed import normed_silu
 from mambaad_cli.model.orders import directions as walks
 from mambaad_cli.model.scan import selective_scan
 
@@ -289,12 +290,6 @@ def conv_norm(channels: int, out_channels: int, kernel: int, stride: int = 1, bi
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A convolution of (b, h, w, c), which is a channels-last image of the usual kind."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def normed_silu(x: Tensor) -> Tensor:
-    """InstanceNorm (no affine) and SiLU of (b, h, w, c)."""
-    var, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
-    return F.silu((x - mean) * torch.rsqrt(var + 1e-5))
 
 
 def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, largest: float = 0.375) -> list[Tensor]:

@@ -1,4 +1,4 @@
-/* The selective scan on a CPU: forward and backward, fused, float32.
+/* The selective scan on a CPU, forward and backward, fused, float32; and beside it InstanceNorm with SiLU.
 
    One pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
    directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists.
@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 64, BLOCK = 64, AHEAD = 8 }; /* positions between two stored states; channels of a task at most;
-                                             positions that rows are asked for ahead */
+enum { TILE = 32, BLOCK = 64, AHEAD = 8, WIDEST = 32 }; /* positions between two stored states; channels of a task at most;
+                                             positions that rows are asked for ahead; channels that go backward at once at most */
 
 typedef struct {
     int64_t b, l, k, d, n, r;
@@ -38,24 +38,34 @@ typedef struct {
     int64_t groups;         /* of channel blocks: a backward task owns one image and one group */
 } Scan;
 
+/* InstanceNorm (no affine, eps 1e-5) and SiLU */
 typedef struct {
-    const Scan *scan;
+    int64_t b, l, c;
+    const float *x;  /* (b, l, c) */
+    float *y;        /* (b, l, c) */
+    float *moments;  /* (b, 2, c): mean and 1 / deviation over l, written forward and read backward */
+    const float *dy; /* (b, l, c): from here on backward alone, else null */
+    float *dx;       /* (b, l, c) */
+} Norm;
+
+typedef struct {
+    const void *work; /* Scan or Norm */
     int64_t width; /* channels of a block: 16, 32 or 64 */
     int64_t tasks;
     int64_t next; /* the first task that nobody has taken, changed atomically */
     int failed;   /* set where a thread had no memory */
-    void (*run)(const Scan *, int64_t width, int64_t task, float *scratch);
+    void (*run)(const void *, int64_t width, int64_t task, float *scratch);
     size_t scratch; /* floats a thread needs */
 } Job;
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Floats of scratch: rows of a tile, constants of a block, and for backward each state of a tile twice and its
-   gradients lane by lane. */
+/* Floats of scratch: rows of a tile, constants of a block, and for backward the states and decays of a tile and its
+   gradients of x. */
 static size_t forward_scratch(const Scan *s) { return BLOCK * (4 * TILE + 2 * s->n + s->r + 2); }
 static size_t backward_scratch(const Scan *s) {
-    return BLOCK * (8 * TILE + 5 * s->n + 2 * s->r + 4) + 16 * ((4 * TILE + 1) * s->n + s->r + 16);
+    return BLOCK * (7 * TILE + 4 * s->n + 2 * s->r + 4) + (2 * TILE + 1) * 8 * WIDEST + TILE * (2 * s->n + s->r) + 16;
 }
 
 #define JOIN_(a, b) a##_##b
@@ -65,10 +75,16 @@ static size_t backward_scratch(const Scan *s) {
 #define ISA portable /* SSE2 on x86, NEON on ARM */
 #define LANES 4
 #define GROUP 4
+#define STEPS 2
+#define HALF 2
+#define VECS 1
 #include "scan_cpu_kernel.h"
 #undef ISA
 #undef LANES
 #undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -80,12 +96,20 @@ static size_t backward_scratch(const Scan *s) {
 #pragma GCC target("avx2,fma")
 #endif
 #define ISA avx2
+#define AVX2 1
 #define LANES 8
 #define GROUP 4
+#define STEPS 2
+#define HALF 4
+#define VECS 1
 #include "scan_cpu_kernel.h"
+#undef AVX2
 #undef ISA
 #undef LANES
 #undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
@@ -95,14 +119,20 @@ static size_t backward_scratch(const Scan *s) {
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
 #endif
 #define ISA avx512
+#define AVX512 1
 #define LANES 16
 #define GROUP 16
-#define AVX512 1
+#define STEPS 2
+#define HALF 8
+#define VECS 2
 #include "scan_cpu_kernel.h"
 #undef AVX512
 #undef ISA
 #undef LANES
 #undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -147,7 +177,7 @@ static void *work(void *argument) {
     uint64_t old = flush_denormals();
     int64_t task;
     while ((task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks)
-        job->run(job->scan, job->width, task, scratch);
+        job->run(job->work, job->width, task, scratch);
     restore_denormals(old);
     free(scratch);
     return NULL;
@@ -175,10 +205,10 @@ static int run(Job *job, int64_t threads, Parallel parallel) {
 }
 
 /* The widest block of channels that still keeps all threads busy to the end. */
-static int64_t block_width(const Scan *s, int64_t images, int64_t threads) {
+static int64_t block_width(int64_t channels, int64_t images, int64_t threads) {
     for (int64_t width = BLOCK; width > 16; width /= 2) {
-        int64_t tasks = images * ceil_div(s->d, width);
-        if (s->d >= width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
+        int64_t tasks = images * ceil_div(channels, width);
+        if (channels >= width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
     }
     return 16;
 }
@@ -196,9 +226,9 @@ int mambaad_best_isa(void) {
     return 0;
 }
 
-/* Both return 0, or 1 where memory ran out. */
+/* These return 0, or 1 where memory ran out. */
 int mambaad_scan_forward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
-    int64_t width = block_width(s, s->b, threads);
+    int64_t width = block_width(s->d, s->b, threads);
     Job job = {s, width, s->b * ceil_div(s->d, width), 0, 0, forward_portable, forward_scratch(s)};
 #if defined(__x86_64__)
     if (isa == 1) job.run = forward_avx2;
@@ -212,6 +242,17 @@ int mambaad_scan_backward(const Scan *s, int isa, int64_t threads, Parallel para
 #if defined(__x86_64__)
     if (isa == 1) job.run = backward_avx2;
     if (isa == 2) job.run = backward_avx512;
+#endif
+    return run(&job, threads, parallel);
+}
+
+/* Forward, or backward where s->dx is given. */
+int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parallel) {
+    int64_t width = block_width(s->c, s->b, threads);
+    Job job = {s, width, s->b * ceil_div(s->c, width), 0, 0, norm_portable, 16};
+#if defined(__x86_64__)
+    if (isa == 1) job.run = norm_avx2;
+    if (isa == 2) job.run = norm_avx512;
 #endif
     return run(&job, threads, parallel);
 }

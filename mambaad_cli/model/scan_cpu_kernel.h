@@ -4,6 +4,8 @@
 
 typedef float FN(vec) __attribute__((vector_size(4 * LANES)));
 typedef int32_t FN(ivec) __attribute__((vector_size(4 * LANES)));
+typedef float FN(half) __attribute__((vector_size(2 * LANES)));
+#define half FN(half)
 #define vec FN(vec)
 #define ivec FN(ivec)
 
@@ -14,34 +16,52 @@ static inline void FN(put)(float *p, vec x) { *(vec *)p = x; }
 #define at FN(at)
 #define put FN(put)
 
+static inline void FN(add_half)(float *to, const float *from) {
+    half x, y;
+    memcpy(&x, to, sizeof x);
+    memcpy(&y, from, sizeof y);
+    x += y;
+    memcpy(to, &x, sizeof x);
+}
+
 static inline vec FN(pick)(ivec where, vec yes, vec no) { return (vec)((where & (ivec)yes) | (~where & (ivec)no)); }
 
-/* 2^x for x <= 0, relative error 1e-7: the fraction by a polynomial that is exact at both ends of [0, 1], so that slow
-   decays, just under 1, stay slow. Smaller than 2^-126 becomes 0. */
-static inline vec FN(exp2)(vec x) {
-    const float p[] = {0.0018793186f, 0.0089909952f, 0.055818676f, 0.24015927f, 0.69315174f, 1.0f};
+/* x[i] becomes 2^x[i], for x[i] <= 0, relative error 6.5e-6: the fraction by a polynomial that is exact at both ends of
+   [0, 1] and whose slope is exact at 1, so that slow decays, just under 1, stay slow. Smaller than 2^-126 becomes 0.
+   `count` (a constant) of them go step by step side by side: each step waits for the one before. */
+static inline __attribute__((always_inline)) void FN(exp2)(const int count, vec *x) {
+    const float p[] = {0.014153639f, 0.05093728f, 0.24195888f, 0.6929502f, 1.0f};
+    vec f[STEPS], y[STEPS];
 #ifdef AVX512
-    vec f = (vec)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) f[i] = (vec)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);
 #else
-    x = FN(pick)(x < splat(-126.0f), splat(-127.0f), x);
-    vec whole = x + splat(12582912.0f); /* 1.5 * 2^23: what is added is rounded to a whole number */
-    ivec exponent = (ivec)whole;
-    vec rounded = whole - splat(12582912.0f);
-    ivec above = rounded > x; /* round down: -1 where rounding went up */
-    exponent += above;
-    vec f = x - (rounded + __builtin_convertvector(above, vec));
+    ivec exponent[STEPS];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) {
+        x[i] = FN(pick)(x[i] < splat(-126.0f), splat(-127.0f), x[i]);
+        vec whole = x[i] + splat(12582912.0f); /* 1.5 * 2^23: what is added is rounded to a whole number */
+        vec rounded = whole - splat(12582912.0f);
+        ivec above = rounded > x[i]; /* round down: -1 where rounding went up */
+        exponent[i] = (ivec)whole + above;
+        f[i] = x[i] - (rounded + __builtin_convertvector(above, vec));
+    }
 #endif
-    vec y = f * p[0] + p[1];
-    y = y * f + p[2];
-    y = y * f + p[3];
-    y = y * f + p[4];
-    y = y * f + p[5];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) y[i] = f[i] * p[0] + p[1];
+#pragma GCC unroll 8
+    for (int j = 2; j < 5; j++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < count; i++) y[i] = y[i] * f[i] + p[j];
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < count; i++) {
 #ifdef AVX512
-    return (vec)_mm512_scalef_ps((__m512)y, (__m512)x);
+        x[i] = (vec)_mm512_scalef_ps((__m512)y[i], (__m512)x[i]);
 #else
-    ivec scale = ((exponent + 127) << 23); /* the bits above the eighth fall out */
-    return y * (vec)scale;
+        x[i] = y[i] * (vec)((exponent[i] + 127) << 23); /* the bits above the eighth fall out */
 #endif
+    }
 }
 
 /* log(1 + e^x), relative error 1e-7; `decay` becomes e^-|x|. */
@@ -49,7 +69,8 @@ static inline vec FN(softplus)(vec x, vec *decay) {
     const float p[] = {0.005232673f,  -0.029505154f, 0.078225813f, -0.13663233f, 0.19106001f,
                        -0.248429806f, 0.333190966f,  -0.49999493f, 1.0f};
     vec positive = FN(pick)(x > splat(0.0f), x, splat(0.0f));
-    vec e = FN(exp2)((x - 2.0f * positive) * 1.44269504f);
+    vec e = (x - 2.0f * positive) * 1.44269504f;
+    FN(exp2)(1, &e);
     vec log1p = splat(p[0]);
     for (int i = 1; i < 9; i++) log1p = log1p * e + p[i];
     *decay = e;
@@ -124,12 +145,20 @@ static inline __attribute__((always_inline)) void FN(recur)(const int count, int
         vec step = at(dt + t * BLOCK), input = at(dtu + t * BLOCK), even = {0}, odd = {0};
         const float *B = rows[t], *C = rows[t] + n;
 #pragma GCC unroll 16
-        for (int i = 0; i < count; i++) {
-            H[i] = FN(exp2)(step * at(A + i * BLOCK)) * H[i] + input * B[i];
-            if (i % 2)
-                odd += H[i] * C[i];
-            else
-                even += H[i] * C[i];
+        for (int i = 0; i < count; i += STEPS) {
+            const int steps = count < STEPS ? count : STEPS;
+            vec decay[STEPS];
+#pragma GCC unroll 8
+            for (int j = 0; j < steps; j++) decay[j] = step * at(A + (i + j) * BLOCK);
+            FN(exp2)(steps, decay);
+#pragma GCC unroll 8
+            for (int j = 0; j < steps; j++) {
+                H[i + j] = decay[j] * H[i + j] + input * B[i + j];
+                if (j % 2)
+                    odd += H[i + j] * C[i + j];
+                else
+                    even += H[i + j] * C[i + j];
+            }
         }
         even += odd;
         if (add) even += at(y + t * BLOCK);
@@ -139,7 +168,8 @@ static inline __attribute__((always_inline)) void FN(recur)(const int count, int
     for (int i = 0; i < count; i++) put(h + i * BLOCK, H[i]);
 }
 
-static void FN(forward)(const Scan *s, int64_t width, int64_t task, float *scratch) {
+static void FN(forward)(const void *work, int64_t width, int64_t task, float *scratch) {
+    const Scan *s = work;
     int64_t blocks = ceil_div(s->d, width), image = task / blocks, channel = task % blocks * width;
     int64_t count = smaller(width, s->d - channel), padded = ceil_div(count, LANES) * LANES;
     int64_t row_length = s->r + 2 * s->n, tiles = ceil_div(s->l, TILE);
@@ -201,86 +231,172 @@ static void FN(forward)(const Scan *s, int64_t width, int64_t task, float *scrat
     }
 }
 
-/* sums[i] (+)= the sum over the lanes of vectors[i]. */
-static inline void FN(sum_lanes)(const float *vectors, int64_t count, float *sums, int add) {
-    int64_t i = 0;
-#ifdef AVX512
-    const __m512i low8 = _mm512_set_epi32(23, 22, 21, 20, 19, 18, 17, 16, 7, 6, 5, 4, 3, 2, 1, 0);
-    const __m512i high8 = _mm512_add_epi32(low8, _mm512_set1_epi32(8));
-    const __m512i low4 = _mm512_set_epi32(27, 26, 25, 24, 11, 10, 9, 8, 19, 18, 17, 16, 3, 2, 1, 0);
-    const __m512i high4 = _mm512_add_epi32(low4, _mm512_set1_epi32(4));
-    for (; i < count; i += 16) { /* a transposition that adds: each step halves vectors and spread */
-        __m512 a[16];
-        for (int j = 0; j < 16; j++) a[j] = i + j < count ? _mm512_load_ps(vectors + (i + j) * 16) : _mm512_setzero_ps();
-        for (int j = 0; j < 8; j++)
-            a[j] = _mm512_add_ps(_mm512_permutex2var_ps(a[j], low8, a[j + 8]),
-                                 _mm512_permutex2var_ps(a[j], high8, a[j + 8]));
-        for (int j = 0; j < 4; j++)
-            a[j] = _mm512_add_ps(_mm512_permutex2var_ps(a[j], low4, a[j + 4]),
-                                 _mm512_permutex2var_ps(a[j], high4, a[j + 4]));
-        for (int j = 0; j < 2; j++)
-            a[j] = _mm512_add_ps(_mm512_shuffle_ps(a[j], a[j + 2], 0x44), _mm512_shuffle_ps(a[j], a[j + 2], 0xee));
-        __m512 all = _mm512_add_ps(_mm512_shuffle_ps(a[0], a[1], 0x88), _mm512_shuffle_ps(a[0], a[1], 0xdd));
-        all = _mm512_permute_ps(all, 0xd8);
-        __mmask16 here = count - i >= 16 ? 0xffff : (__mmask16)((1u << (count - i)) - 1);
-        if (add) all = _mm512_add_ps(all, _mm512_maskz_loadu_ps(here, sums + i));
-        _mm512_mask_storeu_ps(sums + i, here, all);
+/* The sums over the lanes of LANES vectors, one a lane. A transposition that adds: each step halves the number of
+   vectors, the upper half of them into the lanes with the next bit set. Destroys the vectors. */
+static inline __attribute__((always_inline)) vec FN(sum_lanes)(vec *vectors) {
+#if defined(AVX512)
+    const __m512i quarters = _mm512_set_epi32(27, 26, 25, 24, 15, 14, 13, 12, 19, 18, 17, 16, 7, 6, 5, 4);
+    const __m512i ones = _mm512_set_epi32(30, 15, 28, 13, 26, 11, 24, 9, 22, 7, 20, 5, 18, 3, 16, 1);
+    __m512 *a = (__m512 *)vectors;
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; j++)
+        a[j] = _mm512_mask_blend_ps(0xff00, a[j], a[j + 8]) + _mm512_shuffle_f32x4(a[j], a[j + 8], 0x4e);
+#pragma GCC unroll 8
+    for (int j = 0; j < 4; j++)
+        a[j] = _mm512_mask_blend_ps(0xf0f0, a[j], a[j + 4]) + _mm512_permutex2var_ps(a[j], quarters, a[j + 4]);
+#pragma GCC unroll 8
+    for (int j = 0; j < 2; j++)
+        a[j] = _mm512_mask_blend_ps(0xcccc, a[j], a[j + 2]) + _mm512_shuffle_ps(a[j], a[j + 2], 0x4e);
+    return (vec)(_mm512_mask_blend_ps(0xaaaa, a[0], a[1]) + _mm512_permutex2var_ps(a[0], ones, a[1]));
+#elif defined(AVX2)
+    __m256 *a = (__m256 *)vectors;
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+        a[j] = _mm256_blend_ps(a[j], a[j + 4], 0xf0) + _mm256_permute2f128_ps(a[j], a[j + 4], 0x21);
+#pragma GCC unroll 4
+    for (int j = 0; j < 2; j++)
+        a[j] = _mm256_blend_ps(a[j], a[j + 2], 0xcc) + _mm256_shuffle_ps(a[j], a[j + 2], 0x4e);
+    a[0] = _mm256_shuffle_ps(a[0], a[1], 0x88) + _mm256_shuffle_ps(a[0], a[1], 0xdd);
+    return (vec)_mm256_permute_ps(a[0], 0xd8);
+#else
+    vec sums;
+    for (int j = 0; j < LANES; j++) {
+        sums[j] = 0;
+        for (int lane = 0; lane < LANES; lane++) sums[j] += vectors[j][lane];
     }
+    return sums;
 #endif
-    for (; i < count; i++) {
-        float sum = 0;
-        for (int lane = 0; lane < LANES; lane++) sum += vectors[i * LANES + lane];
-        sums[i] = add ? sums[i] + sum : sum;
-    }
 }
 
-/* Backward of `count` (a constant) states over a tile, last position first. states[t][i] is h before position t,
-   decays[t][i] is 2^(dt A) there; dB and dC [t][i] collect what is still to be summed over lanes. */
+/* `count` (a constant) states of `vecs` (a constant) vectors of channels over a tile, forward and back again, last
+   position first: what they add to d_dt, d_dtu and, summed over channels, to d_rows (length, 2n), dB and dC.
+   `states` and `decays` (length, count, vecs) are room for h before each position and 2^(dt A) there. */
 static inline __attribute__((always_inline)) void
-FN(recur_back)(const int count, int64_t length, const float *A, float *dh, float *dA, const float *dt,
-               const float *dtu, const float *dy, const float **rows, int64_t n, const float *states,
-               const float *decays, float *dB, float *dC, float *d_dt, float *d_dtu, int add, int add_lanes) {
-    vec G[GROUP], S[GROUP];
+FN(recur_back)(const int count, const int vecs, int64_t length, const float *A, const float *h, float *dh, float *dA,
+               const float *dt, const float *dtu, const float *dy, const float **rows, int64_t n, float *states,
+               float *decays, float *d_rows, float *d_dt, float *d_dtu, int add) {
+    const int64_t stride = count * vecs * LANES;
+    vec G[HALF * VECS];
 #pragma GCC unroll 16
-    for (int i = 0; i < count; i++) G[i] = at(dh + i * BLOCK), S[i] = at(dA + i * BLOCK);
-    for (int64_t t = length - 1; t >= 0; t--) {
-        vec step = at(dt + t * BLOCK), input = at(dtu + t * BLOCK), out = at(dy + t * BLOCK);
-        vec to_step = {0}, to_input = {0};
-        const float *B = rows[t], *C = rows[t] + n;
+    for (int i = 0; i < count * vecs; i++) G[i] = at(h + i / vecs * BLOCK + i % vecs * LANES);
+    for (int64_t t = 0; t < length; t++) {
+        vec step[VECS], input[VECS];
+#pragma GCC unroll 16
+        for (int v = 0; v < vecs; v++) {
+            step[v] = at(dt + t * BLOCK + v * LANES) * 1.44269504f;
+            input[v] = at(dtu + t * BLOCK + v * LANES);
+        }
+        const float *B = rows[t];
 #pragma GCC unroll 16
         for (int i = 0; i < count; i++) {
-            int64_t cell = (t * n + i) * LANES;
-            vec g = G[i] + out * C[i];
-            vec b = g * input, c = out * at(states + cell + n * LANES);
-            if (add_lanes) b += at(dB + cell), c += at(dC + cell);
-            put(dB + cell, b);
-            put(dC + cell, c);
-            to_input += g * B[i];
-            G[i] = g * at(decays + cell);
-            vec to_exponent = G[i] * at(states + cell);
-            to_step += to_exponent * at(A + i * BLOCK);
-            S[i] += to_exponent * step;
+            vec decay[STEPS < VECS ? VECS : STEPS];
+#pragma GCC unroll 16
+            for (int v = 0; v < vecs; v++) decay[v] = step[v] * at(A + i * BLOCK + v * LANES);
+            FN(exp2)(vecs, decay);
+#pragma GCC unroll 16
+            for (int v = 0; v < vecs; v++) {
+                int64_t cell = t * stride + (i * vecs + v) * LANES;
+                put(states + cell, G[i * vecs + v]);
+                put(decays + cell, decay[v]);
+                G[i * vecs + v] = decay[v] * G[i * vecs + v] + input[v] * B[i];
+            }
         }
-        if (add) to_step += at(d_dt + t * BLOCK), to_input += at(d_dtu + t * BLOCK);
-        put(d_dt + t * BLOCK, to_step);
-        put(d_dtu + t * BLOCK, to_input);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < count; i++) put(dh + i * BLOCK, G[i]), put(dA + i * BLOCK, S[i]);
+    for (int i = 0; i < count * vecs; i++) {
+        put(states + length * stride + i * LANES, G[i]);
+        G[i] = at(dh + i / vecs * BLOCK + i % vecs * LANES);
+    }
+    for (int64_t t = length - 1; t >= 0; t--) {
+        vec step[VECS], input[VECS], out[VECS], to_step[VECS], to_input[VECS], sums[LANES];
+        const float *B = rows[t], *C = rows[t] + n;
+#pragma GCC unroll 16
+        for (int v = 0; v < vecs; v++) {
+            int64_t cell = t * BLOCK + v * LANES;
+            step[v] = at(dt + cell), input[v] = at(dtu + cell), out[v] = at(dy + cell);
+            to_step[v] = to_input[v] = splat(0.0f);
+            if (add) to_step[v] = at(d_dt + cell), to_input[v] = at(d_dtu + cell);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < count; i++) {
+            vec dB = {0}, dC = {0};
+#pragma GCC unroll 16
+            for (int v = 0; v < vecs; v++) {
+                int64_t cell = t * stride + (i * vecs + v) * LANES, constant = i * BLOCK + v * LANES;
+                vec g = G[i * vecs + v] + out[v] * C[i];
+                dB += g * input[v];
+                dC += out[v] * at(states + cell + stride);
+                to_input[v] += g * B[i];
+                g *= at(decays + cell);
+                G[i * vecs + v] = g;
+                vec to_exponent = g * at(states + cell);
+                to_step[v] += to_exponent * at(A + constant);
+                put(dA + constant, at(dA + constant) + to_exponent * step[v]);
+            }
+            sums[i] = dB, sums[HALF + i] = dC;
+        }
+        float *dB = d_rows + t * 2 * n, *dC = dB + n;
+        if (count == HALF) {
+            float all[LANES] __attribute__((aligned(64)));
+            put(all, FN(sum_lanes)(sums));
+            FN(add_half)(dB, all);
+            FN(add_half)(dC, all + HALF);
+        } else {
+            for (int i = 0; i < count; i++)
+                for (int lane = 0; lane < LANES; lane++) dB[i] += sums[i][lane], dC[i] += sums[HALF + i][lane];
+        }
+#pragma GCC unroll 16
+        for (int v = 0; v < vecs; v++)
+            put(d_dt + t * BLOCK + v * LANES, to_step[v]), put(d_dtu + t * BLOCK + v * LANES, to_input[v]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < count * vecs; i++) put(dh + i / vecs * BLOCK + i % vecs * LANES, G[i]);
 }
 
-/* Fills states[0 … length] and decays[0 … length − 1] of all n states of one vector of channels. */
-static void FN(replay)(int64_t length, int64_t n, const float *A, const float *h, const float *dt, const float *dtu,
-                       const float **rows, float *states, float *decays) {
-    for (int64_t i = 0; i < n; i++) put(states + i * LANES, at(h + i * BLOCK));
-    for (int64_t t = 0; t < length; t++) {
-        vec step = at(dt + t * BLOCK) * 1.44269504f, input = at(dtu + t * BLOCK);
-        const float *B = rows[t];
-        for (int64_t i = 0; i < n; i++) {
-            float *cell = states + (t * n + i) * LANES;
-            vec decay = FN(exp2)(step * at(A + i * BLOCK));
-            put(decays + (t * n + i) * LANES, decay);
-            put(cell + n * LANES, decay * at(cell) + input * B[i]);
+/* The same of all n states. */
+static inline __attribute__((always_inline)) void
+FN(tile_back)(const int vecs, int64_t length, int64_t n, const float *A, const float *h, float *dh, float *dA,
+              const float *dt, const float *dtu, const float *dy, const float **rows, float *states, float *decays,
+              float *d_rows, float *d_dt, float *d_dtu) {
+    const float *tail[TILE];
+    memcpy(tail, rows, length * sizeof *tail);
+    for (int64_t i = 0; i < n;) {
+        int64_t row = i * BLOCK;
+        int some = i + HALF <= n ? HALF : 1;
+        if (some == HALF)
+            FN(recur_back)(HALF, vecs, length, A + row, h + row, dh + row, dA + row, dt, dtu, dy, tail, n, states,
+                           decays, d_rows + i, d_dt, d_dtu, i > 0);
+        else
+            FN(recur_back)(1, vecs, length, A + row, h + row, dh + row, dA + row, dt, dtu, dy, tail, n, states,
+                           decays, d_rows + i, d_dt, d_dtu, i > 0);
+        for (int64_t t = 0; t < length; t++) tail[t] += some;
+        i += some;
+    }
+}
+
+/* Backward of project_dt over a tile, from `before` (length, BLOCK): adds to d_weight, and fills d_low (length, r). */
+static void FN(project_back)(int64_t length, int64_t padded, int64_t r, const float **rows,
+                             const float *weight, float *d_weight, const float *before, float *d_low) {
+    for (int64_t j = 0; j < r; j++)
+        for (int64_t v = 0; v < padded; v += LANES) {
+            vec even = at(d_weight + j * BLOCK + v), odd = {0};
+            int64_t t = 0;
+            for (; t + 2 <= length; t += 2) {
+                even += at(before + t * BLOCK + v) * rows[t][j - r];
+                odd += at(before + (t + 1) * BLOCK + v) * rows[t + 1][j - r];
+            }
+            if (t < length) even += at(before + t * BLOCK + v) * rows[t][j - r];
+            put(d_weight + j * BLOCK + v, even + odd);
+        }
+    vec sums[LANES];
+    for (int64_t cell = 0; cell < length * r; cell++) {
+        int64_t t = cell / r, j = cell % r;
+        vec sum = {0};
+        for (int64_t v = 0; v < padded; v += LANES) sum += at(before + t * BLOCK + v) * at(weight + j * BLOCK + v);
+        sums[cell % LANES] = sum;
+        if (cell % LANES == LANES - 1 || cell == length * r - 1) {
+            vec all = FN(sum_lanes)(sums);
+            put(d_low + cell / LANES * LANES, all);
         }
     }
 }
@@ -291,11 +407,11 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
     int64_t row_length = r + 2 * n, tiles = ceil_div(s->l, TILE);
     float *dt = scratch, *dtu = dt + TILE * BLOCK, *u = dtu + TILE * BLOCK, *dy = u + TILE * BLOCK;
     float *slope = dy + TILE * BLOCK, *d_dt = slope + TILE * BLOCK, *d_dtu = d_dt + TILE * BLOCK;
-    float *du = d_dtu + TILE * BLOCK, *A = du + TILE * BLOCK, *h = A + n * BLOCK, *dh = h + n * BLOCK;
+    float *A = d_dtu + TILE * BLOCK, *h = A + n * BLOCK, *dh = h + n * BLOCK;
     float *dA = dh + n * BLOCK, *weight = dA + n * BLOCK, *d_weight = weight + r * BLOCK;
     float *bias = d_weight + r * BLOCK, *d_bias = bias + BLOCK, *skip = d_bias + BLOCK, *dD = skip + BLOCK;
-    float *states = dD + BLOCK, *decays = states + (TILE + 1) * n * LANES;
-    float *dB = decays + TILE * n * LANES, *dC = dB + TILE * n * LANES, *d_low = dC + TILE * n * LANES;
+    float *states = dD + BLOCK, *decays = states + (TILE + 1) * HALF * VECS * LANES;
+    float *d_rows = decays + TILE * HALF * VECS * LANES, *d_low = d_rows + TILE * 2 * n;
     memset(skip, 0, BLOCK * sizeof(float));
     memset(dD, 0, BLOCK * sizeof(float));
     for (int64_t k = 0; k < s->k; k++)
@@ -310,15 +426,19 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
         for (int64_t tile = tiles - 1; tile >= 0; tile--) {
             const int32_t *walk = s->order + k * s->l + tile * TILE;
             int64_t length = smaller(TILE, s->l - tile * TILE);
-            for (int64_t i = 0; i < n; i++)
-                FN(read_row)(h + i * BLOCK, s->border + (((image * s->k + k) * tiles + tile) * n + i) * s->d + channel,
-                             count, padded);
+            const float *border = s->border + ((image * s->k + k) * tiles + tile) * n * s->d + channel;
+            for (int64_t i = 0; i < n; i++) {
+                FN(read_row)(h + i * BLOCK, border + i * s->d, count, padded);
+                if (tile > 0) FN(prefetch)(border + (i - n) * s->d, count);
+            }
             for (int64_t t = 0; t < length; t++) {
                 int64_t position = image * s->l + walk[t];
                 const float *x = s->x + (position * s->k + k) * row_length;
                 rows[t] = x + r;
-                if (tile * TILE + t + AHEAD < s->l) {
-                    int64_t next = image * s->l + walk[t + AHEAD];
+                FN(prefetch)(s->du + position * s->d + channel, count);
+                FN(prefetch)(dx + (position * s->k + k) * row_length, row_length);
+                if (tile > 0) { /* the row for the next tile */
+                    int64_t next = image * s->l + walk[t - TILE];
                     FN(prefetch)(s->x + (next * s->k + k) * row_length, row_length);
                     FN(prefetch)(s->u + next * s->d + channel, count);
                     FN(prefetch)(s->dy + next * s->d + channel, count);
@@ -334,32 +454,15 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
                     put(slope + t * BLOCK + v, sigmoid);
                 }
             }
-            for (int64_t v = 0; v < padded; v += LANES) {
-                FN(replay)(length, n, A + v, h + v, dt + v, dtu + v, rows, states, decays);
-                const float *tail[TILE];
-                memcpy(tail, rows, sizeof rows);
-                for (int64_t i = 0; i < n;) {
-                    int64_t offset = i * BLOCK + v, lanes = i * LANES;
-                    if (i + GROUP / 2 <= n) {
-                        FN(recur_back)(GROUP / 2, length, A + offset, dh + offset, dA + offset, dt + v, dtu + v, dy + v,
-                                       tail, n, states + lanes, decays + lanes, dB + lanes, dC + lanes, d_dt + v,
-                                       d_dtu + v, i > 0, v > 0);
-                        i += GROUP / 2;
-                        for (int64_t t = 0; t < length; t++) tail[t] += GROUP / 2;
-                    } else {
-                        FN(recur_back)(1, length, A + offset, dh + offset, dA + offset, dt + v, dtu + v, dy + v, tail,
-                                       n, states + lanes, decays + lanes, dB + lanes, dC + lanes, d_dt + v, d_dtu + v,
-                                       i > 0, v > 0);
-                        i += 1;
-                        for (int64_t t = 0; t < length; t++) tail[t] += 1;
-                    }
-                }
-            }
-            for (int64_t t = 0; t < length; t++) {
-                int64_t position = image * s->l + walk[t];
-                const float *x = s->x + (position * s->k + k) * row_length;
-                float *to = dx + (position * s->k + k) * row_length;
-                memset(d_low, 0, r * LANES * sizeof(float));
+            memset(d_rows, 0, length * 2 * n * sizeof(float));
+            int64_t v = 0;
+            for (; v + VECS * LANES <= padded; v += VECS * LANES)
+                FN(tile_back)(VECS, length, n, A + v, h + v, dh + v, dA + v, dt + v, dtu + v, dy + v, rows, states,
+                              decays, d_rows, d_dt + v, d_dtu + v);
+            for (; v < padded; v += LANES)
+                FN(tile_back)(1, length, n, A + v, h + v, dh + v, dA + v, dt + v, dtu + v, dy + v, rows, states,
+                              decays, d_rows, d_dt + v, d_dtu + v);
+            for (int64_t t = 0; t < length; t++) { /* d_dt becomes the gradient before softplus, d_dtu that of u */
                 for (int64_t v = 0; v < padded; v += LANES) {
                     int64_t cell = t * BLOCK + v;
                     vec to_input = at(d_dtu + cell), in = at(u + cell), out = at(dy + cell);
@@ -369,17 +472,18 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
                         grad += out * at(skip + v);
                         put(dD + v, at(dD + v) + out * in);
                     }
-                    put(du + cell, grad);
+                    put(d_dt + cell, before);
+                    put(d_dtu + cell, grad);
                     put(d_bias + v, at(d_bias + v) + before);
-                    for (int64_t j = 0; j < r; j++) {
-                        put(d_weight + j * BLOCK + v, at(d_weight + j * BLOCK + v) + before * x[j]);
-                        put(d_low + j * LANES, at(d_low + j * LANES) + before * at(weight + j * BLOCK + v));
-                    }
                 }
-                FN(write_row)(s->du + position * s->d + channel, du + t * BLOCK, count, k > 0);
-                FN(sum_lanes)(d_low, r, to, !first);
-                FN(sum_lanes)(dB + t * n * LANES, n, to + r, !first);
-                FN(sum_lanes)(dC + t * n * LANES, n, to + r + n, !first);
+                FN(write_row)(s->du + (image * s->l + walk[t]) * s->d + channel, d_dtu + t * BLOCK, count, k > 0);
+            }
+            FN(project_back)(length, padded, r, rows, weight, d_weight, d_dt, d_low);
+            for (int64_t t = 0; t < length; t++) {
+                float *to = dx + ((image * s->l + walk[t]) * s->k + k) * row_length;
+                for (int64_t j = 0; j < r; j++) to[j] = first ? d_low[t * r + j] : to[j] + d_low[t * r + j];
+                for (int64_t i = 0; i < 2 * n; i++)
+                    to[r + i] = first ? d_rows[t * 2 * n + i] : to[r + i] + d_rows[t * 2 * n + i];
             }
         }
         for (int64_t c = 0; c < count; c++) {
@@ -392,7 +496,8 @@ static void FN(backward_block)(const Scan *s, int64_t image, int64_t channel, in
     memcpy(s->dD + image * s->d + channel, dD, count * sizeof(float));
 }
 
-static void FN(backward)(const Scan *s, int64_t width, int64_t task, float *scratch) {
+static void FN(backward)(const void *work, int64_t width, int64_t task, float *scratch) {
+    const Scan *s = work;
     int64_t image = task / s->groups, group = task % s->groups, blocks = ceil_div(s->d, width);
     int64_t begin = blocks * group / s->groups, end = blocks * (group + 1) / s->groups;
     float *dx = s->dx + group * s->b * s->l * s->k * (s->r + 2 * s->n);
@@ -400,7 +505,134 @@ static void FN(backward)(const Scan *s, int64_t width, int64_t task, float *scra
         FN(backward_block)(s, image, block * width, smaller(width, s->d - block * width), block == begin, dx, scratch);
 }
 
+/* InstanceNorm and SiLU of (b, l, c), and back. */
+
+/* The first `count` floats of a vector at p, zeros beyond; and what writes them. */
+static inline vec FN(load)(const float *p, int64_t count) {
+#ifdef AVX512
+    return (vec)_mm512_maskz_loadu_ps(count < LANES ? (__mmask16)((1u << count) - 1) : 0xffff, p);
+#else
+    vec x = {0};
+    memcpy(&x, p, count < LANES ? count * sizeof(float) : sizeof x);
+    return x;
+#endif
+}
+
+static inline void FN(store)(float *p, vec x, int64_t count) {
+#ifdef AVX512
+    _mm512_mask_storeu_ps(p, count < LANES ? (__mmask16)((1u << count) - 1) : 0xffff, (__m512)x);
+#else
+    memcpy(p, &x, count < LANES ? count * sizeof(float) : sizeof x);
+#endif
+}
+
+static inline vec FN(sigmoid)(vec x) {
+    ivec positive = x > splat(0.0f);
+    vec e = FN(pick)(positive, -x, x) * 1.44269504f;
+    FN(exp2)(1, &e);
+    return FN(pick)(positive, splat(1.0f), e) / (e + 1.0f);
+}
+
+/* One image's `count` channels, in `vecs` (a constant) vectors. Sums go by parts, which keeps them exact enough. */
+static inline __attribute__((always_inline)) void FN(norm_columns)(const int vecs, const Norm *s, int64_t image,
+                                                                   int64_t channel, int64_t count) {
+    const float *x = s->x + image * s->l * s->c + channel;
+    float *y = s->y + image * s->l * s->c + channel, *moments = s->moments + image * 2 * s->c + channel;
+    vec mean[4], scale[4];
+    for (int v = 0; v < vecs; v++) mean[v] = scale[v] = splat(0.0f);
+    for (int centred = 0; centred < 2; centred++)
+        for (int64_t from = 0; from < s->l; from += TILE) {
+            vec part[4];
+            for (int v = 0; v < vecs; v++) part[v] = splat(0.0f);
+            for (int64_t t = from; t < smaller(from + TILE, s->l); t++)
+#pragma GCC unroll 4
+                for (int v = 0; v < vecs; v++) {
+                    vec value = FN(load)(x + t * s->c + v * LANES, count - v * LANES);
+                    part[v] += centred ? (value - mean[v]) * (value - mean[v]) : value;
+                }
+            for (int v = 0; v < vecs; v++) {
+                if (centred)
+                    scale[v] += part[v] / (float)s->l;
+                else
+                    mean[v] += part[v] / (float)s->l;
+            }
+        }
+    for (int v = 0; v < vecs; v++) {
+        for (int lane = 0; lane < LANES; lane++) scale[v][lane] = 1.0f / __builtin_sqrtf(scale[v][lane] + 1e-5f);
+        FN(store)(moments + v * LANES, mean[v], count - v * LANES);
+        FN(store)(moments + s->c + v * LANES, scale[v], count - v * LANES);
+    }
+    for (int64_t t = 0; t < s->l; t++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vecs; v++) {
+            int64_t cell = t * s->c + v * LANES;
+            vec normed = (FN(load)(x + cell, count - v * LANES) - mean[v]) * scale[v];
+            FN(store)(y + cell, normed * FN(sigmoid)(normed), count - v * LANES);
+        }
+}
+
+static inline __attribute__((always_inline)) void FN(norm_columns_back)(const int vecs, const Norm *s, int64_t image,
+                                                                        int64_t channel, int64_t count) {
+    int64_t start = image * s->l * s->c + channel;
+    const float *x = s->x + start, *dy = s->dy + start, *moments = s->moments + image * 2 * s->c + channel;
+    float *dx = s->dx + start;
+    vec mean[4], scale[4], sum[4], product[4];
+    for (int v = 0; v < vecs; v++) {
+        mean[v] = FN(load)(moments + v * LANES, count - v * LANES);
+        scale[v] = FN(load)(moments + s->c + v * LANES, count - v * LANES);
+        sum[v] = product[v] = splat(0.0f);
+    }
+    for (int64_t from = 0; from < s->l; from += TILE) {
+        vec sums[4], products[4];
+        for (int v = 0; v < vecs; v++) sums[v] = products[v] = splat(0.0f);
+        for (int64_t t = from; t < smaller(from + TILE, s->l); t++)
+#pragma GCC unroll 4
+            for (int v = 0; v < vecs; v++) {
+                int64_t cell = t * s->c + v * LANES, here = count - v * LANES;
+                vec normed = (FN(load)(x + cell, here) - mean[v]) * scale[v], share = FN(sigmoid)(normed);
+                vec d_normed = FN(load)(dy + cell, here) * share * (1.0f + normed * (1.0f - share));
+                FN(store)(dx + cell, d_normed, here);
+                sums[v] += d_normed;
+                products[v] += d_normed * normed;
+            }
+        for (int v = 0; v < vecs; v++) {
+            sum[v] += sums[v] / (float)s->l;
+            product[v] += products[v] / (float)s->l;
+        }
+    }
+    for (int64_t t = 0; t < s->l; t++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vecs; v++) {
+            int64_t cell = t * s->c + v * LANES, here = count - v * LANES;
+            vec normed = (FN(load)(x + cell, here) - mean[v]) * scale[v];
+            FN(store)(dx + cell, scale[v] * (FN(load)(dx + cell, here) - sum[v] - normed * product[v]), here);
+        }
+}
+
+static void FN(norm)(const void *work, int64_t width, int64_t task, float *scratch) {
+    (void)scratch;
+    const Norm *s = work;
+    int64_t blocks = ceil_div(s->c, width), image = task / blocks, channel = task % blocks * width;
+    int64_t end = smaller(channel + width, s->c);
+    for (; channel < end; channel += 4 * LANES) {
+        int64_t count = smaller(end - channel, 4 * LANES);
+        int64_t vecs = ceil_div(count, LANES);
+        if (s->dx && vecs == 4)
+            FN(norm_columns_back)(4, s, image, channel, count);
+        else if (vecs == 4)
+            FN(norm_columns)(4, s, image, channel, count);
+        for (int64_t v = 0; vecs < 4 && v < vecs; v++) {
+            int64_t some = smaller(count - v * LANES, LANES);
+            if (s->dx)
+                FN(norm_columns_back)(1, s, image, channel + v * LANES, some);
+            else
+                FN(norm_columns)(1, s, image, channel + v * LANES, some);
+        }
+    }
+}
+
 #undef vec
+#undef half
 #undef ivec
 #undef splat
 #undef at

@@ -1,0 +1,52 @@
+"""The fused InstanceNorm with SiLU against PyTorch's operators."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mambaad_cli.model import normed, scan
+from mambaad_cli.model.normed import normed_silu, normed_silu_ref
+
+compiled = pytest.mark.skipif(scan.kernel() is None, reason="the optional kernel was not built: no C compiler")
+
+
+@pytest.fixture(params=range(3), ids=scan.ISA)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each instruction set that this machine has."""
+    library = scan.kernel()
+    if request.param > library.mambaad_best_isa():
+        pytest.skip(f"no {scan.ISA[request.param]} here")
+    monkeypatch.setattr(library, "mambaad_isa", request.param)
+
+
+def with_gradient(function: object, x: Tensor, dy: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    y = function(x)
+    return [y, *torch.autograd.grad(y, x, dy)]
+
+
+@compiled
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("shape", [(2, 5, 7, 24), (1, 64, 64, 40), (3, 9, 4, 112), (1, 3, 3, 5), (2, 4, 4, 131)])
+def test_kernel_equals_pytorch_in_value_and_gradient(shape: tuple[int, ...]) -> None:
+    x, dy = 3 * torch.randn(shape) + 5, torch.randn(shape)
+    for found, expected in zip(with_gradient(normed_silu, x, dy), with_gradient(normed_silu_ref, x, dy), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_a_mean_far_from_zero_costs_no_digits() -> None:
+    """E[x²] − E[x]² would lose them all."""
+    x = torch.randn(1, 32, 32, 8)
+    far = normed_silu(x + 1000)
+    torch.testing.assert_close(far, normed_silu_ref((x + 1000).double()).float(), rtol=1e-3, atol=1e-3)
+
+
+def test_constant_channels_give_zero_and_no_nan() -> None:
+    y, dx = with_gradient(normed_silu, torch.full((2, 3, 4, 20), 7.0), torch.ones(2, 3, 4, 20))
+    assert y.abs().max() == 0
+    assert dx.isfinite().all()
+
+
+@compiled
+def test_operator_is_known_to_compilers() -> None:
+    torch.library.opcheck(normed._forward, (torch.randn(2, 3, 4, 20),), test_utils=("test_schema", "test_faketensor"))
