@@ -37,6 +37,7 @@ MOST_PIXELS = 2**22  # that go through a detector at once when batches are tried
 TRAINING_BATCH = 8
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
 STATUS = Path("/proc/self/status")
+OUT_OF_MEMORY = "out of memory"
 FAILURES = (MambaADError, RuntimeError, MemoryError, ValueError, AssertionError)  # of one detector; the rest go on
 
 Size = tuple[int, int]  # H, W
@@ -98,12 +99,12 @@ def choose(names: Sequence[str] = ()) -> list[Row]:
     >>> [row.name for row in choose(["rd4ad-resnet34", "MambaAD"])]
     ['MambaAD paper', 'MambaAD small (default)', 'RD4AD, ResNet34']
     """
-    known = [*DETECTORS, *(_short(row.name) for row in ROWS)]
-    wanted = [_short(name) for name in names]
+    known = [*DETECTORS, *(as_typed(row.name) for row in ROWS)]
+    wanted = [as_typed(name) for name in names]
     for name in wanted:
         if name not in known:
             raise MambaADError(f"no detector {name!r}: choose from {', '.join(known)}")
-    return [row for row in ROWS if not wanted or row.detector in wanted or _short(row.name) in wanted]
+    return [row for row in ROWS if not wanted or row.detector in wanted or as_typed(row.name) in wanted]
 
 
 def fitted(path: Path) -> Row:
@@ -112,10 +113,10 @@ def fitted(path: Path) -> Row:
     return Row(path.name, settings["detector"], settings["encoder"], settings["options"], path)
 
 
-def _short(name: str) -> str:
+def as_typed(name: str) -> str:
     """A name as it is typed.
 
-    >>> _short("UniAD (EfficientNet-B4)")
+    >>> as_typed("UniAD (EfficientNet-B4)")
     'uniad-efficientnet-b4'
     """
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -162,14 +163,17 @@ def run(
     only one to try, else the fastest up to 16 is found. `precision` is fp32 or bf16 (autocast). `train` times
     training steps too. A detector that fails, out of memory for one, says so in its results, and the others go on.
     """
-    sizes = sorted(set(resolutions), key=math.prod)
+    sizes = sorted(set(resolutions), key=lambda size: (math.prod(size), size))
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_before)
     try:
-        contestants = []
+        contestants, failed = [], []
         for row in rows:
             on_progress(f"{row.name}: building")
-            contestants.append(build(row, device))
+            try:
+                contestants.append(build(row, device))
+            except FAILURES as error:
+                failed += [Result(row, size, error=reason(error)) for size in sizes]
         by_size = [[Result(one.row, size, one.parameters, one.trained) for one in contestants] for size in sizes]
         for one, *own in zip(contestants, *by_size, strict=True):
             on_progress(f"{one.row.name}: memory")
@@ -183,7 +187,9 @@ def run(
             if train:
                 on_progress(f"{doing}: training")
                 _time_training(contestants, results, seconds, device, precision)
-        return Benchmark(machine(device, precision), [result for results in by_size for result in results])
+        done = [*failed, *(result for results in by_size for result in results)]
+        done.sort(key=lambda result: (math.prod(result.size), result.size, rows.index(result.row)))
+        return Benchmark(machine(device, precision), done)
     finally:
         torch.set_num_threads(threads_before)
 
@@ -368,8 +374,9 @@ def reason(error: BaseException) -> str:
     ('out of memory', 'too small')
     """
     text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search("out of|allocate|enough memory", text):
-        return "out of memory"
+    scarce = re.search("out of|allocate|enough memory", text) and not isinstance(error, MambaADError)
+    if scarce or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return OUT_OF_MEMORY
     return text.splitlines()[0] if text else type(error).__name__
 
 
@@ -410,7 +417,11 @@ def _measure_memory(results: Sequence[Result], device: str, precision: str) -> N
 def _peaks(row: Row, sizes: Sequence[Size], device: str, precision: str) -> Iterator[int | str]:
     """Bytes at the peak of a pass, or why there was none; one a size."""
     before = _held(device)
-    model = build(row, device).model
+    try:
+        model = build(row, device).model
+    except FAILURES as error:
+        yield from [reason(error)] * len(sizes)
+        return
     for size in sizes:
         _forget_peak(device)
         try:
@@ -434,7 +445,7 @@ def _peaks_of_a_process(row: Row, sizes: Sequence[Size], precision: str) -> list
         for _ in sizes:
             peaks.append(ours.recv())
     child.join()
-    rest = "out of memory" if child.exitcode == -signal.SIGKILL else None
+    rest = OUT_OF_MEMORY if child.exitcode == -signal.SIGKILL else None
     return peaks + [rest] * (len(sizes) - len(peaks))
 
 

@@ -164,6 +164,23 @@ def test_a_row_that_runs_out_of_memory_says_so_and_the_rest_goes_on(monkeypatch:
     assert len(mambaad.latency) == len(uniad.latency) > 0
 
 
+def test_a_row_that_cannot_be_built_says_so_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = bench.build
+
+    def scarce(row: Row, device: str = "cpu") -> bench.Contestant:
+        if row is RD4AD:
+            raise MemoryError
+        return build(row, device)
+
+    monkeypatch.setattr(bench, "build", scarce)
+    monkeypatch.setattr(bench, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
+    results = bench.run([MAMBAAD, RD4AD, UNIAD], [(64, 96), SIZE], seconds=0.01, batch=1).results
+    assert [result.row for result in results] == [MAMBAAD, RD4AD, UNIAD] * 2
+    assert [result.size for result in results] == [SIZE] * 3 + [(64, 96)] * 3
+    assert [result.error for result in results] == ["", "out of memory", ""] * 2
+    assert list(bench._peaks(RD4AD, [SIZE, SIZE], "cpu", "fp32")) == ["out of memory"] * 2
+
+
 def test_a_batch_too_large_leaves_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     anomaly_maps = Model.anomaly_maps
 
