@@ -349,13 +349,14 @@ def bench(
     from rich.console import Console
 
     from mambaad_cli import bench as benchmark
+    from mambaad_cli import bench_report
     from mambaad_cli.files import written_whole
 
     rows = benchmark.choose(detectors.split(",") if detectors else ())
     if model is not None:
         rows.append(benchmark.fitted(model))
     if plot is not None:
-        benchmark.check_plot(plot)
+        bench_report.check_plot(plot)
     measured = benchmark.run(
         rows,
         [parse_size(one) for one in res.split(",")],
@@ -367,16 +368,16 @@ def bench(
         train=train,
         on_progress=lambda doing: typer.echo(f"  {doing}", err=True) if sys.stderr.isatty() else None,
     )
-    formats = {"markdown": benchmark.to_markdown, "csv": benchmark.to_csv, "json": benchmark.to_json}
+    formats = {"markdown": bench_report.to_markdown, "csv": bench_report.to_csv, "json": bench_report.to_json}
     if format == "table" and output is None:
-        Console().print(benchmark.to_table(measured))
+        Console().print(bench_report.to_table(measured))
     elif output is None:
         typer.echo(formats[format](measured), nl=False)
     else:
         with written_whole(output) as half:
-            half.write_text(formats.get(format, benchmark.to_markdown)(measured), encoding="utf-8")
+            half.write_text(formats.get(format, bench_report.to_markdown)(measured), encoding="utf-8")
     if plot is not None:
-        benchmark.plot(measured, plot)
+        bench_report.plot(measured, plot)
 
 
 @app.command()

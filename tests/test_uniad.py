@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambaad_cli.model.uniad import DecoderLayer, UniAD, _logits, neighbour_mask
+from mambaad_cli.model.uniad import DecoderLayer, UniAD, _mask_on, neighbour_mask
+from mambaad_cli.modelfile import Settings, new_model
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +86,32 @@ def test_a_grid_of_one_position_hides_nothing() -> None:
 def test_a_decoder_layer_does_not_see_a_position_s_neighbourhood() -> None:
     torch.manual_seed(0)
     layer = DecoderLayer(width=8, heads=2, hidden=16, dropout=0.1, grid=(1, 6)).eval()
-    mask = _logits(neighbour_mask(1, 6, 3))
+    mask = _mask_on(torch.device("cpu"), 1, 6, 3)
     previous, encoded = torch.randn(2, 1, 6, 8).requires_grad_(True)
     seen = torch.autograd.grad(
         layer(previous, encoded, torch.randn(1, 6, 8), mask, (1, 6))[0, 2].square().sum(), [previous, encoded]
     )
     for gradient in seen:
         assert (gradient[0].abs().sum(1) > 0).tolist() == [True, False, False, False, True, True]
+
+
+def test_a_mask_made_while_scoring_serves_training_too(encoder: nn.Module, detector: UniAD) -> None:
+    features = features_of(encoder, 2, 3, 96, 64)
+    _mask_on.cache_clear()
+    with torch.inference_mode():
+        detector.anomaly_map(features, (96, 64))
+    detector.loss(features).backward()
+    assert _mask_on.cache_info().misses == 1
+    detector.anomaly_map(features_of(encoder, 1, 3, 64, 96), (64, 96))  # as many positions, other neighbours
+    assert _mask_on.cache_info().misses == 2
+
+
+def test_channels_and_grid_follow_from_the_default_encoder() -> None:
+    model = new_model(Settings("uniad", "efficientnet_lite0"))
+    assert model.encoder.channels == [16, 24, 40, 112]
+    assert model.detector.project_in.in_features == model.detector.project_out.out_features == 192
+    target, rebuilt = model.detector.eval()(model.encoder(torch.zeros(1, 3, 64, 96)))
+    assert target.shape == rebuilt.shape == (1, 4, 6, 192)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (100, 72), (20, 20), (16, 16)])

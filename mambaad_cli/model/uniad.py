@@ -5,6 +5,7 @@ H × W pixels of the anomaly map.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +100,7 @@ class UniAD(nn.Module):
         target = _stack(features)
         size = (target.shape[1], target.shape[2])
         position = self._position(size)
-        mask = _logits(neighbour_mask(*size, self.neighbourhood).to(target.device))
+        mask = _mask_on(target.device, *size, self.neighbourhood)
         encoded = self.project_in(self._jittered(target).flatten(1, 2))
         for layer in self.encoder:
             encoded = layer(encoded, position, mask)
@@ -152,9 +153,15 @@ def neighbour_mask(h: int, w: int, neighbourhood: int = 7) -> Tensor:
     return (near_rows[:, None, :, None] & near_columns[None, :, None, :]).reshape(h * w, h * w)
 
 
-def _logits(hidden: Tensor) -> Tensor:
-    """A mask as what attention adds to its logits: −inf where hidden, else 0."""
-    return torch.zeros(hidden.shape, device=hidden.device).masked_fill_(hidden, float("-inf"))
+@lru_cache(maxsize=1)  # at 1024 × 1024 pixels one takes 67 MB
+def _mask_on(device: torch.device, h: int, w: int, neighbourhood: int) -> Tensor:
+    """The neighbour mask as attention adds it to its logits, −inf where hidden, else 0: (l, l), made once a grid.
+
+    A normal tensor, whoever asks first.
+    """
+    with torch.inference_mode(False):
+        hidden = neighbour_mask(h, w, neighbourhood).to(device)
+        return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
 
 
 def _stack(features: Sequence[Tensor]) -> Tensor:
