@@ -2,14 +2,18 @@
 
 Every figure is a ratio of times measured in turn (A B A B …), the median over rounds with its 10–90 % range, so that it
 means something on a machine that is not quiet.
+
+With --profile: the operators in which a forward pass and a training step of both presets' decoders spend their time.
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from mambaad_cli.fit import PRESETS
 from mambaad_cli.model import scan
@@ -21,7 +25,16 @@ STAGES = ((512, 8, 3), (256, 16, 4), (128, 32, 6), (64, 64, 3))  # the paper's a
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", action="store_true", help="time by operator instead of ratios")
+    asked = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    if asked.profile:
+        for preset, channels, batch in (("small", (24, 40, 112), 8), ("paper", (64, 128, 256), 2)):
+            forward, step = decoder_tasks(preset, channels, batch)
+            operators(f"{preset}, batch {batch}: forward", forward)
+            operators(f"{preset}, batch {batch}: training step", step)
+        return
     product = matrix_product()
     stages = list(paper_scans())
     show("scan forward, paper's 16 at 256², batch 1 / matrix product", lambda: scan_forward(stages), product)
@@ -98,9 +111,17 @@ def network() -> None:
 
 def training() -> None:
     """A training step of the default decoder on cached features, beside its forward pass."""
-    channels = (24, 40, 112)
-    detector = MambaAD(channels, **PRESETS["small"]["options"])
-    features = [torch.randn(8, s, s, c).permute(0, 3, 1, 2) for c, s in zip(channels, (64, 32, 16), strict=True)]
+    forward, step = decoder_tasks("small", (24, 40, 112), 8)
+    show("training step of the default decoder, batch 8 / its forward pass", step, forward, 5)
+    print(f"  {8 / seconds(step):.1f} images/s in training")
+
+
+def decoder_tasks(
+    preset: str, channels: tuple[int, int, int], batch: int
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A forward pass and a training step of a preset's decoder on the features of 256 × 256 pixels."""
+    detector = MambaAD(channels, **PRESETS[preset]["options"])
+    features = [torch.randn(batch, s, s, c).permute(0, 3, 1, 2) for c, s in zip(channels, (64, 32, 16), strict=True)]
     optimizer = detector.optimizer()
 
     def forward() -> None:
@@ -113,8 +134,21 @@ def training() -> None:
         loss.backward()
         optimizer.step()
 
-    show("training step of the default decoder, batch 8 / its forward pass", step, forward, 5)
-    print(f"  {8 / seconds(step):.1f} images/s in training")
+    return forward, step
+
+
+def operators(name: str, task: Callable[[], object], least: float = 0.01) -> None:
+    """Print the operators that take at least this share of the task's time, what they call left out."""
+    task()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        task()
+    rows = sorted(recorded.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    total = sum(row.self_cpu_time_total for row in rows)
+    print(f"{name}, {total / 1e3:.0f} ms")
+    for row in rows:
+        if row.self_cpu_time_total >= least * total:
+            share, milliseconds = row.self_cpu_time_total / total, row.self_cpu_time_total / 1e3
+            print(f"  {share:6.1%} {milliseconds:8.1f} ms {row.count:5d} × {row.key}")
 
 
 if __name__ == "__main__":

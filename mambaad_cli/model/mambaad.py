@@ -261,7 +261,7 @@ class MambaAD(nn.Module):
 
     def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
         """AdamW as in section 4.1; weight decay takes in A_log as well."""
-        return torch.optim.AdamW(self.parameters(), lr=lr or 0.005, betas=(0.9, 0.999), weight_decay=1e-4)
+        return torch.optim.AdamW(self.parameters(), lr=lr or 0.005, betas=(0.9, 0.999), weight_decay=1e-4, fused=True)
 
 
 @lru_cache(maxsize=64)
