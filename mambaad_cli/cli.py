@@ -54,6 +54,23 @@ app = typer.Typer(
     help="Learn what good product images look like, then score, map and explain new ones.",
 )
 
+
+def parse_share(text: str) -> float:
+    """A share between 0 and 1, from per cent or a fraction.
+
+    >>> parse_share("1%"), parse_share("5 %"), parse_share("0.01")
+    (0.01, 0.05, 0.01)
+    """
+    number = str(text).strip()
+    try:
+        share = float(number.removesuffix("%")) / (100 if number.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise typer.BadParameter(f"{text!r}: expected a share such as 1% or 0.01")
+    return share
+
+
 DEFAULT_MODEL = Path("mambaad.safetensors")
 Good = Annotated[Path, typer.Argument(help="Folder of good images; its sub-folders are product classes.")]
 Paths = Annotated[list[Path], typer.Argument(help="Folders and image files.")]
@@ -68,6 +85,15 @@ OF_THE_MODEL = (
     "preset", "detector", "encoder", "encoder_weights", "res", "letterbox", "scan", "directions", "local_branches",
     "examples",
 )  # fmt: skip
+MaxFalseReject = Annotated[
+    float | None,
+    typer.Option(parser=parse_share, metavar="SHARE", help="Good images that may be rejected: 1%, or 0.01."),
+]
+Review = Annotated[
+    float | None,
+    typer.Option(parser=parse_share, metavar="SHARE", help="Verdict review above what 5% of good images exceed."),
+]
+MinArea = Annotated[int, typer.Option(min=0, metavar="PIXELS", help="Leave out smaller regions.")]
 ClassName = Annotated[str | None, typer.Option("--class", help="Product class of all images, whatever their folder.")]
 
 
@@ -101,6 +127,7 @@ def fit(
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about so long instead.")] = None,
+    max_false_reject: MaxFalseReject = 0.01,
     scan: Annotated[
         Literal["sweep", "scan", "zorder", "zigzag", "hilbert"], typer.Option(help="Scan order.")
     ] = "hilbert",
@@ -164,6 +191,7 @@ def fit(
             fitted = training.add(known, files, classes, **common)
         else:
             common |= {"preset": recipe, "encoder_weights": encoder_weights, "keep_examples": examples}
+            common["max_false_reject"] = max_false_reject or 0.01
             fitted = training.fit(files, classes, settings, **common)
     modelfile.save(fitted.to("cpu"), model)
     checkpoint.unlink(missing_ok=True)
@@ -178,6 +206,11 @@ def score(
     as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row an image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an image.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rows there, not to stdout.")] = None,
+    review: Review = None,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="With --json: where each image is anomalous, in its own pixels.")
+    ] = False,
+    min_area: MinArea = 0,
     class_name: ClassName = None,
     res: Res = None,
     batch: Batch = 8,
@@ -194,15 +227,19 @@ def score(
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
+    if regions and not as_json:
+        raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
+    least = parse_min_area(regions, min_area)
     files = images.find(paths)
     if output is not None and output.resolve() in {model.resolve(), *(file.path.resolve() for file in files)}:
         raise MambaADError(f"{shown(output)} would be written over: choose another --output")
     fitted = load_model(model, device, res)
-    predictions = running(fitted, files, class_name, batch, workers, device)
+    check_review(fitted, review)
+    predictions = running(fitted, files, class_name, batch, workers, device, review=review, min_area=least)
     if not (as_csv or as_json or output):
         counts = report.print_table(predictions, Console())
     else:
-        counts = report.write_rows(predictions, output, as_json)
+        counts = report.write_rows(predictions, output, as_json, regions)
     leave(counts, fail_on_anomaly)
 
 
@@ -214,6 +251,11 @@ def map_(
     raw: Annotated[
         Literal["png", "npy"] | None, typer.Option(help="Also write each map itself: 16-bit PNG, or numpy floats.")
     ] = None,
+    review: Review = None,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Number and frame what is anomalous, and list it in regions.jsonl.")
+    ] = False,
+    min_area: MinArea = 0,
     class_name: ClassName = None,
     res: Res = None,
     batch: Batch = 8,
@@ -223,20 +265,32 @@ def map_(
     """Write an overlay heatmap of each image, and a contact sheet of all, worst first."""
     from mambaad_cli import images, maps
 
+    least = parse_min_area(regions, min_area)
     files = images.find(paths)
     fitted = load_model(model, device, res)
-    predictions = running(fitted, files, class_name, batch, workers, device, maps=True)
+    check_review(fitted, review)
+    predictions = running(fitted, files, class_name, batch, workers, device, maps=True, review=review, min_area=least)
     counts = maps.write_maps(
-        predictions, files, fitted, output, raw, on_unreadable=lambda one: warn(f"{one.file.path}: {one.error}")
+        predictions,
+        files,
+        fitted,
+        output,
+        raw,
+        regions=regions,
+        on_unreadable=lambda one: warn(f"{one.file.path}: {one.error}"),
     )
-    typer.echo(f"{sum(counts.values()) - counts['error']} overlays and contact_sheet.png in {shown(output)}")
+    beside = ", contact_sheet.png and regions.jsonl" if regions else " and contact_sheet.png"
+    typer.echo(f"{sum(counts.values()) - counts['error']} overlays{beside} in {shown(output)}")
     leave(counts, False)
 
 
 @app.command()
 def calibrate(
     model: Annotated[Path, typer.Argument(help="Model file; rewritten with its new threshold.")],
-    good: Good,
+    good: Annotated[
+        Path | None, typer.Argument(help="Folder of good images not trained on; none: the scores that the model keeps.")
+    ] = None,
+    max_false_reject: MaxFalseReject = None,
     res: Annotated[str | None, typer.Option(help="Calibrate for, and from then on score at, this size.")] = None,
     device: Device = "auto",
     batch: Batch = 8,
@@ -245,7 +299,17 @@ def calibrate(
     """Set the threshold anew from good images that were not trained on, without training."""
     from mambaad_cli import images, modelfile
 
+    if good is None and (max_false_reject is None or res is not None):
+        raise typer.BadParameter("give a folder of good images, or --max-false-reject alone", param_hint="GOOD")
     fitted = load_model(model, device)
+    if max_false_reject is not None:
+        fitted.max_false_reject = max_false_reject
+    if good is None:
+        if not fitted.scores:
+            raise MambaADError(f"{model} keeps no scores of good images: give a folder of some")
+        modelfile.save(fitted.to("cpu"), model)
+        print_thresholds(fitted)
+        return
     if res is not None:
         fitted.settings = dataclasses.replace(fitted.settings, size=parse_size(res))
     files = found(images.find([good]), good)
@@ -443,6 +507,29 @@ def parse_size(res: str) -> tuple[int, int]:
     return height, width
 
 
+def parse_min_area(regions: bool, min_area: int) -> int | None:
+    """The least area of a region, None where none are asked for."""
+    if min_area and not regions:
+        raise typer.BadParameter("needs --regions", param_hint="--min-area")
+    return min_area if regions else None
+
+
+def check_review(model: "Model", review: float | None) -> None:
+    """Say where a review band cannot be, or is empty because too few scores set both its ends."""
+    from mambaad_cli.calibration import exceeds, percent
+
+    if review is None:
+        return
+    strict = model.max_false_reject
+    if review <= strict:
+        raise MambaADError(f"--review {percent(review)} must be more than the {percent(strict)} of the threshold")
+    for name, scores in model.scores.items():
+        threshold, lower = model.threshold(name), model.threshold(name, review)
+        if threshold is not None and lower is not None and not exceeds(threshold, lower):
+            same = f"{len(scores)} good images are too few to tell {percent(review)} from {percent(strict)}"
+            warn(f"{name}: {same}: nothing is for review until mambaad calibrate has more")
+
+
 def pick_device(device: str) -> str:
     import torch
 
@@ -563,23 +650,33 @@ def print_fit(model: "Model", path: Path, progress: FitProgress) -> None:
 
 
 def print_thresholds(model: "Model") -> None:
-    """Each class's threshold, what lies above it, and what it promises."""
-    from mambaad_cli import calibration
+    """Each class's threshold, what lies above it, what it promises and, where that is too little, what it takes."""
+    from mambaad_cli.calibration import ceiling, exceeds, images_for, percent, promise
 
+    wanted = model.max_false_reject
     for name in model.trained_on:
         if name not in model.scores:
             warn(f"{name}: too few images to hold some out: it gets the highest threshold of the others")
     for name, scores in model.scores.items():
         threshold = model.threshold(name) or 0.0
-        above = sum(score > threshold for score in scores)
+        above, n = sum(exceeds(score, threshold) for score in scores), len(scores)
         kind = "held-out" if model.held_out else "training"
-        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {len(scores)} {kind} good images")
-        promised = calibration.promise(len(scores), model.max_false_reject)
+        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {n} {kind} good images")
         if not model.held_out:
-            warn(f"{name}: too few images to hold some out: once you have more, run mambaad calibrate")
-        elif promised > model.max_false_reject:
-            wanted = f"not {model.max_false_reject:.1%}"
-            warn(f"{name}: {len(scores)} images can promise at most {promised:.1%} false rejects, {wanted}")
+            warn(
+                f"{name}: too few images to hold some out: the threshold promises nothing, new good ones may well lie "
+                f"above it; set it with others that are good: mambaad calibrate MODEL GOOD_DIR"
+            )
+            continue
+        promised = promise(n, wanted)
+        typer.echo(
+            f"    promises at most {percent(promised)} false rejects on average, "
+            f"{percent(ceiling(n, wanted))} with 95% confidence"
+        )
+        if promised > wanted:
+            more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
+            images = f"{n} held-out image{'s' if n > 1 else ''}"
+            warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")
 
 
 def duration(seconds: float) -> str:
@@ -599,6 +696,8 @@ def running(
     workers: int,
     device: str,
     maps: bool = False,
+    review: float | None = None,
+    min_area: int | None = None,
 ) -> "Iterator[Prediction]":
     """Predictions as they come, with a progress bar on stderr where that is a terminal and stdout is not filling it."""
     from tqdm import tqdm
@@ -608,7 +707,15 @@ def running(
     if class_name is not None and class_name not in model.trained_on:
         raise MambaADError(f"the model knows no class {class_name!r}: choose {', '.join(model.trained_on)}")
     predictions = predict(
-        model, files, class_name=class_name, batch=batch, workers=workers, device=pick_device(device), maps=maps
+        model,
+        files,
+        class_name=class_name,
+        batch=batch,
+        workers=workers,
+        device=pick_device(device),
+        maps=maps,
+        review=review,
+        min_area=min_area,
     )
     return iter(tqdm(predictions, total=len(files), unit="image", leave=False, disable=None, file=sys.stderr))
 

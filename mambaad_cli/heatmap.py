@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-VERDICT_COLOURS = {"anomalous": (200, 38, 44), "good": (104, 150, 118), "error": (44, 46, 52)}
+VERDICT_COLOURS = {"anomalous": (200, 38, 44), "review": (222, 150, 20), "good": (104, 150, 118), "error": (44, 46, 52)}
 OTHER_VERDICT = (140, 140, 146)
 GLOW = {0.0: (255, 190, 60), 0.35: (255, 160, 30), 0.6: (255, 84, 20), 0.8: (240, 28, 32), 1.0: (225, 6, 44)}
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     image: np.ndarray  # (H, W, 3), best a thumbnail already
     title: str
     score: float
-    verdict: str  # good, anomalous or error
+    verdict: str  # good, review, anomalous or error
 
 
 def heat(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
@@ -75,6 +75,29 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale) -> n
         edged = _painted(glowing, BLACK, edge[band], 0.5)
         picture[band] = _painted(edged, WHITE, line[band], 0.95)
     return picture
+
+
+def framed(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
+    """The picture (H, W, 3) uint8 with a numbered frame around each box, x, y, width, height in its pixels, from 1.
+
+    Frames lie outside their boxes, where there is room, and grow with the picture as an overlay's line does.
+    """
+    if not boxes:
+        return picture
+    height, width = picture.shape[:2]
+    thickness = max(1, round(max(height, width) / 400))
+    scale, gap = 0.45 * thickness, 3 * thickness
+    drawn = picture.copy()
+    for number, (x, y, wide, high) in reversed(list(enumerate(boxes, 1))):  # the first, the worst, lies on top
+        left, top = max(0, x - gap), max(0, y - gap)
+        right, bottom = min(width, x + wide + gap) - 1, min(height, y + high + gap) - 1
+        (text_width, text_height), _ = cv2.getTextSize(str(number), FONT, scale, thickness)
+        above = top - gap >= text_height
+        at = max(0, min(left, width - text_width)), top - gap if above else min(height - 1, top + text_height + gap)
+        for colour, stroke in ((BLACK, 3 * thickness), (WHITE, thickness)):
+            cv2.rectangle(drawn, (left, top), (right, bottom), colour, stroke)
+            cv2.putText(drawn, str(number), at, FONT, scale, colour, stroke, cv2.LINE_AA)
+    return drawn
 
 
 def raw16(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:

@@ -4,6 +4,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +13,14 @@ import numpy as np
 
 from mambaad_cli import MambaADError, images
 from mambaad_cli.files import shown, written_whole
-from mambaad_cli.heatmap import ColourScale, Tile, contact_sheet, overlay, raw16, thumbnail
+from mambaad_cli.heatmap import ColourScale, Tile, contact_sheet, framed, overlay, raw16, thumbnail
 from mambaad_cli.images import ImageFile
 from mambaad_cli.modelfile import Model
+from mambaad_cli.report import Lines, json_line, row
 from mambaad_cli.score import Prediction
 
 SHEET = "contact_sheet"
+REGIONS = "regions.jsonl"
 TILES = 400  # of one contact sheet
 
 
@@ -37,12 +40,14 @@ def write_maps(
     model: Model,
     folder: Path,
     raw: str | None = None,
+    regions: bool = False,
     on_unreadable: Callable[[Prediction], None] = lambda one: None,
 ) -> "Counter[str]":
     """Write each overlay below `folder`, and at the end contact sheets, worst first; returns the verdicts.
 
-    `raw` adds the map itself: "png" 16 bits, value / 65535 · 4 · threshold; "npy" float32. Raises MambaADError where an
-    output would lie on an input.
+    `raw` adds the map itself: "png" 16 bits, value / 65535 · 4 · threshold; "npy" float32. `regions` frames those of
+    the predictions on the overlays and lists them in `folder`/regions.jsonl, a row an image. Raises MambaADError where
+    an output would lie on an input.
     """
     ending = f".map.{raw}" if raw else ""
     outputs = output_paths(files, folder, ending)
@@ -51,22 +56,26 @@ def write_maps(
     _refuse_overwriting(files, [*outputs, *maps, *sheets])
     counts: Counter[str] = Counter()
     small: list[Small] = []
-    for one, path in zip(predictions, outputs, strict=True):
-        counts[one.verdict] += 1
-        title = str(one.file.relative)
-        if one.anomaly_map is None or one.picture is None or one.score is None:
-            on_unreadable(one)
-            small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, 0.0, "error", float("inf")))
-            continue
-        scale = colour_scale(model, one.class_name)
-        images.write(path, overlay(one.picture, one.anomaly_map, scale))
-        if raw == "png":
-            images.write(path.with_suffix(".map.png"), raw16(one.anomaly_map, scale))
-        elif raw == "npy":
-            with written_whole(path.with_suffix(".map.npy")) as half:
-                np.save(half, one.anomaly_map)
-        picture = overlay(thumbnail(one.picture), one.anomaly_map, scale)
-        small.append(_small(picture, title, one.score, one.verdict, one.score / scale.threshold))
+    with Lines(folder / REGIONS) if regions else nullcontext() as lines:
+        for one, path in zip(predictions, outputs, strict=True):
+            counts[one.verdict] += 1
+            if lines is not None:
+                lines.write(json_line(row(one, regions)))
+            title = str(one.file.relative)
+            if one.anomaly_map is None or one.picture is None or one.score is None:
+                on_unreadable(one)
+                small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, 0.0, "error", float("inf")))
+                continue
+            scale = colour_scale(model, one.class_name)
+            picture = overlay(one.picture, one.anomaly_map, scale)
+            images.write(path, framed(picture, [found.box for found in one.regions or ()]))
+            if raw == "png":
+                images.write(path.with_suffix(".map.png"), raw16(one.anomaly_map, scale))
+            elif raw == "npy":
+                with written_whole(path.with_suffix(".map.npy")) as half:
+                    np.save(half, one.anomaly_map)
+            tile = overlay(thumbnail(one.picture), one.anomaly_map, scale)
+            small.append(_small(tile, title, one.score, one.verdict, one.score / scale.threshold))
     _write_sheets(small, folder)
     return counts
 

@@ -86,18 +86,30 @@ class Model:
             return [Recognised(next(iter(self.normal), ""), 1.0, True)] * len(features[0])
         return self.recogniser(signature(features).cpu())
 
-    def threshold(self, class_name: str) -> float | None:
+    def threshold(self, class_name: str, max_false_reject: float | None = None) -> float | None:
         """Above it an image of this class is anomalous; None while there are no scores of good images.
 
-        A class that the model does not know gets the highest of the thresholds of those it knows.
+        A class that the model does not know gets the highest of the thresholds of those it knows. Another
+        `max_false_reject` than the model's gives another threshold from the same scores.
         """
-        known = [self.scores[class_name]] if class_name in self.scores else list(self.scores.values())
-        return max((calibration.threshold(scores, self.max_false_reject) for scores in known), default=None)
+        share = self.max_false_reject if max_false_reject is None else max_false_reject
+        return max((calibration.threshold(scores, share) for scores in self._known(class_name)), default=None)
 
     def cold(self, class_name: str) -> float | None:
         """What half the good images of this class never exceed: there the colours of a heatmap begin."""
-        known = [self.scores[class_name]] if class_name in self.scores else list(self.scores.values())
-        return max((calibration.threshold(scores, 0.5) for scores in known), default=None)
+        return self.threshold(class_name, 0.5)
+
+    def p_value(self, class_name: str, score: float) -> float | None:
+        """How often a good image of this class scores as high; None without scores of images not trained on.
+
+        For a class that the model does not know: the highest of those it knows.
+        """
+        if not self.held_out:
+            return None
+        return max((calibration.p_value(scores, score) for scores in self._known(class_name)), default=None)
+
+    def _known(self, class_name: str) -> list[list[float]]:
+        return [self.scores[class_name]] if class_name in self.scores else list(self.scores.values())
 
     def to(self, device: str) -> "Model":
         self.encoder.to(device)

@@ -19,15 +19,17 @@ from rich.text import Text
 
 from mambaad_cli import MambaADError
 from mambaad_cli.files import shown
+from mambaad_cli.regions import json_object
 from mambaad_cli.score import Prediction
 
-COLUMNS = ("path", "class", "score", "threshold", "verdict", "error")
+COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")
+STYLES = {"anomalous": "red", "review": "yellow", "unknown": "magenta", "good": "green", "error": "magenta"}
 WORST = 50  # rows of the table; all of them are in --csv
 BAR = 24  # characters
 
 
-def row(prediction: Prediction) -> dict[str, Any]:
-    """One image's row; numbers that are not known are None."""
+def row(prediction: Prediction, regions: bool = False) -> dict[str, Any]:
+    """One image's row; what is not known is None. With `regions`, for JSON, what exceeds the threshold as well."""
     values = (
         str(prediction.file.path),
         prediction.class_name,
@@ -35,8 +37,13 @@ def row(prediction: Prediction) -> dict[str, Any]:
         prediction.threshold,
         prediction.verdict,
         prediction.error,
+        prediction.p_value,
+        prediction.certainty,
     )
-    return dict(zip(COLUMNS, values, strict=True))
+    named: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    if regions:
+        named["regions"] = None if prediction.regions is None else [json_object(one) for one in prediction.regions]
+    return named
 
 
 def csv_line(values: Iterable[Any]) -> str:
@@ -59,10 +66,14 @@ def _cell(value: Any) -> str:
 
 def json_line(values: dict[str, Any]) -> str:
     """One JSON object on a line; floats to six significant digits."""
-    return json.dumps({key: _plain(value) for key, value in values.items()}) + "\n"
+    return json.dumps(_plain(values)) + "\n"
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_plain(own) for own in value]
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no infinity
@@ -111,15 +122,20 @@ class Lines:
             os.truncate(self.path, self.whole)
 
 
-def write_rows(predictions: Iterable[Prediction], path: Path | None, as_json: bool) -> "Counter[str]":
-    """Stream one row an image to stdout or a file, CSV with a header or JSON lines; returns the verdicts."""
+def write_rows(
+    predictions: Iterable[Prediction], path: Path | None, as_json: bool, regions: bool = False
+) -> "Counter[str]":
+    """Stream one row an image to stdout or a file, CSV with a header or JSON lines; returns the verdicts.
+
+    With `regions`, which takes JSON, each row holds what exceeds the threshold.
+    """
     counts: Counter[str] = Counter()
     with Lines(path) as lines:
         if not as_json:
             lines.write(csv_line(COLUMNS))
         for one in predictions:
             counts[one.verdict] += 1
-            values = row(one)
+            values = row(one, regions)
             lines.write(json_line(values) if as_json else csv_line(values.values()))
     return counts
 
@@ -156,7 +172,7 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
         cells = [Text(shown(one.file.path))]
         if len(table.columns) == 5:
             cells.append(Text(shown(one.class_name)))
-        style = {"anomalous": "red", "good": "green", "error": "magenta"}.get(one.verdict, "yellow")
+        style = STYLES.get(one.verdict, "cyan")
         score = "" if one.score is None else f"{one.score:.3g}"
         cells += [Text(score), bar(one, highest, style), Text(one.verdict, style=style)]
         table.add_row(*cells)

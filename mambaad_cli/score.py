@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from mambaad_cli import images
+from mambaad_cli.calibration import exceeds
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model.encoder import fold_batch_norms
 from mambaad_cli.modelfile import Model
 from mambaad_cli.recognition import Recognised
+from mambaad_cli.regions import Region, find_regions
 
 BATCH = 8
 WORKERS = 2
@@ -33,6 +35,7 @@ class Input(NamedTuple):
     pixels: Tensor  # (3, H, W) in 0 … 1
     box: Box | None  # where the image itself lies in it, if it was letterboxed
     picture: np.ndarray | None  # (h, w, 3) as read, where it was asked for
+    shape: tuple[int, int]  # h, w as read
 
 
 class Prediction(NamedTuple):
@@ -42,11 +45,13 @@ class Prediction(NamedTuple):
     class_name: str
     score: float | None
     threshold: float | None
-    verdict: str  # good, anomalous, unknown (like no product), uncalibrated or error
+    verdict: str  # good, review, anomalous, unknown (like no product), uncalibrated or error
     error: str
     anomaly_map: np.ndarray | None = None  # (H, W) float32 of the image itself, where it was asked for
     picture: np.ndarray | None = None
+    p_value: float | None = None  # how often a good image scores as high, as far as the calibration can tell
     certainty: float | None = None  # 0 … 1 that it is this class, where that was recognised and not told
+    regions: tuple[Region, ...] | None = None  # what exceeds the threshold, where it was asked for
 
 
 def predict(
@@ -58,11 +63,14 @@ def predict(
     workers: int = WORKERS,
     device: str = "cpu",
     maps: bool = False,
+    review: float | None = None,
+    min_area: float | None = None,
 ) -> Iterator[Prediction]:
     """Score files in their order, each on its own merits: an unreadable one gives a Prediction with its error.
 
-    With `maps` a Prediction carries its anomaly map and the picture as read. `class_name` overrides what the files'
-    folders say; what neither tells is recognised.
+    With `maps` a Prediction carries its anomaly map and the picture as read, with `min_area` the regions of at least so
+    many pixels of the picture. `class_name` overrides what the files' folders say; what neither tells is recognised.
+    `review` is the share of good images that may get the verdict review or anomalous.
     """
     model = dataclasses.replace(model, encoder=fold_batch_norms(model.encoder))
     inputs = read_ahead([file.path for file in files], model.settings.size, model.settings.letterbox, workers, maps)
@@ -85,21 +93,31 @@ def predict(
             if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
                 yield Prediction(file, name, None, None, "error", "the model gives no finite score: fit it anew")
                 continue
-            if threshold is None:
-                verdict = "unknown" if unknown else "uncalibrated"
+            if unknown:
+                prediction = Prediction(file, name, score, None, "unknown", "", certainty=certainty)
             else:
-                verdict = "anomalous" if exceeds(score, threshold) else "good"
-            prediction = Prediction(file, name, score, threshold, verdict, "", certainty=certainty)
-            yield prediction._replace(anomaly_map=anomaly_map.numpy(), picture=one.picture) if maps else prediction
+                verdict = verdict_of(score, threshold, None if review is None else model.threshold(name, review))
+                p_value = model.p_value(name, score)
+                prediction = Prediction(file, name, score, threshold, verdict, "", p_value=p_value, certainty=certainty)
+            if maps:
+                prediction = prediction._replace(anomaly_map=anomaly_map.numpy(), picture=one.picture)
+            if min_area is not None and threshold is not None:
+                found = find_regions(anomaly_map.numpy(), threshold, one.shape, min_area)
+                prediction = prediction._replace(regions=found)
+            yield prediction
 
 
-def exceeds(score: float, threshold: float) -> bool:
-    """Whether a score lies above, in the six digits that are printed: the seventh depends on the batch.
+def verdict_of(score: float, threshold: float | None, review: float | None = None) -> str:
+    """Above the threshold anomalous, else above that of review, where there is one, for a person to look at.
 
-    >>> exceeds(3.0000001, 3.0), exceeds(3.0001, 3.0)
-    (False, True)
+    >>> verdict_of(4.0, 3.0, 2.0), verdict_of(2.5, 3.0, 2.0), verdict_of(2.5, 3.0), verdict_of(9.0, None)
+    ('anomalous', 'review', 'good', 'uncalibrated')
     """
-    return float(f"{score:.6g}") > float(f"{threshold:.6g}")
+    if threshold is None:
+        return "uncalibrated"
+    if exceeds(score, threshold):
+        return "anomalous"
+    return "review" if review is not None and exceeds(score, review) else "good"
 
 
 def class_of(file: ImageFile, model: Model) -> str:
@@ -152,10 +170,8 @@ def read_ahead(
             picture = images.read(path)
         except ImageError as error:
             return error
-        if letterbox:
-            pixels, box = images.letterbox(picture, size)
-            return Input(pixels, box, picture if pictures else None)
-        return Input(images.resize(picture, size), None, picture if pictures else None)
+        pixels, box = images.letterbox(picture, size) if letterbox else (images.resize(picture, size), None)
+        return Input(pixels, box, picture if pictures else None, picture.shape[:2])
 
     waiting: deque[Future[Input | ImageError]] = deque()
     remaining = iter(paths)

@@ -124,6 +124,18 @@ def test_no_arguments_show_the_help_and_a_version_can_be_asked_for() -> None:
         ["score", ".", "--workers", "0"],
         ["map", "."],
         ["map", ".", "-o", "out", "--raw", "gif"],
+        ["map", ".", "-o", "out", "--min-area", "5"],
+        ["score", ".", "--regions"],
+        ["score", ".", "--csv", "--regions"],
+        ["score", ".", "--json", "--min-area", "5"],
+        *(
+            ["score", ".", "--review", share]
+            for share in ("", "%", "0", "0%", "1", "100%", "-5%", "nan", "inf%", "few")
+        ),
+        ["fit", ".", "--max-false-reject", "1"],
+        ["calibrate", "m", ".", "--max-false-reject", "0%"],
+        ["calibrate", "m"],
+        ["calibrate", "m", "--max-false-reject", "5%", "--res", "64"],
         ["fit", ".", "--res", "big"],
         ["fit", ".", "--res", "31"],
         ["fit", ".", "--res", "64x64x64"],
@@ -251,6 +263,50 @@ def test_fit_says_where_a_class_has_too_few_images_for_a_threshold_of_its_own(
     result = fitting(goods)
     assert modelfile.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 3}
     assert any(line.startswith("mambaad: nut: too few images") for line in result.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("n", "promised"),
+    [
+        (5, ("1 held-out good", "50% false rejects on average, 95% with 95%", "1 held-out image cannot", "1 in 2;")),
+        (10, ("2 held-out good", "33.3% false rejects on average, 77.6% with 95%", "2 held-out images", "1 in 3;")),
+        (20, ("4 held-out good", "20% false rejects on average, 52.7% with 95%", "4 held-out images", "1 in 5;")),
+        (40, ("8 held-out good", "11.1% false rejects on average, 31.2% with 95%", "8 held-out images", "1 in 9;")),
+    ],
+)
+def test_few_images_give_a_model_that_says_what_its_promise_is_worth(
+    fitting: Callable[..., Result], tmp_path: Path, n: int, promised: tuple[str, ...]
+) -> None:
+    for i in range(n):
+        images.write(tmp_path / "nut" / f"{i}.png", picture(i))
+    result = fitting("nut")
+    assert result.exit_code == 0
+    stated, complained = result.stdout, result.stderr
+    assert promised[0] in stated
+    assert f"promises at most {promised[1]} confidence" in stated
+    assert complained.startswith(f"mambaad: nut: {promised[2]}")
+    assert f"cannot promise 1%, only {promised[3]} 99 do: mambaad calibrate MODEL GOOD_DIR" in complained
+    assert complained.count("\n") == 1
+    found = rows(run("score", "nut", "--csv").stdout)
+    assert {row["verdict"] for row in found} <= {"good", "anomalous"}
+    assert min(float(row["p_value"]) for row in found) >= 1 / (n // 5 + 1) - 1e-6
+
+
+def test_three_images_promise_nothing_and_say_so(fitting: Callable[..., Result], tmp_path: Path) -> None:
+    for i in range(3):
+        images.write(tmp_path / "nut" / f"{i}.png", picture(i))
+    result = fitting("nut")
+    assert result.exit_code == 0
+    assert "promises at most" not in result.stdout
+    assert "mambaad: nut: too few images to hold some out: the threshold promises nothing" in result.stderr
+    assert {(row["verdict"], row["p_value"]) for row in rows(run("score", "nut", "--csv").stdout)} == {("good", "")}
+
+
+def test_fit_promises_what_it_is_asked_for(fitting: Callable[..., Result], goods: Path) -> None:
+    result = fitting(goods / "nut", "--max-false-reject", "50 %")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "promises at most 50% false rejects on average" in result.stdout
+    assert modelfile.load(Path("mambaad.safetensors")).max_false_reject == 0.5
 
 
 @pytest.mark.parametrize("path", ["goods", "weights.safetensors/a.safetensors"])
@@ -398,7 +454,7 @@ def test_what_fit_cannot_do_is_one_line(
 def test_score_csv_has_a_header_and_a_row_an_image_in_the_order_given(model: Path, goods: Path) -> None:
     result = run("score", "goods/nut/3.png", "goods/bolt", "goods/nut", "--csv")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[0] == "path,class,score,threshold,verdict,error"
+    assert result.stdout.splitlines()[0] == "path,class,score,threshold,verdict,error,p_value"
     found = rows(result.stdout)
     assert [row["path"] for row in found] == [
         "goods/nut/3.png",
@@ -407,6 +463,7 @@ def test_score_csv_has_a_header_and_a_row_an_image_in_the_order_given(model: Pat
     ]
     for row in found:
         assert row["class"] == row["path"].split("/")[1]
+        assert 0 < float(row["p_value"]) <= 1
         assert float(row["threshold"]) == {"nut": 3.0, "bolt": 4.0}[row["class"]]
         assert row["verdict"] == ("anomalous" if float(row["score"]) > float(row["threshold"]) else "good")
 
@@ -415,9 +472,43 @@ def test_score_json_has_an_object_a_line_with_the_same_values(model: Path, goods
     found = [json.loads(line) for line in run("score", goods, "--json").stdout.splitlines()]
     expected = rows(run("score", goods, "--csv").stdout)
     assert [{key: str(value) for key, value in one.items()} for one in found] == [
-        {key: str(float(value)) if key in ("score", "threshold") else value for key, value in one.items()}
+        {key: str(float(value)) if key in ("score", "threshold", "p_value") else value for key, value in one.items()}
         for one in expected
     ]
+
+
+def test_json_has_regions_where_an_image_is_anomalous(model: Path, goods: Path) -> None:
+    (goods / "bad.png").write_text("text")
+    found = [
+        json.loads(line) for line in run("score", goods, "--json", "--regions", "--class", "nut").stdout.splitlines()
+    ]
+    assert {row["verdict"] for row in found} >= {"anomalous", "error"}
+    for row in found:
+        if row["verdict"] == "error":
+            assert row["regions"] is None
+        else:
+            assert bool(row["regions"]) == (row["verdict"] == "anomalous")
+            assert [region["peak"]["value"] for region in row["regions"][:1]] in ([], [row["score"]])
+    large = run("score", goods, "--json", "--regions", "--class", "nut", "--min-area", 10**6).stdout.splitlines()
+    assert {str(json.loads(line)["regions"]) for line in large} == {"[]", "None"}
+
+
+def test_review_is_a_verdict_of_its_own_and_no_anomaly(tiny_model: Model, model: Path, goods: Path) -> None:
+    tiny_model.scores = {"nut": [0.001, 0.001, 1e6], "bolt": [0.001, 1e6, 1e6]}
+    modelfile.save(tiny_model, model)
+    result = run("score", goods, "--review", "50%", "--fail-on-anomaly")
+    assert result.exit_code == 0
+    assert "12 images: 6 review, 6 good" in result.stdout or "12 images: 6 good, 6 review" in result.stdout
+    assert "mambaad: bolt: 3 good images are too few to tell 50% from 1%" in result.stderr
+    found = rows(run("score", goods, "--review", "0.5", "--csv").stdout)
+    assert {(row["class"], row["verdict"]) for row in found} == {("nut", "review"), ("bolt", "good")}
+    assert {float(row["threshold"]) for row in found} == {1e6}
+    assert run("map", goods, "-o", "out", "--review", "50%").exit_code == 0
+
+
+@pytest.mark.parametrize("command", [["score"], ["map", "-o", "out"]])
+def test_a_review_band_must_be_wider_than_the_threshold(model: Path, goods: Path, command: list[str]) -> None:
+    assert complaint(run(*command, goods, "--review", "1%")) == "--review 1% must be more than the 1% of the threshold"
 
 
 @pytest.mark.parametrize("kind", ["--csv", "--json"])
@@ -566,7 +657,42 @@ def test_calibrate_names_unreadable_images_and_keeps_the_model_if_there_are_no_o
     assert model.read_bytes() == before
 
 
+def test_calibrate_keeps_the_share_or_takes_another(model: Path, goods: Path) -> None:
+    result = run("calibrate", model, goods, "--max-false-reject", "20%")
+    assert "promises at most 20% false rejects on average" in result.stdout
+    assert "cannot promise" not in result.stderr
+    assert run("calibrate", model, goods / "nut").exit_code == 0
+    after = modelfile.load(model)
+    assert after.max_false_reject == 0.2
+    assert after.threshold("nut") == sorted(after.scores["nut"])[-1]
+    assert after.threshold("nut", 0.3) == sorted(after.scores["nut"])[-2]
+
+
+def test_another_share_needs_no_images(model: Path) -> None:
+    assert run("calibrate", model, "--max-false-reject", "0.5").exit_code == 0
+    after = modelfile.load(model)
+    assert (after.threshold("nut"), after.threshold("bolt")) == (2.0, 4.0)
+    assert after.scores == {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
+
+
+def test_another_share_of_no_scores_is_one_line(tiny_model: Model, model: Path) -> None:
+    tiny_model.scores = {}
+    modelfile.save(tiny_model, model)
+    assert "keeps no scores of good images" in complaint(run("calibrate", model, "--max-false-reject", "5%"))
+
+
 # ---- map ----
+
+
+def test_map_lists_regions_if_asked(model: Path, goods: Path) -> None:
+    result = run("map", goods, "-o", "out", "--regions", "--class", "nut")
+    assert result.exit_code == 0
+    assert "12 overlays, contact_sheet.png and regions.jsonl in out" in result.stdout
+    listed = [json.loads(line) for line in Path("out/regions.jsonl").read_text().splitlines()]
+    scored = [
+        json.loads(line) for line in run("score", goods, "--json", "--regions", "--class", "nut").stdout.splitlines()
+    ]
+    assert listed == scored
 
 
 def test_map_names_unreadable_images_and_ends_with_status_1(model: Path, goods: Path) -> None:

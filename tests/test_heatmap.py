@@ -10,6 +10,7 @@ from mambaad_cli.heatmap import (
     Tile,
     _text_width,
     contact_sheet,
+    framed,
     heat,
     overlay,
     raw16,
@@ -168,6 +169,37 @@ def test_the_inputs_stay_as_they_were():
     np.testing.assert_array_equal(values, before[1])
 
 
+# frames
+
+
+def test_frames_lie_around_their_boxes_and_leave_the_inside_and_the_rest_alone():
+    picture = photo(200, 300)
+    drawn = framed(picture, [(100, 80, 60, 40)])
+    changed = (drawn != picture).any(axis=2)
+    assert not changed[80:120, 100:160].any()
+    assert changed[60:140, 80:180].sum() == changed.sum() > 200
+    assert (drawn[changed].min(axis=1) > 200).any()  # white on black: seen on any picture
+    assert (drawn[changed].max(axis=1) < 50).any()
+
+
+def test_without_boxes_the_picture_stays_as_it_is():
+    picture = photo(20, 30)
+    np.testing.assert_array_equal(framed(picture, []), picture)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 400), (40, 30), (3000, 2000)])
+def test_frames_stay_inside_pictures_of_any_size(size):
+    boxes = [(0, 0, size[1], size[0]), (size[1] - 1, size[0] - 1, 1, 1), (0, 0, 1, 1)]
+    drawn = framed(grey(*size), boxes * 40)
+    assert drawn.shape == (*size, 3)
+    assert (drawn != 90).any()
+
+
+def test_each_frame_has_its_number():
+    one, two = framed(grey(200, 200), [(50, 50, 40, 40)]), framed(grey(200, 200), [(50, 50, 40, 40)] * 2)
+    assert not np.array_equal(one, two)  # a 2 under the 1
+
+
 # raw16
 
 
@@ -239,12 +271,12 @@ def test_no_tiles_give_an_empty_sheet():
     assert (contact_sheet([]) == 255).all()
 
 
-@pytest.mark.parametrize("verdict", ["anomalous", "good", "error"])
+@pytest.mark.parametrize("verdict", ["anomalous", "review", "good", "error"])
 def test_the_frame_has_the_colour_of_the_verdict(verdict):
     sheet = contact_sheet(coloured_tiles(1, verdict), tile=100)
     top = np.argwhere((sheet != 255).any(axis=2))[0]
     assert tuple(sheet[top[0], top[1]]) == VERDICT_COLOURS[verdict]
-    assert len(set(VERDICT_COLOURS.values())) == 3
+    assert len(set(VERDICT_COLOURS.values())) == 4
 
 
 @pytest.mark.parametrize("change", [{"title": "other"}, {"score": 0.7}, {"verdict": "error"}])

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -99,6 +100,41 @@ def test_without_a_threshold_there_is_no_scale_and_it_says_what_next(tiny_model:
     tiny_model.scores = {}
     with pytest.raises(MambaADError, match="run mambaad calibrate"):
         mapped(tiny_model, [put(tmp_path / "in", "a.png")], tmp_path / "out")
+
+
+# ---- regions ----
+
+
+def test_regions_are_framed_and_listed_an_image_a_line(tiny_model: Model, tmp_path: Path) -> None:
+    given = put(tmp_path / "in", "a.png", "b.png", "nut/c.png")
+    (given / "d.png").write_text("text")
+    files = images.find([given])
+    tiny_model.scores = {"nut": [0.1, 0.2]}
+    tiny_model.trained_on = {"nut": 9}
+    plain = tmp_path / "plain"
+    write_maps(predict(tiny_model, files, maps=True), files, tiny_model, plain)
+    predictions = list(predict(tiny_model, files, maps=True, min_area=0))
+    write_maps(predictions, files, tiny_model, tmp_path / "out", regions=True)
+    assert set(names(tmp_path / "out")) - set(names(plain)) == {"regions.jsonl"}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "regions.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in rows] == [str(file.path) for file in files]
+    for row, one in zip(rows, predictions, strict=True):
+        assert (row["regions"] is None) == (one.verdict == "error")
+        if one.regions is not None:
+            assert [found["box"] for found in row["regions"]] == [list(found.box) for found in one.regions]
+            assert len(one.regions) > 0
+            path = one.file.relative.with_suffix(".png")
+            framed, bare = images.read(tmp_path / "out" / path), images.read(plain / path)
+            assert not np.array_equal(framed, bare)
+
+
+def test_a_good_image_has_neither_regions_nor_frames(tiny_model: Model, tmp_path: Path) -> None:
+    given = put(tmp_path / "in", "a.png")
+    files = images.find([given])
+    tiny_model.scores = {"nut": [1e6, 2e6]}
+    write_maps(predict(tiny_model, files, maps=True, min_area=0), files, tiny_model, tmp_path / "out", regions=True)
+    assert np.array_equal(images.read(tmp_path / "out" / "a.png"), images.read(given / "a.png"))
+    assert json.loads((tmp_path / "out" / "regions.jsonl").read_text())["regions"] == []
 
 
 # ---- errors ----

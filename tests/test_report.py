@@ -2,6 +2,7 @@ import csv
 import errno
 import io
 import json
+import re
 import resource
 import signal
 from collections import Counter
@@ -9,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from mambaad_cli import MambaADError
 from mambaad_cli.images import ImageFile
+from mambaad_cli.regions import Region
 from mambaad_cli.report import COLUMNS, WORST, csv_line, json_line, print_table, row, worst_first, write_rows
 from mambaad_cli.score import Prediction
 
@@ -29,7 +31,8 @@ def one(
     error: str = "",
     class_name: str = "nut",
 ) -> Prediction:
-    return Prediction(ImageFile(Path(name), Path(name), ""), class_name, score, threshold, verdict, error)
+    file = ImageFile(Path(name), Path(name), "")
+    return Prediction(file, class_name, score, threshold, verdict, error, p_value=None if error else 0.25)
 
 
 def broken(name: str = "b.png", reason: str = "no such file") -> Prediction:
@@ -40,7 +43,7 @@ def broken(name: str = "b.png", reason: str = "no such file") -> Prediction:
 
 
 def test_a_row_holds_exactly_the_promised_columns() -> None:
-    assert COLUMNS == ("path", "class", "score", "threshold", "verdict", "error")
+    assert COLUMNS[:6] == ("path", "class", "score", "threshold", "verdict", "error")  # users have scripts
     assert row(one()) == {
         "path": "a.png",
         "class": "nut",
@@ -48,9 +51,21 @@ def test_a_row_holds_exactly_the_promised_columns() -> None:
         "threshold": 2.0,
         "verdict": "good",
         "error": "",
+        "p_value": 0.25,
     }
 
 
+def test_regions_are_in_a_row_where_asked_for_and_null_where_not_known(tmp_path: Path) -> None:
+    region = Region((1, 2, 3, 4), 9, 1 / 3, (2, 3), (2, 4))
+    predictions = [one(verdict="anomalous")._replace(regions=(region,)), one()._replace(regions=()), broken()]
+    write_rows(predictions, tmp_path / "a.json", True, regions=True)
+    found = [json.loads(line)["regions"] for line in (tmp_path / "a.json").read_text().splitlines()]
+    told = {"box": [1, 2, 3, 4], "area_px": 9, "peak": {"value": 0.333333, "x": 2, "y": 3}, "centre": {"x": 2, "y": 4}}
+    assert found == [[told], [], None]
+    assert "regions" not in row(predictions[0])
+
+
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\0")), min_size=2, max_size=6))
 def test_any_text_survives_csv_but_for_the_apostrophe_of_formulas(values: list[str]) -> None:
     (found,) = csv.reader(io.StringIO(csv_line(values), newline=""))
@@ -68,6 +83,7 @@ def test_numbers_have_six_digits_and_negative_ones_stay_numbers() -> None:
     assert csv_line([1 / 3, -2.5, 1e-9, 123456789.0, None]) == "0.333333,-2.5,1e-09,1.23457e+08,\n"
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=True, allow_infinity=True), st.text())
 def test_every_json_line_is_one_line_of_strict_json(score: float, text: str) -> None:
     line = json_line({"path": text, "score": score, "threshold": None})
@@ -111,9 +127,9 @@ def test_every_name_comes_back_from_csv_and_json(tmp_path: Path) -> None:
 def test_unknown_numbers_are_empty_in_csv_and_null_in_json(tmp_path: Path) -> None:
     write_rows([broken()], tmp_path / "a.csv", False)
     write_rows([broken()], tmp_path / "a.json", True)
-    assert (tmp_path / "a.csv").read_text().splitlines()[1] == "b.png,nut,,,error,no such file"
+    assert (tmp_path / "a.csv").read_text().splitlines()[1] == "b.png,nut,,,error,no such file,"
     found = json.loads((tmp_path / "a.json").read_text())
-    assert (found["score"], found["threshold"], found["verdict"]) == (None, None, "error")
+    assert (found["score"], found["threshold"], found["p_value"], found["verdict"]) == (None, None, None, "error")
 
 
 def test_a_full_disk_is_one_line_and_leaves_whole_rows(tmp_path: Path) -> None:
@@ -129,7 +145,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_rows(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, ignored)
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) > 3
-    assert all(line.endswith("\n") and line.count(",") == 5 for line in lines)
+    assert all(line.endswith("\n") and line.count(",") == 6 for line in lines)
 
 
 def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
@@ -183,6 +199,18 @@ def test_the_bar_is_half_full_at_the_threshold_and_never_overflows() -> None:
 def test_no_score_breaks_the_table_with_or_without_a_threshold(score: float) -> None:
     for threshold in (None, 0.0, 2.0, float("nan")):
         assert "a.png" in "\n".join(table([one("a.png", score, threshold, "uncalibrated")]))
+
+
+def test_each_verdict_has_a_colour_of_its_own_and_is_counted() -> None:
+    verdicts = ["anomalous", "review", "review", "good", "uncalibrated"]
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system="standard")
+    counts = print_table([one(f"{i}.png", verdict=verdict) for i, verdict in enumerate(verdicts)], console)
+    assert counts == {"anomalous": 1, "review": 2, "good": 1, "uncalibrated": 1}
+    colours = {verdict: re.findall(rf"(\x1b\[\d+m){verdict}", file.getvalue()) for verdict in verdicts}
+    assert len({found[0] for found in colours.values()}) == 4
+    assert colours["review"] == ["\x1b[33m"] * 2
+    assert "5 images: 2 review, 1 anomalous, 1 good, 1 uncalibrated" in file.getvalue()
 
 
 def test_a_table_of_no_images_is_no_error() -> None:

@@ -166,6 +166,75 @@ def test_without_a_threshold_images_are_scored_but_not_judged(tiny_model: Model,
     assert scores(found) == expected
 
 
+@pytest.mark.parametrize(
+    ("top", "verdict"), [(1.9, "good"), (2.0, "good"), (2.1, "review"), (3.0, "review"), (3.1, "anomalous")]
+)
+def test_review_lies_between_its_threshold_and_that_of_anomalies(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: float, verdict: str
+) -> None:
+    """nut: half the good images lie above 2, and a hundredth may above 3."""
+    fixed_maps(monkeypatch, torch.full((64, 64), top))
+    images.write(tmp_path / "nut" / "a.png", picture())
+    (one,) = predict(tiny_model, images.find([tmp_path]), review=0.5)
+    assert (one.verdict, one.threshold) == (verdict, 3.0)
+
+
+@pytest.mark.parametrize(("folder", "top", "expected"), [("nut", 2.5, 0.5), ("bolt", 2.5, 2 / 3), ("", 2.5, 2 / 3)])
+def test_the_p_value_is_that_of_the_images_class_and_of_an_unknown_one_the_highest(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, top: float, expected: float
+) -> None:
+    fixed_maps(monkeypatch, torch.full((64, 64), top))
+    images.write(tmp_path / folder / "a.png", picture())
+    (one,) = predict(tiny_model, images.find([tmp_path]))
+    assert one.p_value == pytest.approx(expected)
+
+
+def test_scores_of_training_images_give_no_p_value(tiny_model: Model, photos: list[ImageFile]) -> None:
+    tiny_model.held_out = False
+    assert {one.p_value for one in predict(tiny_model, photos[:2])} == {None}
+
+
+# ---- regions ----
+
+
+def test_regions_are_looked_for_where_asked_and_lie_in_the_pixels_of_the_image(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anomaly_map = torch.zeros(64, 64)
+    anomaly_map[32:40, 16:24] = 5.0
+    anomaly_map[0, 0] = 4.0
+    fixed_maps(monkeypatch, anomaly_map)
+    images.write(tmp_path / "nut" / "a.png", picture(0, 128, 320))
+    files = images.find([tmp_path])
+    (one,) = predict(tiny_model, files, min_area=0)
+    assert one.regions is not None
+    assert [(found.box, found.area) for found in one.regions] == [((80, 64, 40, 16), 640), ((0, 0, 5, 2), 10)]
+    assert one.picture is None
+    (one,) = predict(tiny_model, files, min_area=11)
+    assert one.regions is not None
+    assert (one.verdict, [found.area for found in one.regions]) == ("anomalous", [640])
+    (one,) = predict(tiny_model, files)
+    assert one.regions is None
+
+
+def test_regions_of_a_letterboxed_image_leave_out_the_padding(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anomaly_map = torch.full((64, 64), 9.0)
+    anomaly_map[16:48] = 0.0  # 40 × 80 pixels fill these rows, 1.25 a value
+    anomaly_map[24:28, 32:40] = 5.0
+    fixed_maps(monkeypatch, anomaly_map)
+    images.write(tmp_path / "nut" / "a.png", picture(0, 40, 80))
+    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), min_area=0)
+    assert one.regions is not None
+    assert [(found.box, found.area) for found in one.regions] == [((40, 10, 10, 5), 50)]
+
+
+def test_without_a_threshold_regions_are_not_known(tiny_model: Model, photos: list[ImageFile]) -> None:
+    tiny_model.scores = {}
+    assert {one.regions for one in predict(tiny_model, photos[:2], min_area=0)} == {None}
+
+
 # ---- classes ----
 
 
