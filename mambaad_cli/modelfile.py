@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,20 @@ class Model:
     held_out: bool = True  # False: there were too few images, and the scores are of training images
     max_false_reject: float = 0.01
     moments: Tensor | None = None  # (2, scales): mean and deviation of each scale's distances on good images
+    precision: str = "fp32"  # of products, while it runs; not in the file
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W)."""
         size = (images.shape[2], images.shape[3])
-        return self.maps_of(self.encoder(images), size)
+        with rounding(self.precision, images.device.type):
+            features = self.encoder(images)
+        return self.maps_of(features, size)
 
     def maps_of(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Encoder features to anomaly maps (b, *size)."""
-        if self.moments is None:
-            return self.detector.anomaly_map(features, size)
-        return self.detector.anomaly_map(features, size, moments=self.moments.to(features[0].device))
+        choices = {} if self.moments is None else {"moments": self.moments.to(features[0].device)}
+        with rounding(self.precision, features[0].device.type):
+            return self.detector.anomaly_map(features, size, **choices)
 
     def threshold(self, class_name: str) -> float | None:
         """Above it an image of this class is anomalous; None while there are no scores of good images.
@@ -73,6 +77,13 @@ class Model:
         self.encoder.to(device)
         self.detector.to(device)
         return self
+
+
+def rounding(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Within it bf16 rounds the factors of products and convolutions; the scan and the map stay fp32."""
+    if precision == "fp32":
+        return nullcontext()  # whoever called us may round already
+    return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
 def new_model(settings: Settings, encoder: Encoder | None = None) -> Model:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mambaad_cli.model import anomaly
 from mambaad_cli.model.orders import directions as walks
@@ -93,7 +94,12 @@ class LocalBranch(nn.Module):
 
 class LSSModule(nn.Module):
     """Locality-Enhanced State Space module (section 3.2): HSS blocks in cascade for the whole, two convolutions beside
-    them for the surroundings. (b, h, w, c) to the same. Without local branches it is the cascade alone."""
+    them for the surroundings. (b, h, w, c) to the same. Without local branches it is the cascade alone.
+
+    With `recompute` training keeps only its input and computes the rest again for the backward pass.
+    """
+
+    recompute = False
 
     def __init__(
         self, channels: int, order: str, directions: int, drop_paths: Sequence[float], local_branches: bool = True
@@ -104,6 +110,11 @@ class LSSModule(nn.Module):
         self.merge = nn.Linear(3 * channels, channels) if local_branches else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training:
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         whole = self.blocks(x)
         if self.merge is None:
             return whole
