@@ -2,6 +2,8 @@
 
 import math
 import platform
+import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ def facts() -> dict[str, Any]:
         **{f"gpu scan, {name}": found for name, found in _gpu_scans().items()},
         "default encoder": _weights(),
         "cache of other encoders": _cache(),
+        "cache of features": _temporary(),
     }
 
 
@@ -90,3 +93,8 @@ def _cache() -> str:
     path = Path(HF_HUB_CACHE)
     count = len(list(path.glob("models--timm--*"))) if path.is_dir() else 0
     return f"{path}, {count} timm models"
+
+
+def _temporary() -> str:
+    folder = tempfile.gettempdir()
+    return f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free, for what --cache-memory does not hold"

@@ -6,13 +6,15 @@ Letters: b batch, n images, c channels, h × w positions of a stage.
 import hashlib
 import json
 import math
+import os
+import shutil
 import signal
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +25,25 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mambaad_cli import MambaADError, calibration, recognition
+from mambaad_cli import MambaADError, calibration, distributed, recognition
+from mambaad_cli.cut_paste import cut_paste
 from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model import DETECTORS
 from mambaad_cli.model.anomaly import Normal, normal_of
 from mambaad_cli.model.encoder import fold_batch_norms, pretrained_encoder
-from mambaad_cli.modelfile import Example, Model, Settings, new_model, read_state_dict
+from mambaad_cli.model.whole_batch import WholeBatchRandom, share_batch_norms
+from mambaad_cli.modelfile import Example, Model, Settings, new_model, read_state_dict, rounding
 from mambaad_cli.score import WORKERS, Box, Input, read_ahead, within
 
 LEAST_IMAGES = 3
 HELD_OUT = 5  # one image of so many is kept for the threshold
-CACHE_MEMORY = 4 * 2**30  # bytes of features kept in memory; more go to a memory-mapped file
+CACHE_MEMORY = 4 * 10**9  # bytes of features kept in memory; more go to a memory-mapped file
 SAVE_EVERY = 30.0  # seconds between checkpoints
 ENCODED = 8  # images that go through the encoder together
 EXAMPLES, HELD_OUT_EXAMPLES = 32, 64  # of each class, at most, that a model carries for `add`
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Training:
     schedule: str  # "constant"; "step": × 0.1 at 80 %, as in the paper; "cosine": a short warm-up, then to nothing
     clip: float = 5.0
     seed: int = 42
+    cut_paste: bool = False  # learn to rebuild good features from spoilt ones, see cut_paste.py
 
 
 # Ours for minutes on a laptop, the choices of section 4.1 of the paper, and the baselines' as they are published.
@@ -58,11 +64,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "detector": "mambaad",
         "encoder": "efficientnet_lite0",
-        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "cosine", "cut_paste": True},
+        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "cosine"},
         "batch": 8,
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
+        "cut_paste": True,
         "normalise": True,
     },
     "paper": {
@@ -99,15 +106,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Features:
-    """The encoder's features of n images: a list of stages (n, c, h, w), channels last, in memory or in a file."""
+    """The encoder's features of n images: a list of stages (n, h, w, c), in memory or in a file, fp32 or bf16."""
 
     def __init__(self, stages: list[Tensor], boxes: list[Box | None]) -> None:
         self.stages = stages
         self.boxes = boxes
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
-        """Those of some images: one (b, c, h, w) a stage."""
-        return [stage[chosen].permute(0, 3, 1, 2) for stage in self.stages]
+        """Those of some images: one (b, c, h, w) a stage, channels last in memory, float32."""
+        return [stage[chosen].float().permute(0, 3, 1, 2) for stage in self.stages]
 
 
 def fit(
@@ -123,6 +130,10 @@ def fit(
     lr: float | None = None,
     seed: int = 42,
     device: str = "cpu",
+    precision: str = "fp32",
+    cache_dtype: str = "fp32",
+    cache_memory: int | None = None,
+    checkpoint_activations: bool = False,
     checkpoint: Path | None = None,
     resume: bool = False,
     max_false_reject: float = 0.01,
@@ -137,7 +148,14 @@ def fit(
     goes on from it and ends with the weights of a run that was never stopped. `on_step` is told step, steps, loss and
     images of the batch.
 
-    Raises MambaADError for fewer than three readable images, and for a checkpoint of another run.
+    Features are cached as `cache_dtype` (fp32 or bf16, half as large), in memory up to `cache_memory` bytes, else in a
+    temporary file. With `checkpoint_activations` the backward pass computes again what else it would find in memory.
+
+    Under torchrun each process trains on its share of each batch, as one process would on the whole but for rounding;
+    the first alone writes checkpoints and calibrates, the others' models have no scores.
+
+    Raises MambaADError for fewer than three readable images, for a checkpoint of another run, and where the temporary
+    folder is too small for the features.
     """
     choices = PRESETS[preset]
     state = None if encoder_weights is None else read_state_dict(encoder_weights)
@@ -145,7 +163,12 @@ def fit(
     model = new_model(settings, pretrained_encoder(settings.encoder, DETECTORS[settings.detector].strides, state)).to(
         device
     )
-    features, readable = cache_features(model, files, device, on_image, on_unreadable)
+    model.precision = precision
+    if checkpoint_activations:
+        recompute_activations(model.detector)
+    features, readable = cache_features(
+        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory
+    )
     names = [classes[i] for i in readable]
     if len(names) < LEAST_IMAGES:
         raise MambaADError(f"{len(names)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
@@ -160,10 +183,15 @@ def fit(
         lr=lr or choices["lr"],
         schedule=choices["schedule"],
         seed=seed,
+        cut_paste=choices.get("cut_paste", False),
     )
-    run = Run(model.detector, features, train, training, device, _fingerprint(files, model, seed))
-    run.train(max_minutes, checkpoint, resume, on_step)
+    data = _fingerprint(files, model, seed)
+    run = Run(model.detector, features, train, training, device, data, precision)
+    with distributed.joined(device):
+        run.train(max_minutes, checkpoint, resume, on_step)
 
+    if distributed.rank() > 0:
+        return model
     model.max_false_reject = max_false_reject
     model.trained_on = dict(Counter(names[i] for i in train))
     _describe_good(model, features, names, train, held_out, choices["normalise"], device)
@@ -184,6 +212,10 @@ def add(
     lr: float | None = None,
     seed: int = 42,
     device: str = "cpu",
+    precision: str = "fp32",
+    cache_dtype: str = "fp32",
+    cache_memory: int | None = None,
+    checkpoint_activations: bool = False,
     checkpoint: Path | None = None,
     resume: bool = False,
     on_image: Callable[[], None] = lambda: None,
@@ -199,15 +231,22 @@ def add(
     """
     if not model.examples:
         raise MambaADError("the model carries no examples of what it knows (--no-examples): fit all products anew")
+    if distributed.world() > 1:
+        raise MambaADError("--add runs in one process: leave out torchrun")
     choices = next(one for one in PRESETS.values() if one["detector"] == model.settings.detector)
     torch.manual_seed(seed)
+    model.precision = precision
+    if checkpoint_activations:
+        recompute_activations(model.detector)
     data = _fingerprint(files, model.to(device), seed)
-    new, readable = cache_features(model, files, device, on_image, on_unreadable)
+    new, readable = cache_features(
+        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory
+    )
     if len(readable) < LEAST_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
     old = rehearsed_features(model, device)
     features = Features(
-        [torch.cat(stages) for stages in zip(old.stages, new.stages, strict=True)], [*old.boxes, *new.boxes]
+        [torch.cat([a.to(b.dtype), b]) for a, b in zip(old.stages, new.stages, strict=True)], [*old.boxes, *new.boxes]
     )
     names = [one.class_name for one in model.examples] + [classes[i] for i in readable]
     first = len(model.examples)
@@ -226,8 +265,9 @@ def add(
         lr=lr or ADDING_LR * choices["lr"],
         schedule=choices["schedule"],
         seed=seed,
+        cut_paste=choices.get("cut_paste", False),
     )
-    run = Run(model.detector, features, train, training, device, data)
+    run = Run(model.detector, features, train, training, device, data, precision)
     run.train(max_minutes, checkpoint, resume, on_step)
 
     model.trained_on = dict(Counter(model.trained_on) + Counter(names[i] for i in added))
@@ -301,7 +341,8 @@ def rehearsed_features(model: Model, device: str) -> Features:
     parts = []
     for start in range(0, len(model.examples), ENCODED):
         pixels = torch.stack([seen(one) for one in model.examples[start : start + ENCODED]])
-        parts.append([stage.permute(0, 2, 3, 1).cpu() for stage in encoder(pixels.to(device))])
+        with rounding(model.precision, device):
+            parts.append([stage.permute(0, 2, 3, 1).float().cpu() for stage in encoder(pixels.to(device))])
     return Features([torch.cat(stages) for stages in zip(*parts, strict=True)], [one.box for one in model.examples])
 
 
@@ -329,8 +370,12 @@ def cache_features(
     device: str,
     on_image: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[ImageError], None] = lambda error: None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    memory: int | None = None,
 ) -> tuple[Features, list[int]]:
     """Run the encoder once over the files: its features and the indices of the files that could be read."""
+    memory = CACHE_MEMORY if memory is None else memory
     encoder = fold_batch_norms(model.encoder)
     stages: list[Tensor] = []
     boxes: list[Box | None] = []
@@ -340,9 +385,11 @@ def cache_features(
     def flush() -> None:
         if not waiting:
             return
-        maps = encoder(torch.stack([one.pixels for one in waiting]).to(device))
+        with rounding(model.precision, device):
+            maps = encoder(torch.stack([one.pixels for one in waiting]).to(device))
         if not stages:
-            stages.extend(_room(len(files), [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]))
+            shapes = [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]
+            stages.extend(_room(len(files), shapes, dtype, memory))
         done = len(boxes)
         for stage, found in zip(stages, maps, strict=True):
             stage[done : done + len(waiting)] = found.permute(0, 2, 3, 1).cpu()
@@ -363,33 +410,64 @@ def cache_features(
     return Features([stage[: len(boxes)] for stage in stages], boxes), readable
 
 
-def _room(n: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def _room(n: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, memory: int) -> list[Tensor]:
     """Uninitialised (n, h, w, c) tensors: in memory, or in an unnamed temporary file where they are large."""
     sizes = [n * math.prod(shape) for shape in shapes]
-    if 4 * sum(sizes) <= CACHE_MEMORY:
-        return [torch.empty(n, *shape) for shape in shapes]
-    folder = tempfile.mkdtemp(prefix="mambaad-")
+    needed = dtype.itemsize * sum(sizes)
+    if needed <= memory:
+        return [torch.empty(n, *shape, dtype=dtype) for shape in shapes]
+    folder = tempfile.gettempdir()
+    if needed > (free := shutil.disk_usage(folder).free):  # a disk that fills under a mapping kills the process
+        raise MambaADError(
+            f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: set TMPDIR to "
+            "a larger disk, or give --cache-dtype bf16 or --cache-memory"
+        )
     room = []
-    for i, (size, shape) in enumerate(zip(sizes, shapes, strict=True)):
-        path = Path(folder) / f"stage{i}"
-        room.append(torch.from_file(str(path), shared=True, size=size).view(n, *shape))
-        path.unlink()  # the mapping keeps it until we end, however we end
-    Path(folder).rmdir()
+    for size, shape in zip(sizes, shapes, strict=True):
+        handle, path = tempfile.mkstemp(prefix="mambaad-")
+        os.close(handle)
+        try:
+            room.append(torch.from_file(path, shared=True, size=size, dtype=dtype).view(n, *shape))
+        finally:
+            Path(path).unlink()  # the mapping keeps it until we end, however we end
     return room
+
+
+def recompute_activations(detector: nn.Module) -> None:
+    """Let those parts of a detector that can forget what they computed until the backward pass asks for it."""
+    parts = [module for module in detector.modules() if hasattr(module, "recompute")]
+    if not parts:
+        raise MambaADError("--checkpoint-activations is for the detector mambaad: leave it out")
+    for part in parts:
+        part.recompute = True  # type: ignore[assignment]
 
 
 class Run:
     """One training: everything that changes from step to step, so that it can stop and go on."""
 
     def __init__(
-        self, detector: Any, features: Features, train: list[int], training: Training, device: str, data: str
+        self,
+        detector: Any,
+        features: Features,
+        train: list[int],
+        training: Training,
+        device: str,
+        data: str,
+        precision: str = "fp32",
     ) -> None:
         self.detector, self.features, self.device, self.data = detector, features, device, data
+        self.precision = precision
         self.images = torch.tensor(train)
         self.training = training
         self.optimizer: torch.optim.Optimizer = detector.optimizer(training.lr)
         self.step = 0
         self.order: tuple[int, Tensor] = (-1, self.images)  # of one epoch
+        if distributed.world() > training.batch:
+            raise MambaADError(
+                f"{distributed.world()} processes for batches of {training.batch} images: start fewer, or give --batch"
+            )
+        if distributed.world() > 1:
+            share_batch_norms(detector, distributed.all_sum)
 
     def train(
         self,
@@ -404,17 +482,21 @@ class Run:
         elif max_minutes is not None:
             self.training = Training(**(asdict(self.training) | {"steps": self.steps_within(60 * max_minutes)}))
         self.detector.train()
+        if distributed.rank() > 0:
+            checkpoint = None
         saved = time.monotonic()
         try:
-            while self.step < self.training.steps:
-                with _whole_steps():
+            with _whole_steps() as asked_to_stop:
+                while self.step < self.training.steps:
                     loss = self.advance()
-                if not math.isfinite(loss):
-                    raise MambaADError(f"the training diverged at step {self.step}: choose a lower --lr")
-                on_step(self.step, self.training.steps, loss, self.training.batch)
-                if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
-                    self.save(checkpoint)
-                    saved = time.monotonic()
+                    if distributed.anywhere(asked_to_stop()):
+                        raise KeyboardInterrupt
+                    if not math.isfinite(loss):
+                        raise MambaADError(f"the training diverged at step {self.step}: choose a lower --lr")
+                    on_step(self.step, self.training.steps, loss, self.training.batch)
+                    if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                        self.save(checkpoint)
+                        saved = time.monotonic()
         except KeyboardInterrupt:
             if checkpoint is not None:
                 self.save(checkpoint)
@@ -424,14 +506,21 @@ class Run:
         """One optimisation step; returns its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.lr * lr_factor(self.training.schedule, self.step / self.training.steps)
-        batch = [stage.to(self.device) for stage in self.features[self.chosen(self.step)]]
-        loss = self.detector.loss(batch)
+        chosen = self.chosen(self.step)
+        own, n = distributed.share(len(chosen)), len(chosen)
+        whole = self.features[chosen]
+        spoilt = [cut_paste(whole)] if self.training.cut_paste else []
+        batch, *seen = ([stage[own].to(self.device) for stage in stages] for stages in (whole, *spoilt))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with WholeBatchRandom(own, n) if distributed.world() > 1 else nullcontext():
+            with rounding(self.precision, self.device):
+                loss = self.detector.loss(batch, *seen) * ((own.stop - own.start) / n)
+            loss.backward()
+        loss = distributed.sum_gradients(self.detector, loss.detach())
         nn.utils.clip_grad_norm_(self.detector.parameters(), self.training.clip)
         self.optimizer.step()
         self.step += 1
-        return float(loss.detach())
+        return float(loss)
 
     def chosen(self, step: int) -> Tensor:
         """The images of a step's batch: each epoch in an order of its own, one after the other without a gap."""
@@ -459,7 +548,7 @@ class Run:
         self.optimizer = self.detector.optimizer(self.training.lr)
         self.step = 0
         torch.set_rng_state(random)
-        return max(1, int((seconds - sum(times)) / min(times)))
+        return distributed.from_first(max(1, int((seconds - sum(times)) / min(times))))
 
     def save(self, path: Path) -> None:
         """Everything that the next step depends on."""
@@ -517,7 +606,7 @@ def lr_factor(schedule: str, progress: float) -> float:
 def normal_residuals(model: Model, features: Features, chosen: Sequence[int], device: str) -> list[Normal]:
     """What the decoder leaves over of good images of one class, a Normal a scale; of at most 128 of them."""
     chosen = chosen[:: math.ceil(len(chosen) / 128)]
-    return normal_of(model.detector.residuals(batch) for batch in _batches(features, chosen, device))
+    return normal_of(model.residuals(batch) for batch in _batches(features, chosen, device))
 
 
 @torch.inference_mode()
@@ -551,19 +640,17 @@ def promises(model: Model) -> dict[str, float]:
 
 
 @contextmanager
-def _whole_steps() -> Iterator[None]:
-    """Ctrl-C waits for the end of the step: half of one could be neither kept nor repeated."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _whole_steps() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits to be asked for at the end of a step: half of one could be neither kept nor repeated."""
     asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     try:
-        yield
+        yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
 
 
 def _fingerprint(files: Sequence[ImageFile], model: Model, seed: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,21 +59,33 @@ class Model:
     normal: dict[str, list[Normal]] = field(default_factory=dict)  # by class and scale; empty: the paper's plain map
     recogniser: Recogniser | None = None  # tells the products apart, where there are several
     examples: list[Example] = field(default_factory=list)
+    precision: str = "fp32"  # of products, while it runs; not in the file
 
     def anomaly_maps(self, images: Tensor, classes: Sequence[str] = ()) -> Tensor:
         """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W); what is good differs from class to class."""
         size = (images.shape[2], images.shape[3])
-        return self.maps_of(self.encoder(images), size, classes)
+        return self.maps_of(self.features(images), size, classes)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, H, W) in 0 … 1 to the encoder's features."""
+        with rounding(self.precision, images.device.type):
+            return self.encoder(images)
+
+    def residuals(self, features: list[Tensor]) -> list[Tensor]:
+        """What the decoder cannot rebuild of the encoder's features, (b, h, w, c) a stage."""
+        with rounding(self.precision, features[0].device.type):
+            return self.detector.residuals(features)
 
     def maps_of(self, features: list[Tensor], size: tuple[int, int], classes: Sequence[str] = ()) -> Tensor:
         """Encoder features to anomaly maps (b, *size). Classes that are not told, or not known, are recognised."""
         if not self.normal:
-            return self.detector.anomaly_map(features, size)
+            with rounding(self.precision, features[0].device.type):
+                return self.detector.anomaly_map(features, size)
         names = list(classes) or [""] * len(features[0])
         if not all(name in self.normal for name in names):
             looks = [one.name for one in self.recognised(features)]
             names = [name if name in self.normal else look for name, look in zip(names, looks, strict=True)]
-        residuals = self.detector.residuals(features)
+        residuals = self.residuals(features)
         maps = residuals[0].new_empty(len(names), *size)
         for name in set(names):
             own = [i for i, other in enumerate(names) if other == name]
@@ -115,6 +128,13 @@ class Model:
         self.encoder.to(device)
         self.detector.to(device)
         return self
+
+
+def rounding(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Within it bf16 rounds the factors of products and convolutions; the scan and the map stay fp32."""
+    if precision == "fp32":
+        return nullcontext()  # whoever called us may round already
+    return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
 def new_model(settings: Settings, encoder: Encoder | None = None) -> Model:

@@ -136,7 +136,7 @@ def _run(
     if not inputs:
         return []
     stacked = torch.stack([one.pixels for one in inputs]).to(device)
-    features = model.encoder(stacked)
+    features = model.features(stacked)
     looks: list[Recognised | None] = [None] * len(inputs)
     if model.recogniser is not None and not all(classes):
         looks[:] = model.recognised(features)

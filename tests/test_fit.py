@@ -153,6 +153,52 @@ def test_features_kept_in_a_file_give_the_same_model(
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_features_of_half_the_size_give_nearly_the_same_model(run: Callable[..., Model], never_stopped: Model) -> None:
+    model = run(cache_dtype="bf16")
+    for name, (score,) in never_stopped.scores.items():
+        assert model.scores[name] == [pytest.approx(score, rel=0.15)]
+        assert model.scores[name] != [score]
+
+
+def test_a_temporary_folder_that_is_too_small_is_said_before_training(
+    run: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(MambaADError, match=r"GB free: set TMPDIR to a larger disk, or give --cache-dtype bf16"):
+        run(cache_memory=0)
+
+
+def test_activations_computed_again_give_the_same_model(run: Callable[..., Model]) -> None:
+    """DropPath has to draw the same numbers again."""
+    assert same(run(checkpoint_activations=True, drop_path=0.5), run(drop_path=0.5))
+
+
+def test_activations_that_are_computed_again_are_not_kept(tiny_model: Model) -> None:
+    features = [torch.rand(2, c, 16 >> i, 16 >> i) for i, c in enumerate(tiny_model.encoder.channels)]
+
+    def kept() -> int:
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            tiny_model.detector.train().loss(features)
+        return sum(sizes)
+
+    before = kept()
+    fit.recompute_activations(tiny_model.detector)
+    assert kept() < before / 2
+
+
+def test_only_mambaad_can_compute_activations_again() -> None:
+    with pytest.raises(MambaADError, match="--checkpoint-activations is for the detector mambaad"):
+        fit.recompute_activations(torch.nn.Linear(1, 1))
+
+
+def test_training_in_bf16_differs_from_fp32_but_little(run: Callable[..., Model], never_stopped: Model) -> None:
+    model = run(precision="bf16")
+    for name, (score,) in never_stopped.scores.items():
+        assert model.scores[name] == [pytest.approx(score, rel=0.2)]
+        assert model.scores[name] != [score]
+
+
 def test_the_encoder_stays_as_it_came(run: Callable[..., Model], weights: Path) -> None:
     given = {name.replace(".", "_"): tensor for name, tensor in read_state_dict(weights).items()}
     net = run().encoder.net.state_dict()

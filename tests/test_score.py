@@ -85,6 +85,16 @@ def test_an_error_has_a_reason_and_neither_score_nor_threshold(tiny_model: Model
     assert list(predict(tiny_model, [gone])) == [Prediction(gone, "nut", None, None, "error", "no such file")]
 
 
+def test_bf16_moves_scores_a_little_and_fp32_not_at_all(tiny_model: Model, photos: list[ImageFile]) -> None:
+    exact = scores(predict(tiny_model, photos))
+    tiny_model.precision = "bf16"
+    rounded = scores(predict(tiny_model, photos))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.03)
+    tiny_model.precision = "fp32"
+    assert scores(predict(tiny_model, photos)) == exact
+
+
 def test_no_files_give_no_predictions(tiny_model: Model) -> None:
     assert list(predict(tiny_model, [])) == []
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mambaad_cli.model import anomaly
 from mambaad_cli.model.normed import normed_silu
@@ -94,7 +95,12 @@ class LocalBranch(nn.Module):
 
 class LSSModule(nn.Module):
     """Locality-Enhanced State Space module (section 3.2): HSS blocks in cascade for the whole, two convolutions beside
-    them for the surroundings. (b, h, w, c) to the same. Without local branches it is the cascade alone."""
+    them for the surroundings. (b, h, w, c) to the same. Without local branches it is the cascade alone.
+
+    With `recompute` training keeps only its input and computes the rest again for the backward pass.
+    """
+
+    recompute = False
 
     def __init__(
         self, channels: int, order: str, directions: int, drop_paths: Sequence[float], local_branches: bool = True
@@ -105,6 +111,11 @@ class LSSModule(nn.Module):
         self.merge = nn.Linear(3 * channels, channels) if local_branches else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training:
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         whole = self.blocks(x)
         if self.merge is None:
             return whole
@@ -214,7 +225,6 @@ class MambaAD(nn.Module):
     local_branches  off: a plain Mamba decoder
     drop_path       of the first block; the rates fall linearly to 0
     loss            "mse" as in the paper, or "cosine": what the anomaly map measures
-    cut_paste       learn to rebuild good features from spoilt ones, see `cut_paste`; the paper does not
     """
 
     strides = (4, 8, 16)
@@ -228,10 +238,8 @@ class MambaAD(nn.Module):
         local_branches: bool = True,
         drop_path: float = 0.2,
         loss: str = "mse",
-        cut_paste: bool = False,
     ) -> None:
         super().__init__()
-        self.cut_paste = cut_paste
         self.loss_function = {"mse": anomaly.mse_loss, "cosine": anomaly.cosine_loss}[loss]
         widths = [2 * channels[-1], *reversed(channels)]
         self.bottleneck = HalfFPN(channels, widths[0])
@@ -243,9 +251,9 @@ class MambaAD(nn.Module):
         sizes = [(f.shape[2], f.shape[3]) for f in reversed(features)]
         return [y.permute(0, 3, 1, 2) for y in reversed(self.decoder(x, sizes))]
 
-    def loss(self, features: Sequence[Tensor]) -> Tensor:
-        """A scalar that falls as good features are rebuilt better."""
-        return self.loss_function(features, self(cut_paste(features) if self.cut_paste else features))
+    def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
+        """A scalar that falls as good features are rebuilt better, from themselves or from what is `seen` of them."""
+        return self.loss_function(features, self(features if seen is None else seen))
 
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
         """How far each scale is from what the decoder expects: (b, h, w) each, 0 … 2."""
@@ -290,33 +298,6 @@ def conv_norm(channels: int, out_channels: int, kernel: int, stride: int = 1, bi
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A convolution of (b, h, w, c), which is a channels-last image of the usual kind."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, largest: float = 0.375) -> list[Tensor]:
-    """Spoil a share of the images (b, c, h, w a stage): up to `most` rectangles come from other places and images.
-
-    A decoder that has to rebuild the good features from these learns not to let through what does not belong. This is
-    CutPaste (Li et al., CVPR 2021) on features instead of pixels; `largest` is a rectangle's longest side at most, in
-    shares of the image's.
-    """
-    spoilt = [stage.clone() for stage in features]
-    b = len(spoilt[0])
-    for image in range(b):
-        if torch.rand(()) >= share:
-            continue
-        for _ in range(int(torch.randint(1, most + 1, ()))):
-            size, target, source = torch.rand(3, 2).unbind()
-            other = int(torch.randint(b, ()))
-            for stage, copy in zip(features, spoilt, strict=True):
-                grid = torch.tensor(stage.shape[2:])
-                sides = (size * largest * grid).round().clamp(min=1)
-                (top, left), (from_top, from_left) = (
-                    (place * (grid - sides)).round().int().tolist() for place in (target, source)
-                )
-                h, w = sides.int().tolist()
-                piece = stage[other, :, from_top : from_top + h, from_left : from_left + w]
-                copy[image, :, top : top + h, left : left + w] = piece
-    return spoilt
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

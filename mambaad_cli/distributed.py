@@ -1,0 +1,137 @@
+"""Several processes as one, under torchrun: each takes its share of the work, the first alone speaks and writes.
+
+Without torchrun there is one process, and everything here does nothing. torch is imported where it is needed, so that
+the command can ask who it is at once.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+from mambaad_cli import MambaADError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+met = False  # whether the processes were ever joined: until then all do, and say, the same
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def world() -> int:
+    """How many processes there are: as torchrun says, else one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
+
+
+def rank() -> int:
+    """Which of them we are; 0 speaks and writes."""
+    return int(os.environ.get("RANK", "0")) if world() > 1 else 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """The processes connected, by gloo and for tensors on a GPU by nccl, for as long as this lasts."""
+    if world() == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    global met
+    met = True
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share(n: int) -> slice:
+    """Our part of n images that all work on together: parts differ by one image at most.
+
+    >>> share(8)
+    slice(0, 8, None)
+    """
+    each, more = divmod(n, world())
+    start = rank() * each + min(rank(), more)
+    return slice(start, start + each + (rank() < more))
+
+
+def all_sum(x: "Tensor") -> "Tensor":
+    """x, made in place the sum of all processes' x. Raises MambaADError where one of them is gone."""
+    if world() > 1:
+        import torch.distributed as dist
+
+        with _others_alive():
+            dist.all_reduce(x)
+    return x
+
+
+def anywhere(true: bool) -> bool:
+    """Whether it is true in any process."""
+    import torch
+
+    return true if world() == 1 else bool(all_sum(torch.tensor(int(true))))
+
+
+def from_first(value: T) -> T:
+    """The first process's value."""
+    if world() == 1:
+        return value
+    import torch.distributed as dist
+
+    values = [value]
+    with _others_alive():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def sum_gradients(module: "nn.Module", loss: "Tensor") -> "Tensor":
+    """Add up the gradients of all processes in place, and their losses: the whole batch's, where each had its share."""
+    if world() == 1:
+        return loss
+    import torch
+
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    whole = all_sum(torch.cat([loss.view(1), *(grad.flatten() for grad in grads)]))
+    parts = whole.split([1, *(grad.numel() for grad in grads)])
+    for grad, part in zip(grads, parts[1:], strict=True):
+        grad.copy_(part.view_as(grad))
+    return parts[0][0]
+
+
+def in_order(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T], batch: int) -> Iterator[R]:
+    """What `work` makes of the items, one result each, in their order: to the first process, nothing to the others.
+
+    Batches go to the processes in turn, and results come back round by round: memory holds one round of them.
+    """
+    if world() == 1:
+        yield from work(items)
+        return
+    import torch.distributed as dist
+
+    batches = [items[start : start + batch] for start in range(0, len(items), batch)]
+    own = batches[rank() :: world()]
+    results = iter(work([item for part in own for item in part]))
+    with joined("cpu"):
+        for turn in range(-(-len(batches) // world())):
+            done = list(islice(results, len(own[turn]))) if turn < len(own) else []
+            everyones: list[list[R]] = [[] for _ in range(world())]
+            with _others_alive():
+                dist.gather_object(done, everyones if rank() == 0 else None)
+            for part in everyones:
+                yield from part
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise MambaADError("another process ended before its work was done: see what it said") from error

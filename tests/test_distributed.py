@@ -1,0 +1,156 @@
+"""Two processes by torchrun on this machine's CPU, beside one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import mambaad_cli
+from mambaad_cli import distributed, fit, images, modelfile
+from mambaad_cli.cli import app
+from mambaad_cli.model.whole_batch import WholeBatchRandom, share_batch_norms
+from mambaad_cli.modelfile import Model, Settings
+from tests.conftest import TINY
+
+ROOT = Path(mambaad_cli.__file__).parent.parent
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from tests.test_distributed import RUNS, losses
+weights, goods, out = map(Path, sys.argv[1:])
+found = {name: losses(name, weights, goods, out.with_name(name)) for name in RUNS}
+if os.environ["RANK"] == "0":
+    out.write_text(json.dumps(found))
+"""
+RUNS: dict[str, dict[str, Any]] = {
+    "mambaad": {"options": TINY | {"drop_path": 0.5, "loss": "mse"}, "lr": 0.005},
+    "uniad": {"options": {"grid": (4, 4), "width": 16, "layers": 1, "heads": 2, "hidden": 16}, "lr": 1e-3},
+}
+
+
+def losses(name: str, weights: Path, goods: Path, model: Path) -> list[float]:
+    """The loss curve of four steps on batches of five; the fitted model is saved where it is calibrated."""
+    files = images.find([goods])
+    settings = Settings(name, "test_resnet", (64, 64), False, RUNS[name]["options"])
+    told: list[float] = []
+    fitted = fit.fit(
+        files,
+        [file.group for file in files],
+        settings,
+        preset="small" if name == "mambaad" else name,
+        encoder_weights=weights,
+        epochs=2,
+        batch=5,
+        lr=RUNS[name]["lr"],
+        on_step=lambda step, steps, loss, images: told.append(loss),
+    )
+    if fitted.scores:
+        modelfile.save(fitted, model)
+    return told
+
+
+def torchrun(*args: object) -> "subprocess.CompletedProcess[str]":
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*launch, *map(str, args)], capture_output=True, text=True, env=environment())
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
+
+
+def test_two_processes_learn_as_one_does(goods: Path, weights: Path, tmp_path: Path) -> None:
+    """Parts of three and two images; batch norm, dropout, drop path and jitter are those of the whole batch."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = torchrun(tmp_path / "program.py", weights, goods, tmp_path / "two" / "losses.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "two" / "losses.json").read_text())
+    for name in RUNS:
+        expected = losses(name, weights, goods, tmp_path / name)
+        assert len(expected) == 4
+        assert found[name] == pytest.approx(expected, rel=1e-5), name
+        assert list(load_file(tmp_path / "two" / name)) == list(load_file(tmp_path / name))
+
+
+def test_two_processes_score_as_one_does(tiny_model: Model, goods: Path, tmp_path: Path) -> None:
+    """Rows of unreadable images and of a last round that is not full among them."""
+    modelfile.save(tiny_model, tmp_path / "model.safetensors")
+    (goods / "nut" / "3.png").write_text("text")
+    command = ["-m", "mambaad_cli", "score", goods, "--csv", "--batch", 3, "--model", tmp_path / "model.safetensors"]
+    one = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment())
+    two = torchrun(*command)
+    assert one.stdout.count("\n") == 13
+    assert two.stdout == one.stdout
+    assert (one.returncode, two.returncode) == (1, 1)  # for the unreadable one
+
+
+@pytest.mark.parametrize(
+    ("n", "world", "parts"), [(5, 2, [(0, 3), (3, 5)]), (8, 3, [(0, 3), (3, 6), (6, 8)]), (4, 1, [(0, 4)])]
+)
+def test_shares_follow_each_other_and_differ_by_one_image_at_most(
+    monkeypatch: pytest.MonkeyPatch, n: int, world: int, parts: list[tuple[int, int]]
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    for rank, (start, stop) in enumerate(parts):
+        monkeypatch.setenv("RANK", str(rank))
+        assert distributed.share(n) == slice(start, stop)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_share_draws_what_one_process_draws_for_these_images(layout: torch.memory_format) -> None:
+    x = torch.ones(5, 4, 3, 3).contiguous(memory_format=layout)
+
+    def draw(x: torch.Tensor) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        rows = torch.rand(2 * len(x), 7)  # such as heads beside images
+        turned = F.dropout(x.transpose(0, 2).contiguous().transpose(0, 2), 0.4)
+        return [F.dropout(x, 0.4), turned, torch.randn_like(x), torch.rand(len(x), 1), rows.view(len(x), 2, 7)]
+
+    whole = draw(x)
+    for own in (slice(0, 3), slice(3, 5)):
+        with WholeBatchRandom(own, 5):
+            shares = draw(x[own])
+        assert all(torch.equal(share, drawn[own]) for share, drawn in zip(shares, whole, strict=True))
+
+
+def test_batch_norm_over_one_process_is_batch_norm() -> None:
+    plain, shared = nn.Sequential(nn.BatchNorm2d(4)), nn.Sequential(nn.BatchNorm2d(4))
+    share_batch_norms(shared, lambda x: x)
+    x, dy = 3 + 2 * torch.randn(5, 4, 6, 7), torch.randn(5, 4, 6, 7)
+    one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for _ in range(2):
+        plain(one).backward(dy)
+        shared(other).backward(dy)
+    assert one.grad is not None
+    assert other.grad is not None
+    assert torch.allclose(other.grad, one.grad, atol=1e-5)
+    for (name, a), (_, b) in zip(plain.state_dict().items(), shared.state_dict().items(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5), name
+    assert torch.equal(shared.eval()(x), shared[0](x))
+
+
+@pytest.mark.parametrize("command", [["map", ".", "-o", "out"], ["doctor"]])
+def test_commands_that_do_not_share_their_work_say_so(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert result.stderr == f"mambaad: {command[0]} runs in one process: only fit and score share their work\n"
