@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mambaad_cli.images import ImageError, ImageFile
     from mambaad_cli.modelfile import Model
     from mambaad_cli.score import Prediction
+    from mambaad_cli.study import Dataset, Study, Variant
 
 USER_CAN_MEND, ANOMALY_FOUND, INTERRUPTED = 1, 3, 130  # exit statuses; 2, wrong usage, is Typer's
 
@@ -98,6 +99,7 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option(help="Of matrix products. bf16: faster on CPUs with AMX and on GPUs; scores move by some 2 %."),
 ]
+WITH_DATA = "With --data"  # a panel of help
 ClassName = Annotated[str | None, typer.Option("--class", help="Product class of all images, whatever their folder.")]
 
 
@@ -168,8 +170,7 @@ def fit(
     size = parse_size(res)
     known = None
     if add:
-        sources = {one: getattr(ctx.get_parameter_source(one), "name", "") for one in OF_THE_MODEL}
-        if fixed := ["--" + one.replace("_", "-") for one, source in sources.items() if source == "COMMANDLINE"]:
+        if fixed := given(ctx, OF_THE_MODEL):
             raise typer.BadParameter(f"{', '.join(fixed)}: the model has its own already", param_hint="--add")
         known = load_model(model, device)
     files, classes = good_images(good)
@@ -187,8 +188,8 @@ def fit(
     if resume and not checkpoint.exists():
         warn(f"no checkpoint of a stopped run beside {model}: starting anew")
     elif resume:
-        given = {"--epochs": epochs, "--max-minutes": max_minutes, "--batch": batch, "--lr": lr}
-        if ignored := [option for option, value in given.items() if value is not None]:
+        too_late = {"--epochs": epochs, "--max-minutes": max_minutes, "--batch": batch, "--lr": lr}
+        if ignored := [option for option, value in too_late.items() if value is not None]:
             warn(f"--resume goes on as the stopped run began: {', '.join(ignored)} not used")
 
     with FitProgress(len(files)) as progress:
@@ -379,7 +380,13 @@ def import_(
 
 @app.command("eval")
 def eval_(
-    dataset: Annotated[Path, typer.Argument(help="Benchmark folder with test images, labels and masks.")],
+    ctx: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] DATASET", help="Model file, else --model; folder with test images, labels and masks."
+        ),
+    ],
     model: ModelFile = DEFAULT_MODEL,
     layout: Annotated[str | None, typer.Option(help="Its layout, where it is not recognised: mvtec, visa, …")] = None,
     format: Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="What to print.")] = "table",
@@ -396,6 +403,12 @@ def eval_(
 
     from mambaad_cli import datasets, evaluate
 
+    *models, dataset = paths
+    if len(models) > 1:
+        raise typer.BadParameter(f"{len(paths)} paths: expected [MODEL] DATASET")
+    if models and given(ctx, ("model",)):
+        raise typer.BadParameter(f"two models: {shown(models[0])} and --model {shown(model)}")
+    model = models[0] if models else model
     samples = datasets.load(dataset, layout)
     fitted, where = load_model(model, device, precision=precision), pick_device(device)
     tested = sum(sample.split == "test" for sample in samples)
@@ -428,6 +441,7 @@ def eval_(
 
 @app.command()
 def bench(
+    ctx: typer.Context,
     res: Annotated[str, typer.Option(help="Sizes, one or several: 256 or 256,512,1024.")] = "256",
     detectors: Annotated[str | None, typer.Option(help="Which rows, by name or kind, comma-separated.")] = None,
     model: Annotated[Path | None, typer.Option("--model", "-m", help="A fitted model as one more row.")] = None,
@@ -440,40 +454,112 @@ def bench(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to stdout.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the times: a .png or .svg file.")] = None,
     device: Device = "auto",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled dataset: fit each detector on its good training images, measure it on its test images.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Its layout, where it is not recognised: mvtec, visa, …", rich_help_panel=WITH_DATA),
+    ] = None,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablation",
+            help="The steps of the paper's Table 2 and its scan orders × directions, of mambaad-small or --detectors.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Of all detectors; else efficientnet_lite0, the one whose weights come with mambaad. "
+            "own: each detector on the one it was published with.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Local safetensors or pth file of its weights.", rich_help_panel=WITH_DATA)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="How often a fit sees each image.", rich_help_panel=WITH_DATA)
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Train each fit for about so long instead; else 2.", rich_help_panel=WITH_DATA),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Fits of each detector, for mean and deviation.", rich_help_panel=WITH_DATA)
+    ] = 1,
+    results: Annotated[
+        Path,
+        typer.Option(
+            help="Where each finished fit's figures are kept: the same command goes on from there.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = Path("mambaad-bench.jsonl"),
 ) -> None:
-    """Measure parameters, FLOPs, latency, throughput and memory beside RD4AD and UniAD, with random weights."""
-    from rich.console import Console
+    """Measure parameters, FLOPs, latency, throughput and memory beside RD4AD and UniAD, with random weights.
+
+    With --data: fit them all on the same images under the same budget, and measure how well they find defects.
+    """
+    import torch
 
     from mambaad_cli import bench as benchmark
-    from mambaad_cli import bench_report
-    from mambaad_cli.files import written_whole
+    from mambaad_cli import bench_report, study, study_report
 
-    rows = benchmark.choose(detectors.split(",") if detectors else ())
-    if model is not None:
-        rows.append(benchmark.fitted(model))
-    if plot is not None:
-        bench_report.check_plot(plot)
-    measured = benchmark.run(
-        rows,
-        [parse_size(one) for one in res.split(",")],
-        seconds=seconds,
-        batch=batch,
-        threads=threads,
+    for_data = ("layout", "ablation", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results")
+    for_speed = ("model", "batch", "precision", "train", "seconds", "plot")
+    if unfit := given(ctx, for_data if data is None else for_speed):
+        raise typer.BadParameter(f"{', '.join(unfit)}: only {'with' if data is None else 'without'} --data")
+    names = detectors.split(",") if detectors else []
+    if output is not None:
+        check_writable(output)
+
+    if data is None:
+        rows = benchmark.choose(names)
+        if model is not None:
+            rows.append(benchmark.fitted(model))
+        if plot is not None:
+            bench_report.check_plot(plot)
+        measured = benchmark.run(
+            rows,
+            [parse_size(one) for one in res.split(",")],
+            seconds=seconds,
+            batch=batch,
+            threads=threads,
+            device=pick_device(device),
+            precision=precision,
+            train=train,
+            on_progress=lambda doing: typer.echo(f"  {doing}", err=True) if sys.stderr.isatty() else None,
+        )
+        publish(bench_report, measured, format, output)
+        if plot is not None:
+            bench_report.plot(measured, plot)
+        return
+
+    if epochs is not None and max_minutes is not None:
+        raise typer.BadParameter("choose one of --epochs and --max-minutes")
+    if encoder == "own" and encoder_weights is not None:
+        raise typer.BadParameter("--encoder-weights are of one encoder: name it with --encoder")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    minutes = study.DEFAULT_MINUTES if epochs is None and max_minutes is None else max_minutes
+    compared = compare(
+        (study.ablation if ablation else study.choose)(names, encoder),
+        study.read_dataset(data, layout),
+        size=parse_size(res),
+        budget=study.Budget(epochs, minutes),
+        seeds=seeds,
+        results=results,
+        encoder_weights=encoder_weights,
         device=pick_device(device),
-        precision=precision,
-        train=train,
-        on_progress=lambda doing: typer.echo(f"  {doing}", err=True) if sys.stderr.isatty() else None,
     )
-    formats = {"markdown": bench_report.to_markdown, "csv": bench_report.to_csv, "json": bench_report.to_json}
-    if format == "table" and output is None:
-        Console().print(bench_report.to_table(measured))
-    elif output is None:
-        typer.echo(formats[format](measured), nl=False)
-    else:
-        with written_whole(output) as half:
-            half.write_text(formats.get(format, bench_report.to_markdown)(measured), encoding="utf-8")
-    if plot is not None:
-        bench_report.plot(measured, plot)
+    publish(study_report, compared, format, output)
+    raise typer.Exit(USER_CAN_MEND if any(outcome.error for outcome in compared.outcomes) else 0)
 
 
 @app.command()
@@ -506,6 +592,51 @@ def warn(line: str, everyone: bool = False) -> None:
     """One line on stderr, whatever file names it holds; of several processes the first speaks, or `everyone`."""
     if distributed.rank() == 0 or everyone:
         typer.echo(f"mambaad: {shown(line)}", err=True)
+
+
+def given(ctx: typer.Context, names: "tuple[str, ...]") -> list[str]:
+    """Those of some options that stand on the command line, as they are typed."""
+    sources = {name: ctx.get_parameter_source(name) for name in names}
+    typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    return [f"--{name.replace('_', '-')}" for name in typed]
+
+
+def compare(variants: "list[Variant]", data: "Dataset", **how: Any) -> "Study":
+    """study.run with a line on stderr for what it does and one for each fit that it has finished."""
+    from tqdm import tqdm
+
+    from mambaad_cli import study
+
+    progress = tqdm(bar_format="{desc}", leave=False, disable=None, file=sys.stderr)
+
+    def finished(variant: "Variant", cell: dict[str, Any]) -> None:
+        auroc = cell["mean"]["image_auroc"]
+        found = "" if auroc is None else f"image AU-ROC {100 * auroc:.1f}, "
+        progress.clear()
+        typer.echo(f"{variant.name}, seed {cell['seed']}: {found}fitted in {duration(cell['fit_seconds'])}", err=True)
+
+    try:
+        with progress:
+            return study.run(variants, data, on_progress=progress.set_description_str, on_cell=finished, **how)
+    except KeyboardInterrupt:
+        warn(f"interrupted; what was finished is kept in {how['results']}: the same command goes on")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def publish(report: Any, found: Any, format: str, output: Path | None) -> None:
+    """What a report module makes of its findings, on stdout or in a file; there a table is Markdown."""
+    from rich.console import Console
+
+    from mambaad_cli.files import written_whole
+
+    formats = {"markdown": report.to_markdown, "csv": report.to_csv, "json": report.to_json}
+    if format == "table" and output is None:
+        Console().print(report.to_table(found))
+    elif output is None:
+        typer.echo(formats[format](found), nl=False)
+    else:
+        with written_whole(output) as half:
+            half.write_text(formats.get(format, report.to_markdown)(found), encoding="utf-8")
 
 
 def check_writable(path: Path) -> None:

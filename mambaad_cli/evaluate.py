@@ -144,6 +144,7 @@ class Evaluation:
 
     classes: list[ClassMetrics]
     unfinished: list[str]  # classes that an interrupt kept from being evaluated; they are not in `classes`
+    held_out: bool = True  # False: the threshold comes from images that the model was trained on
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -201,7 +202,7 @@ def evaluate(
     except KeyboardInterrupt:
         if not classes:
             raise
-    return Evaluation(classes, list(groups)[len(classes) :])
+    return Evaluation(classes, list(groups)[len(classes) :], model.held_out)
 
 
 def _by_class(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
@@ -423,7 +424,12 @@ def to_csv(evaluation: Evaluation) -> str:
 def to_json(evaluation: Evaluation) -> str:
     """All that is known: metrics and rates in 0 … 1, unrounded; null where undefined."""
     classes = [_facts(one) | _details(one) for one in evaluation.classes]
-    whole = {"classes": classes, "mean": _summary(evaluation), "unfinished": evaluation.unfinished}
+    whole = {
+        "classes": classes,
+        "mean": _summary(evaluation),
+        "held_out": evaluation.held_out,
+        "unfinished": evaluation.unfinished,
+    }
     return json.dumps(whole, indent=2) + "\n"
 
 
@@ -441,6 +447,11 @@ def notes(evaluation: Evaluation) -> list[str]:
         lines += [f"{one.name}: left out {line}" for line in one.unreadable]
     if evaluation.classes and evaluation.false_rejects is None:
         lines.append("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR to count its mistakes")
+    elif not evaluation.held_out:
+        lines.append(
+            "the threshold comes from training images, too few to hold some out, so it is too low: "
+            "mambaad calibrate MODEL GOOD_DIR sets it anew"
+        )
     if evaluation.unfinished:
         lines.append(f"interrupted: nothing is known of {', '.join(evaluation.unfinished)}")
     return [shown(line) for line in lines]

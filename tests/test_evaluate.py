@@ -334,6 +334,15 @@ def test_model_without_threshold_has_metrics_but_no_counts_of_mistakes(tmp_path)
     assert any("no threshold yet" in line for line in evaluate.notes(evaluation))
 
 
+def test_a_threshold_from_training_images_is_noted(tmp_path):
+    model = brightness_model(15)
+    model.held_out = False
+    evaluation = evaluate.evaluate(model, [grey(tmp_path, "good", 10)])
+    (note,) = evaluate.notes(evaluation)
+    assert "threshold comes from training images" in note
+    assert json.loads(to_json(evaluation))["held_out"] is False
+
+
 def test_class_that_the_model_never_saw_is_noted(tmp_path):
     model = brightness_model(15)
     model.trained_on = {"nut": 5}
