@@ -84,7 +84,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Images that go through the mode
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
 OF_THE_MODEL = (
     "preset", "detector", "encoder", "encoder_weights", "res", "letterbox", "scan", "directions", "local_branches",
-    "examples",
+    "examples", "flips",
 )  # fmt: skip
 MaxFalseReject = Annotated[
     float | None,
@@ -134,6 +134,7 @@ def fit(
     letterbox: Annotated[
         bool, typer.Option("--letterbox", help="Keep each image's aspect; padding is left out.")
     ] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Good parts may also lie mirrored.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about so long instead.")] = None,
     max_false_reject: MaxFalseReject = 0.01,
@@ -213,7 +214,7 @@ def fit(
         if known is not None:
             fitted = training.add(known, files, classes, **common)
         else:
-            common |= {"preset": recipe, "encoder_weights": encoder_weights, "keep_examples": examples}
+            common |= {"preset": recipe, "encoder_weights": encoder_weights, "keep_examples": examples, "flips": flips}
             common["max_false_reject"] = max_false_reject or 0.01
             fitted = training.fit(files, classes, settings, **common)
     if distributed.rank() > 0:

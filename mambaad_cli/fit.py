@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, calibration, distributed, recognition
-from mambaad_cli.cut_paste import cut_paste
+from mambaad_cli.augment import cut_paste, moved
 from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model import DETECTORS
@@ -34,12 +34,13 @@ from mambaad_cli.model.anomaly import Normal, normal_of
 from mambaad_cli.model.encoder import fold_batch_norms, pretrained_encoder
 from mambaad_cli.model.whole_batch import WholeBatchRandom, share_batch_norms
 from mambaad_cli.modelfile import Example, Model, Settings, new_model, read_state_dict, rounding
-from mambaad_cli.score import WORKERS, Box, Input, read_ahead, within
+from mambaad_cli.score import WORKERS, Box, read_ahead, within
 
 LEAST_IMAGES = 3
 HELD_OUT = 5  # one image of so many is kept for the threshold
 CACHE_MEMORY = 4 * 10**9  # bytes of features kept in memory; more go to a memory-mapped file
 SAVE_EVERY = 30.0  # seconds between checkpoints
+MOST_STEPS = 2000  # unless told otherwise
 ENCODED = 8  # images that go through the encoder together
 EXAMPLES, HELD_OUT_EXAMPLES = 32, 64  # of each class, at most, that a model carries for `add`
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
@@ -56,10 +57,11 @@ class Training:
     schedule: str  # "constant"; "step": × 0.1 at 80 %, as in the paper; "cosine": a short warm-up, then to nothing
     clip: float = 5.0
     seed: int = 42
-    cut_paste: bool = False  # learn to rebuild good features from spoilt ones, see cut_paste.py
+    cut_paste: bool = False  # learn to rebuild good features from spoilt ones, see augment.py
 
 
 # Ours for minutes on a laptop, the choices of section 4.1 of the paper, and the baselines' as they are published.
+# `steps` and `steps_per_image` add up, unless there are `epochs`; small sets are extended by moved views to `views`.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "detector": "mambaad",
@@ -69,6 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
+        "steps_per_image": 1.5,
+        "views": 500,
         "cut_paste": True,
         "normalise": True,
     },
@@ -106,15 +110,27 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Features:
-    """The encoder's features of n images: a list of stages (n, h, w, c), in memory or in a file, fp32 or bf16."""
+    """The encoder's features of n images, in memory or in a file, fp32 or bf16.
 
-    def __init__(self, stages: list[Tensor], boxes: list[Box | None]) -> None:
+    stages   (n · views, h, w, c) each: of each image itself, then of its moved views
+    """
+
+    def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: int = 1) -> None:
         self.stages = stages
         self.boxes = boxes
+        self.views = views
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
         """Those of some images: one (b, c, h, w) a stage, channels last in memory, float32."""
-        return [stage[chosen].float().permute(0, 3, 1, 2) for stage in self.stages]
+        return self._rows(chosen * self.views)
+
+    def any_view(self, chosen: Tensor) -> list[Tensor]:
+        """The same, of a view of each at random."""
+        first = chosen * self.views
+        return self._rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
+
+    def _rows(self, rows: Tensor) -> list[Tensor]:
+        return [stage[rows].float().permute(0, 3, 1, 2) for stage in self.stages]
 
 
 def fit(
@@ -138,6 +154,7 @@ def fit(
     resume: bool = False,
     max_false_reject: float = 0.01,
     keep_examples: bool = True,
+    flips: bool = False,
     on_image: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[ImageError], None] = lambda error: None,
     on_step: Callable[[int, int, float, int], None] = lambda step, steps, loss, images: None,
@@ -147,6 +164,8 @@ def fit(
     `checkpoint` is written every half minute, for the caller to remove once the model is safe; with `resume` training
     goes on from it and ends with the weights of a run that was never stopped. `on_step` is told step, steps, loss and
     images of the batch.
+
+    With `flips` good parts may also lie mirrored: their mirrored images are learnt as well.
 
     Features are cached as `cache_dtype` (fp32 or bf16, half as large), in memory up to `cache_memory` bytes, else in a
     temporary file. With `checkpoint_activations` the backward pass computes again what else it would find in memory.
@@ -167,7 +186,15 @@ def fit(
     if checkpoint_activations:
         recompute_activations(model.detector)
     features, readable = cache_features(
-        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory
+        model,
+        files,
+        device,
+        on_image,
+        on_unreadable,
+        dtype=DTYPES[cache_dtype],
+        memory=cache_memory,
+        views=max(2 if flips else 1, choices.get("views", 0) // len(files)),
+        flips=flips,
     )
     names = [classes[i] for i in readable]
     if len(names) < LEAST_IMAGES:
@@ -178,14 +205,14 @@ def fit(
     if epochs is None and "epochs" in choices:
         epochs = choices["epochs"]
     training = Training(
-        steps=choices.get("steps", 0) if epochs is None else math.ceil(epochs * len(train) / batch),
+        steps=_steps(choices, len(train)) if epochs is None else math.ceil(epochs * len(train) / batch),
         batch=batch,
         lr=lr or choices["lr"],
         schedule=choices["schedule"],
         seed=seed,
         cut_paste=choices.get("cut_paste", False),
     )
-    data = _fingerprint(files, model, seed)
+    data = _fingerprint(files, model, seed, flips)
     run = Run(model.detector, features, train, training, device, data, precision)
     with distributed.joined(device):
         run.train(max_minutes, checkpoint, resume, on_step)
@@ -199,6 +226,11 @@ def fit(
         kept = _kept(names, train, set(held_out))
         model.examples = [example(files[readable[i]].path, names[i], i in held_out, settings) for i in kept]
     return model
+
+
+def _steps(choices: dict[str, Any], images: int) -> int:
+    """More images take more steps, up to a quarter of an hour or so of them; few are seen more often."""
+    return min(MOST_STEPS, choices.get("steps", 0) + round(choices.get("steps_per_image", 0) * images))
 
 
 def add(
@@ -373,27 +405,33 @@ def cache_features(
     *,
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
+    views: int = 1,
+    flips: bool = False,
 ) -> tuple[Features, list[int]]:
-    """Run the encoder once over the files: its features and the indices of the files that could be read."""
+    """Run the encoder once over the files: its features and the indices of the files that could be read.
+
+    With `views` also over so many less one moved views of each, with `flips` mirrored ones.
+    """
     memory = CACHE_MEMORY if memory is None else memory
     encoder = fold_batch_norms(model.encoder)
     stages: list[Tensor] = []
     boxes: list[Box | None] = []
     readable: list[int] = []
-    waiting: list[Input] = []
+    waiting: list[Tensor] = []
+    done = 0
 
     def flush() -> None:
+        nonlocal done
         if not waiting:
             return
         with rounding(model.precision, device):
-            maps = encoder(torch.stack([one.pixels for one in waiting]).to(device))
+            maps = encoder(torch.stack(waiting).to(device))
         if not stages:
             shapes = [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]
-            stages.extend(_room(len(files), shapes, dtype, memory))
-        done = len(boxes)
+            stages.extend(_room(views * len(files), shapes, dtype, memory))
         for stage, found in zip(stages, maps, strict=True):
             stage[done : done + len(waiting)] = found.permute(0, 2, 3, 1).cpu()
-        boxes.extend(one.box for one in waiting)
+        done += len(waiting)
         waiting.clear()
 
     size, letterbox = model.settings.size, model.settings.letterbox
@@ -403,11 +441,13 @@ def cache_features(
             on_unreadable(one)
             continue
         readable.append(i)
-        waiting.append(one)
-        if len(waiting) == ENCODED:
-            flush()
+        boxes.append(one.box)
+        for pixels in (one.pixels, *(moved(one.pixels, views - 1, len(readable), flips) if views > 1 else ())):
+            waiting.append(pixels)
+            if len(waiting) == ENCODED:
+                flush()
     flush()
-    return Features([stage[: len(boxes)] for stage in stages], boxes), readable
+    return Features([stage[:done] for stage in stages], boxes, views), readable
 
 
 def _room(n: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, memory: int) -> list[Tensor]:
@@ -508,7 +548,7 @@ class Run:
             group["lr"] = self.training.lr * lr_factor(self.training.schedule, self.step / self.training.steps)
         chosen = self.chosen(self.step)
         own, n = distributed.share(len(chosen)), len(chosen)
-        whole = self.features[chosen]
+        whole = self.features.any_view(chosen)
         spoilt = [cut_paste(whole)] if self.training.cut_paste else []
         batch, *seen = ([stage[own].to(self.device) for stage in stages] for stages in (whole, *spoilt))
         self.optimizer.zero_grad(set_to_none=True)
@@ -653,10 +693,10 @@ def _whole_steps() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _fingerprint(files: Sequence[ImageFile], model: Model, seed: int) -> str:
+def _fingerprint(files: Sequence[ImageFile], model: Model, seed: int, *choices: object) -> str:
     """Tells one run's images, settings, seed and encoder weights from another's."""
     facts = [[str(file.path), file.path.stat().st_size if file.path.exists() else 0] for file in files]
-    digest = hashlib.sha256(json.dumps([facts, asdict(model.settings), seed]).encode())
+    digest = hashlib.sha256(json.dumps([facts, asdict(model.settings), seed, *choices]).encode())
     for tensor in model.encoder.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -116,7 +116,10 @@ def test_fewer_than_three_images_are_refused(run: Callable[..., Model], goods: P
         run(images.find([goods / "nut"])[:count])
 
 
-def test_unreadable_images_are_told_and_leave_no_trace_in_the_model(run: Callable[..., Model], goods: Path) -> None:
+def test_unreadable_images_are_told_and_leave_no_trace_in_the_model(
+    run: Callable[..., Model], goods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fit.PRESETS["small"], "views", 0)  # else unreadable files are counted
     clean = run(images.find([goods / "nut"]))
     for name in ("0_broken.png", "3_broken.png"):
         (goods / "nut" / name).write_text("text")
@@ -513,3 +516,22 @@ def test_of_many_images_a_model_carries_some_of_each_class() -> None:
     assert sum(names[i] == "bolt" for i in kept) == 10
     assert sum(i in set(train) and names[i] == "nut" for i in kept) <= fit.EXAMPLES
     assert sum(i in set(held_out) and names[i] == "nut" for i in kept) <= fit.HELD_OUT_EXAMPLES
+
+
+def test_few_images_are_extended_by_moved_views(run: Callable[..., Model], goods: Path) -> None:
+    model = run()
+    files = images.find([goods])
+    features, _ = fit.cache_features(model, files, "cpu", views=3)
+    plain, _ = fit.cache_features(model, files, "cpu")
+    assert len(features.stages[0]) == 36
+    chosen = torch.tensor([3, 7])
+    for own, alone in zip(features[chosen], plain[chosen], strict=True):
+        torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
+    drawn = torch.stack([features.any_view(chosen)[2] for _ in range(20)])
+    assert len({float(one.sum()) for one in drawn[:, 0]}) == 3
+
+
+def test_more_images_take_more_steps() -> None:
+    choices = {"steps": 300, "steps_per_image": 1.5}
+    assert [fit._steps(choices, n) for n in (10, 100, 10**6)] == [315, 450, fit.MOST_STEPS]
+    assert fit._steps({"steps": 300}, 100) == 300

@@ -1,0 +1,59 @@
+"""More to learn from than the good images show: moved views of them, and features spoilt for the decoder to mend.
+
+Letters: b batch, c channels, h × w positions of a stage, H × W pixels.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHIFT, TURN, ZOOM = 0.15, 3.0, 0.25  # at most: share of a side, degrees, natural logarithm
+
+
+def moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> Tensor:
+    """An image (c, H, W) shifted, turned and scaled a little, at random: (views, c, H, W), mirrored at its border.
+
+    So a decoder does not learn few images by heart: what stands where varies as it does between photos. With `flips`
+    half the views are mirrored along each axis as well.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shift, turn, zoom = (2 * torch.rand(views, n, generator=generator) - 1 for n in (2, 1, 1))
+    angle, scale = turn[:, 0] * math.radians(TURN), torch.exp(zoom[:, 0] * ZOOM)
+    height, width = pixels.shape[1:]
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    rows = [torch.stack([cos, -sin * height / width], 1), torch.stack([sin * width / height, cos], 1)]
+    affine = torch.cat([torch.stack(rows, 1), 2 * SHIFT * shift[:, :, None]], 2)
+    if flips:
+        affine = affine * (1 - 2 * torch.randint(2, (views, 2, 1), generator=generator))
+    grid = F.affine_grid(affine, [views, *pixels.shape], align_corners=False)
+    whole = pixels.expand(views, -1, -1, -1)
+    return F.grid_sample(whole, grid, padding_mode="reflection", align_corners=False)
+
+
+def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, largest: float = 0.375) -> list[Tensor]:
+    """Spoil a share of the images (b, c, h, w a stage): up to `most` rectangles come from other places and images.
+
+    This is CutPaste (Li et al., CVPR 2021) on cached features instead of pixels. `largest` is a rectangle's longest
+    side at most, in shares of the image's.
+    """
+    spoilt = [stage.clone() for stage in features]
+    b = len(spoilt[0])
+    for image in range(b):
+        if torch.rand(()) >= share:
+            continue
+        for _ in range(int(torch.randint(1, most + 1, ()))):
+            size, target, source = torch.rand(3, 2).unbind()
+            other = int(torch.randint(b, ()))
+            for stage, copy in zip(features, spoilt, strict=True):
+                grid = torch.tensor(stage.shape[2:])
+                sides = (size * largest * grid).round().clamp(min=1)
+                (top, left), (from_top, from_left) = (
+                    (place * (grid - sides)).round().int().tolist() for place in (target, source)
+                )
+                h, w = sides.int().tolist()
+                piece = stage[other, :, from_top : from_top + h, from_left : from_left + w]
+                copy[image, :, top : top + h, left : left + w] = piece
+    return spoilt
