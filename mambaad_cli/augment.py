@@ -41,19 +41,16 @@ def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, lar
     """
     spoilt = [stage.clone() for stage in features]
     b = len(spoilt[0])
-    for image in range(b):
-        if torch.rand(()) >= share:
-            continue
-        for _ in range(int(torch.randint(1, most + 1, ()))):
-            size, target, source = torch.rand(3, 2).unbind()
-            other = int(torch.randint(b, ()))
+    counts = torch.where(torch.rand(b) < share, torch.randint(1, most + 1, (b,)), 0).tolist()
+    others = torch.randint(b, (b, most)).tolist()
+    places = torch.rand(b, most, 6).tolist()  # shares: height, width, then top and left of the target and of the source
+    for image, count in enumerate(counts):
+        for other, (high, wide, *corners) in zip(others[image][:count], places[image][:count], strict=True):
             for stage, copy in zip(features, spoilt, strict=True):
-                grid = torch.tensor(stage.shape[2:])
-                sides = (size * largest * grid).round().clamp(min=1)
-                (top, left), (from_top, from_left) = (
-                    (place * (grid - sides)).round().int().tolist() for place in (target, source)
-                )
-                h, w = sides.int().tolist()
+                rows, columns = stage.shape[2:]
+                h, w = max(1, round(high * largest * rows)), max(1, round(wide * largest * columns))
+                top, from_top = (round(corner * (rows - h)) for corner in corners[::2])
+                left, from_left = (round(corner * (columns - w)) for corner in corners[1::2])
                 piece = stage[other, :, from_top : from_top + h, from_left : from_left + w]
                 copy[image, :, top : top + h, left : left + w] = piece
     return spoilt

@@ -84,7 +84,7 @@ Batch = Annotated[int, typer.Option(min=1, help="Images that go through the mode
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
 OF_THE_MODEL = (
     "preset", "detector", "encoder", "encoder_weights", "res", "letterbox", "scan", "directions", "local_branches",
-    "examples", "flips",
+    "examples", "flips", "folds",
 )  # fmt: skip
 MaxFalseReject = Annotated[
     float | None,
@@ -135,6 +135,9 @@ def fit(
         bool, typer.Option("--letterbox", help="Keep each image's aspect; padding is left out.")
     ] = False,
     flips: Annotated[bool, typer.Option("--flips", help="Good parts may also lie mirrored.")] = False,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Learn from all images; the threshold comes from so many short trainings more.")
+    ] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about so long instead.")] = None,
     max_false_reject: MaxFalseReject = 0.01,
@@ -174,6 +177,8 @@ def fit(
         if fixed := given(ctx, OF_THE_MODEL):
             raise typer.BadParameter(f"{', '.join(fixed)}: the model has its own already", param_hint="--add")
         known = load_model(model, device)
+    if folds == 1 or (folds and distributed.world() > 1):
+        raise typer.BadParameter("expected 2 or more, and no torchrun", param_hint="--folds")
     files, classes = good_images(good)
     recipe = preset if detector == "mambaad" else detector
     choices = training.PRESETS[recipe]
@@ -214,7 +219,8 @@ def fit(
         if known is not None:
             fitted = training.add(known, files, classes, **common)
         else:
-            common |= {"preset": recipe, "encoder_weights": encoder_weights, "keep_examples": examples, "flips": flips}
+            common |= {"preset": recipe, "encoder_weights": encoder_weights, "keep_examples": examples}
+            common |= {"flips": flips, "folds": folds}
             common["max_false_reject"] = max_false_reject or 0.01
             fitted = training.fit(files, classes, settings, **common)
     if distributed.rank() > 0:
@@ -474,6 +480,12 @@ def bench(
             rich_help_panel=WITH_DATA,
         ),
     ] = False,
+    recipes: Annotated[
+        bool,
+        typer.Option(
+            "--recipes", help="What each choice of the recipe is worth, beside it.", rich_help_panel=WITH_DATA
+        ),
+    ] = False,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -512,7 +524,17 @@ def bench(
     from mambaad_cli import bench as benchmark
     from mambaad_cli import bench_report, study, study_report
 
-    for_data = ("layout", "ablation", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results")
+    for_data = (
+        "layout",
+        "ablation",
+        "recipes",
+        "encoder",
+        "encoder_weights",
+        "epochs",
+        "max_minutes",
+        "seeds",
+        "results",
+    )
     for_speed = ("model", "batch", "precision", "train", "seconds", "plot")
     if unfit := given(ctx, for_data if data is None else for_speed):
         raise typer.BadParameter(f"{', '.join(unfit)}: only {'with' if data is None else 'without'} --data")
@@ -550,7 +572,7 @@ def bench(
         torch.set_num_threads(threads)
     minutes = study.DEFAULT_MINUTES if epochs is None and max_minutes is None else max_minutes
     compared = compare(
-        (study.ablation if ablation else study.choose)(names, encoder),
+        (study.ablation if ablation else study.recipes if recipes else study.choose)(names, encoder),
         study.read_dataset(data, layout),
         size=parse_size(res),
         budget=study.Budget(epochs, minutes),

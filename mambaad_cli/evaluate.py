@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mambaad_cli import MambaADError, images
+from mambaad_cli.calibration import exceeds
 from mambaad_cli.datasets import Sample, read_mask, resize_mask
 from mambaad_cli.files import shown
 from mambaad_cli.heatmap import Tile, contact_sheet, overlay, thumbnail
@@ -74,7 +75,7 @@ class Result(NamedTuple):
     @property
     def rejected(self) -> bool:
         """Whether the model calls it anomalous."""
-        return self.threshold is not None and self.score > self.threshold
+        return self.threshold is not None and exceeds(self.score, self.threshold)
 
     @property
     def margin(self) -> float:

@@ -13,10 +13,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -71,7 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
-        "steps_per_image": 1.5,
+        "steps_per_image": 1.25,
         "views": 500,
         "cut_paste": True,
         "normalise": True,
@@ -139,6 +140,7 @@ def fit(
     settings: Settings,
     *,
     preset: str = "small",
+    changed: Mapping[str, Any] = MappingProxyType({}),
     encoder_weights: Path | None = None,
     epochs: int | None = None,
     max_minutes: float | None = None,
@@ -155,15 +157,20 @@ def fit(
     max_false_reject: float = 0.01,
     keep_examples: bool = True,
     flips: bool = False,
+    folds: int = 0,
     on_image: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[ImageError], None] = lambda error: None,
     on_step: Callable[[int, int, float, int], None] = lambda step, steps, loss, images: None,
 ) -> Model:
-    """Train one model on good images, one class name a file.
+    """Train one model on good images, one class name a file, by the recipe PRESETS[preset] but for what is `changed`.
 
     `checkpoint` is written every half minute, for the caller to remove once the model is safe; with `resume` training
     goes on from it and ends with the weights of a run that was never stopped. `on_step` is told step, steps, loss and
     images of the batch.
+
+    With `folds` no image is lost to the threshold: it comes from that many short trainings, each of which scores the
+    images that it did not see, and the model itself learns from all (cross-conformal prediction: Vovk, Annals of
+    Mathematics and Artificial Intelligence 2015). Its promise is then only nearly exact.
 
     With `flips` good parts may also lie mirrored: their mirrored images are learnt as well.
 
@@ -176,7 +183,7 @@ def fit(
     Raises MambaADError for fewer than three readable images, for a checkpoint of another run, and where the temporary
     folder is too small for the features.
     """
-    choices = PRESETS[preset]
+    choices = PRESETS[preset] | dict(changed)
     state = None if encoder_weights is None else read_state_dict(encoder_weights)
     torch.manual_seed(seed)
     model = new_model(settings, pretrained_encoder(settings.encoder, DETECTORS[settings.detector].strides, state)).to(
@@ -199,7 +206,7 @@ def fit(
     names = [classes[i] for i in readable]
     if len(names) < LEAST_IMAGES:
         raise MambaADError(f"{len(names)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
-    train, held_out = split(names, seed)
+    train, held_out = (list(range(len(names))), []) if folds else split(names, seed)
 
     batch = min(batch or choices["batch"], len(train))
     if epochs is None and "epochs" in choices:
@@ -222,10 +229,51 @@ def fit(
     model.max_false_reject = max_false_reject
     model.trained_on = dict(Counter(names[i] for i in train))
     _describe_good(model, features, names, train, held_out, choices["normalise"], device)
+    if folds:
+        short = replace(run.training, steps=math.ceil(run.training.steps / 2))
+        model.scores = _cross_fitted_scores(model, features, names, folds, short, choices["normalise"], on_step)
+        model.held_out = True
     if keep_examples:
         kept = _kept(names, train, set(held_out))
         model.examples = [example(files[readable[i]].path, names[i], i in held_out, settings) for i in kept]
     return model
+
+
+def _cross_fitted_scores(
+    model: Model,
+    features: Features,
+    names: Sequence[str],
+    folds: int,
+    training: Training,
+    normalise: bool,
+    on_step: Callable[[int, int, float, int], None],
+) -> dict[str, list[float]]:
+    """Scores of all images, by class, each from a model that was trained on the other folds alone."""
+    device = str(next(model.detector.parameters()).device)
+    scores: dict[str, list[float]] = {}
+    for fold, unseen in enumerate(folds_of(names, folds, training.seed)):
+        torch.manual_seed(training.seed + 1 + fold)
+        train = sorted(set(range(len(names))) - set(unseen))
+        other = replace(model, detector=new_model(model.settings, model.encoder).detector.to(device))
+        batch = min(training.batch, len(train))
+        run = Run(other.detector, features, train, replace(training, batch=batch), device, "", model.precision)
+        run.train(None, None, False, on_step)
+        _describe_good(other, features, names, train, unseen, normalise, device)
+        for name, own in other.scores.items():
+            scores.setdefault(name, []).extend(own)
+    return scores
+
+
+def folds_of(classes: Sequence[str], folds: int, seed: int) -> list[list[int]]:
+    """Indices in `folds` parts of nearly the same size, each class spread over all of them.
+
+    >>> [len(part) for part in folds_of(["nut"] * 10 + ["bolt"] * 4, 4, seed=0)]
+    [4, 4, 3, 3]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(classes), generator=generator).tolist()
+    by_class = sorted(order, key=lambda i: classes[i])
+    return [sorted(by_class[fold::folds]) for fold in range(folds)]
 
 
 def _steps(choices: dict[str, Any], images: int) -> int:
@@ -284,6 +332,10 @@ def add(
     first = len(model.examples)
     known = [i for i, one in enumerate(model.examples) if not one.held_out]
     held_out = [i for i, one in enumerate(model.examples) if one.held_out]
+    tested = {names[i] for i in held_out}
+    untested = [i for i in known if names[i] not in tested]  # of a model that was fitted with folds
+    held_out += [untested[i] for i in split([names[i] for i in untested], seed)[1]]
+    known = [i for i in known if i not in set(held_out)]
     own, own_held_out = split(names[first:], seed)
     added = [first + i for i in own]
     held_out += [first + i for i in own_held_out]
@@ -330,7 +382,8 @@ def _describe_good(
     if len(set(names)) > 1:
         everything = range(len(names))
         signatures = [recognition.signature(batch).cpu() for batch in _batches(features, everything, device)]
-        model.recogniser = recognition.learn(torch.cat(signatures), names, held_out)
+        unseen = held_out or split(names, seed=0)[1]
+        model.recogniser = recognition.learn(torch.cat(signatures), names, unseen)
     model.held_out = bool(held_out)
     good = held_out or train
     model.scores = {}

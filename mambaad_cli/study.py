@@ -39,6 +39,7 @@ class Variant(NamedTuple):
     preset: str  # a key of fit.PRESETS: batch, learning rate, schedule
     encoder: str
     options: dict[str, Any]  # the detector's keyword arguments
+    changed: tuple[tuple[str, Any], ...] = ()  # what differs from the preset's recipe
 
     @property
     def detector(self) -> str:
@@ -143,6 +144,29 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
     ]
     grid = [(order, k) for order in WALKS for k in (2, 4, 6, 8) if k != 6 or order in ("hilbert", "scan")]
     return steps + [step(f"{order}, {k}", order, k) for order, k in grid]
+
+
+def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
+    """The recipe of one MambaAD, the small one unless another is named, and what each of its choices is worth.
+
+    >>> [variant.name for variant in recipes()][:3]
+    ['MambaAD small', 'features not spoilt', 'cosine distance']
+    """
+    base, *others = choose(names or ["mambaad-small"], encoder)
+    if others or base.detector != "mambaad":
+        raise MambaADError("the recipes are of one MambaAD: choose mambaad-small or mambaad-paper")
+    lr, batch = (training.PRESETS[base.preset][name] for name in ("lr", "batch"))
+    return [
+        base,
+        base._replace(name="features not spoilt", changed=(("cut_paste", False),)),
+        base._replace(name="cosine distance", changed=(("normalise", False),)),
+        base._replace(name="no moved views", changed=(("views", 0),)),
+        base._replace(name="squared error", options=base.options | {"loss": "mse"}),
+        base._replace(name="half the learning rate", changed=(("lr", lr / 2),)),
+        base._replace(name="half the batch", changed=(("batch", max(1, batch // 2)),)),
+        base._replace(name="half the depth", options=base.options | {"depths": (1, 1, 1, 1)}),
+        base._replace(name="four directions", options=base.options | {"directions": 4}),
+    ]
 
 
 # The dataset
@@ -312,6 +336,7 @@ def _record(
         [sample.class_name for sample in data.train],
         settings,
         preset=variant.preset,
+        changed=dict(variant.changed),
         encoder_weights=encoder_weights,
         epochs=budget.epochs,
         max_minutes=budget.minutes,

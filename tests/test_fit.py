@@ -535,3 +535,31 @@ def test_more_images_take_more_steps() -> None:
     choices = {"steps": 300, "steps_per_image": 1.5}
     assert [fit._steps(choices, n) for n in (10, 100, 10**6)] == [315, 450, fit.MOST_STEPS]
     assert fit._steps({"steps": 300}, 100) == 300
+
+
+def test_with_folds_each_image_is_learnt_and_scored_by_a_model_that_did_not_see_it(run: Callable[..., Model]) -> None:
+    plain, crossed = run(), run(folds=3)
+    assert crossed.trained_on == {"bolt": 6, "nut": 6}
+    assert [len(crossed.scores[name]) for name in ("bolt", "nut")] == [6, 6]
+    assert crossed.held_out
+    assert [len(scores) for scores in plain.scores.values()] == [1, 1]
+    assert crossed.recogniser is not None
+
+
+def test_each_fold_holds_some_of_each_class_and_all_hold_everything() -> None:
+    names = ["nut"] * 10 + ["bolt"] * 7
+    parts = fit.folds_of(names, 3, seed=1)
+    assert sorted(i for part in parts for i in part) == list(range(17))
+    for part in parts:
+        kinds = [names[i] for i in part]
+        assert kinds.count("nut") in (3, 4)
+        assert kinds.count("bolt") in (2, 3)
+
+
+def test_a_product_added_to_a_model_with_folds_leaves_the_others_a_threshold(
+    run: Callable[..., Model], tmp_path: Path
+) -> None:
+    for i in range(6):
+        images.write(tmp_path / "new" / f"{i}.png", picture(200 + i))
+    grown = fit.add(run(folds=2), images.find([tmp_path / "new"]), ["washer"] * 6, epochs=1, batch=4)
+    assert set(grown.scores) == {"bolt", "nut", "washer"}

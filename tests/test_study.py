@@ -310,3 +310,21 @@ def test_cells_say_what_they_are_of(run: Callable[..., Study], fitted: list[Any]
     assert (cell["variant"], cell["seed"], cell["budget"]["epochs"]) == ("second", 42, 1)
     assert cell["settings"]["options"]["order"] == "sweep"
     assert cell["machine"]["mambaad"]
+
+
+def test_each_recipe_differs_from_the_first_in_one_choice() -> None:
+    base, *others = study.recipes()
+    assert base.name == "MambaAD small"
+    for one in others:
+        options = {name for name in {**one.options, **base.options} if one.options.get(name) != base.options.get(name)}
+        assert len(options) + len(one.changed) == 1, one.name
+        assert all(fit.PRESETS["small"][name] != value for name, value in one.changed), one.name
+
+
+def test_a_recipe_is_fitted_with_what_it_changes(
+    run: Callable[..., Study], tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(fit, "fit", lambda *_, changed, **__: asked.append(changed) or tiny_model)
+    run([one._replace(encoder="test_resnet") for one in study.recipes()[:3]])
+    assert asked == [{}, {"cut_paste": False}, {"normalise": False}]
