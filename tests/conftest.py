@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from mambaad_cli import images
+from mambaad_cli import fit, images
 from mambaad_cli.model.encoder import build_encoder
 from mambaad_cli.modelfile import Model, Settings, new_model
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).parent / "golden"
+fit.PRESETS["small"]["views"] = 24  # 500 views of a few tiny images would take most of the tests' time
 TINY = {"depths": (1, 1, 1, 1), "directions": 2, "drop_path": 0.0}
 
 

@@ -454,7 +454,7 @@ def test_what_fit_cannot_do_is_one_line(
 def test_score_csv_has_a_header_and_a_row_an_image_in_the_order_given(model: Path, goods: Path) -> None:
     result = run("score", "goods/nut/3.png", "goods/bolt", "goods/nut", "--csv")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[0] == "path,class,score,threshold,verdict,error,p_value"
+    assert result.stdout.splitlines()[0] == "path,class,score,threshold,verdict,error,p_value,certainty"
     found = rows(result.stdout)
     assert [row["path"] for row in found] == [
         "goods/nut/3.png",
@@ -471,7 +471,7 @@ def test_score_csv_has_a_header_and_a_row_an_image_in_the_order_given(model: Pat
 def test_score_json_has_an_object_a_line_with_the_same_values(model: Path, goods: Path) -> None:
     found = [json.loads(line) for line in run("score", goods, "--json").stdout.splitlines()]
     expected = rows(run("score", goods, "--csv").stdout)
-    assert [{key: str(value) for key, value in one.items()} for one in found] == [
+    assert [{key: "" if value is None else str(value) for key, value in one.items()} for one in found] == [
         {key: str(float(value)) if key in ("score", "threshold", "p_value") else value for key, value in one.items()}
         for one in expected
     ]
