@@ -200,7 +200,7 @@ def fit(
         on_unreadable,
         dtype=DTYPES[cache_dtype],
         memory=cache_memory,
-        views=max(2 if flips else 1, choices.get("views", 0) // len(files)),
+        views=max(2 if flips else 1, choices.get("views", 0) // max(1, len(files))),
         flips=flips,
     )
     names = [classes[i] for i in readable]
@@ -373,7 +373,7 @@ def _describe_good(
     normalise: bool,
     device: str,
 ) -> None:
-    """What good images tell once the training is over: moments, how products differ, scores for the threshold."""
+    """What good images tell once the training is over: what is normal, how products differ, scores for thresholds."""
     model.detector.eval()
     model.normal = {}
     for name in dict.fromkeys(names) if normalise else ():
