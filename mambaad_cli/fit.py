@@ -235,7 +235,8 @@ def fit(
         model.held_out = True
     if keep_examples:
         kept = _kept(names, train, set(held_out))
-        model.examples = [example(files[readable[i]].path, names[i], i in held_out, settings) for i in kept]
+        facts = [(files[readable[i]].path, names[i], i in held_out) for i in kept]
+        model.examples = [one for one in (example(*fact, settings) for fact in facts) if one]
     return model
 
 
@@ -357,9 +358,8 @@ def add(
     model.trained_on = dict(Counter(model.trained_on) + Counter(names[i] for i in added))
     _describe_good(model, features, names, known + added, held_out, bool(model.normal), device)
     kept = [i - first for i in _kept(names, known + added, set(held_out)) if i >= first]
-    model.examples += [
-        example(files[readable[i]].path, names[first + i], first + i in held_out, model.settings) for i in kept
-    ]
+    facts = [(files[readable[i]].path, names[first + i], first + i in held_out) for i in kept]
+    model.examples += [one for one in (example(*fact, model.settings) for fact in facts) if one]
     return model
 
 
@@ -401,11 +401,11 @@ def _kept(names: Sequence[str], train: Sequence[int], held_out: set[int]) -> lis
     return kept
 
 
-def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> Example:
-    """An image as the encoder sees it, as a PNG: nothing is lost of 8-bit images."""
+def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> Example | None:
+    """An image as the encoder sees it, as a PNG: nothing is lost of 8-bit images. None where it is gone meanwhile."""
     one = next(iter(read_ahead([path], settings.size, settings.letterbox, 1)))
     if isinstance(one, ImageError):
-        raise one
+        return None  # the training is worth more than its example
     pixels = (one.pixels * 255).round().byte().permute(1, 2, 0).numpy()
     png = cv2.imencode(".png", pixels[:, :, ::-1])[1]
     return Example(class_name, held_out, one.box, torch.from_numpy(png.ravel()))

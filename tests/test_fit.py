@@ -565,3 +565,11 @@ def test_a_product_added_to_a_model_with_folds_leaves_the_others_a_threshold(
         images.write(tmp_path / "new" / f"{i}.png", picture(200 + i))
     grown = fit.add(run(folds=2), images.find([tmp_path / "new"]), ["washer"] * 6, epochs=1, batch=4)
     assert set(grown.scores) == {"bolt", "nut", "washer"}
+
+
+def test_an_image_that_is_gone_after_the_training_costs_its_example_not_the_model(
+    run: Callable[..., Model], goods: Path
+) -> None:
+    model = run(on_step=lambda step, *_: (goods / "nut" / "0.png").unlink(missing_ok=True))
+    assert model.trained_on == {"bolt": 5, "nut": 5}
+    assert len(model.examples) == 11
