@@ -10,13 +10,15 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from mambaad_cli.bench import count_flops
 from mambaad_cli.fit import PRESETS
-from mambaad_cli.model import scan
+from mambaad_cli.model import mambaad, scan
 from mambaad_cli.model.encoder import build_encoder, fold_batch_norms
 from mambaad_cli.model.mambaad import MambaAD
 from mambaad_cli.model.orders import directions
@@ -97,16 +99,24 @@ def scan_backward(stages: list[tuple[list[Tensor], int]]) -> None:
 
 
 def network() -> None:
-    """The paper's network beside its encoder alone, and per pixel at two sizes."""
+    """The paper's network beside its encoder alone, per pixel at two sizes, and beside the plain recurrence."""
     encoder = fold_batch_norms(build_encoder("resnet34", (4, 8, 16)))
     detector = MambaAD(encoder.channels, **PRESETS["paper"]["options"]).eval()
-    small, large = torch.rand(8, 3, 256, 256), torch.rand(1, 3, 1024, 1024)
-    ratio = show("paper, batch 8 at 256² / its encoder", lambda: detector(encoder(small)), lambda: encoder(small), 5)
-    print(f"  per multiply-add, at the encoder's rate: {ratio * 3.96 / 8.30:.2f}")
-    ratio = show(
-        "paper at 1024² / batch 8 at 256²", lambda: detector(encoder(large)), lambda: detector(encoder(small)), 3
-    )
+    one, small, large = (torch.rand(batch, 3, side, side) for batch, side in ((1, 256), (8, 256), (1, 1024)))
+
+    def whole(images: Tensor) -> list[Tensor]:
+        return detector(encoder(images))
+
+    def plain() -> None:
+        with patch.object(mambaad, "selective_scan", scan.reference_scan):
+            whole(one)
+
+    share = count_flops(lambda: encoder(one))[0] / count_flops(lambda: whole(one))[0]
+    ratio = show("paper, batch 8 at 256² / its encoder", lambda: whole(small), lambda: encoder(small), 5)
+    print(f"  per multiply-add, at the encoder's rate: {ratio * share:.2f}")
+    ratio = show("paper at 1024² / batch 8 at 256²", lambda: whole(large), lambda: whole(small), 3)
     print(f"  per pixel: {ratio / 2:.2f}")
+    show("paper, one image at 256², plain recurrence / ours", plain, lambda: whole(one), 3)
 
 
 def training() -> None:

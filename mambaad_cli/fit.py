@@ -67,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "detector": "mambaad",
         "encoder": "efficientnet_lite0",
-        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "cosine"},
+        "options": {"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
         "batch": 8,
         "lr": 0.004,
         "schedule": "cosine",

@@ -161,6 +161,7 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
         base._replace(name="features not spoilt", changed=(("cut_paste", False),)),
         base._replace(name="cosine distance", changed=(("normalise", False),)),
         base._replace(name="no moved views", changed=(("views", 0),)),
+        base._replace(name="all positions alike", options=base.options | {"loss": "cosine"}),
         base._replace(name="squared error", options=base.options | {"loss": "mse"}),
         base._replace(name="half the learning rate", changed=(("lr", lr / 2),)),
         base._replace(name="half the batch", changed=(("batch", max(1, batch // 2)),)),

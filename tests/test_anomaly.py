@@ -22,6 +22,25 @@ def test_losses_by_hand() -> None:
     assert float(anomaly.cosine_loss([two, two], [two, -two])) == pytest.approx(2.0)
 
 
+def test_hard_loss_by_hand() -> None:
+    """Distances 0, 0, 0 and 1 in one image weigh 0, 0, 0 and 4 of 4; where all are alike it is the plain loss."""
+    features = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(2, 2, 2, 2)
+    rebuilt = features.clone()
+    rebuilt[0, :, 0, 0] = torch.tensor([0.0, 1.0])
+    assert float(anomaly.hard_cosine_loss([features[:1]], [rebuilt[:1]])) == pytest.approx(1.0)
+    assert float(anomaly.hard_cosine_loss([features], [rebuilt])) == pytest.approx(0.5)
+    assert float(anomaly.hard_cosine_loss([features], [-features])) == pytest.approx(2.0)
+
+
+def test_hard_loss_is_the_mean_of_its_images_and_pulls_most_where_it_is_worst() -> None:
+    features, rebuilt = torch.randn(3, 5, 4, 4), torch.randn(3, 5, 4, 4, requires_grad=True)
+    loss = anomaly.hard_cosine_loss([features], [rebuilt])
+    alone = [float(anomaly.hard_cosine_loss([features[[i]]], [rebuilt[[i]]])) for i in range(3)]
+    assert float(loss) == pytest.approx(sum(alone) / 3)
+    assert float(loss) > float(anomaly.cosine_loss([features], [rebuilt]))
+    assert torch.isfinite(torch.autograd.grad(anomaly.hard_cosine_loss([rebuilt], [rebuilt]), rebuilt)[0]).all()
+
+
 @pytest.mark.parametrize("size", [(64, 80), (10, 7), (33, 1)])
 def test_map_is_bilinear_upsampling_summed_and_smoothed_as_scipy_does(size: tuple[int, int]) -> None:
     distances = [torch.rand(2, side, side + 1) for side in (16, 8, 4)]

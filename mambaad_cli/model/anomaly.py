@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIGMA = 4.0  # pixels; MambaAD, section 3.4
+HARDEST = 4.0  # times an image's mean distance: the most that a position's weight in the loss grows to
 SHRINKAGE = 0.01  # of the residuals' covariance towards a multiple of the identity
 
 
@@ -28,6 +29,24 @@ def mse_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
 def cosine_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
     """Mean cosine distance of each scale, summed: trains what the anomaly map measures."""
     return torch.stack([distance.mean() for distance in cosine_distances(features, rebuilt)]).sum()
+
+
+def hard_cosine_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> Tensor:
+    """Cosine distances weighted by themselves, so that the rare is learnt as well as the frequent; summed over scales.
+
+    Positions that are rebuilt already pull no more (compare hard mining in Dinomaly, Guo et al., CVPR 2025). Weights
+    are relative to the image's own mean: a batch's loss is the mean of its images'.
+    """
+    losses = []
+    for distance in cosine_distances(features, rebuilt):
+        weights = distance.detach() / distance.detach().mean((1, 2), keepdim=True).clamp(min=1e-12)
+        weights = weights.clamp(max=HARDEST)
+        weights = weights / weights.mean((1, 2), keepdim=True).clamp(min=1e-12)
+        losses.append((distance * weights).mean())
+    return torch.stack(losses).sum()
+
+
+LOSSES = {"mse": mse_loss, "cosine": cosine_loss, "hard-cosine": hard_cosine_loss}
 
 
 class Normal(NamedTuple):

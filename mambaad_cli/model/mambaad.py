@@ -224,7 +224,7 @@ class MambaAD(nn.Module):
     directions      2, 4, 8, or 6: the walks of 8 that differ (Hilbert's and the boustrophedon's only, see orders.py)
     local_branches  off: a plain Mamba decoder
     drop_path       of the first block; the rates fall linearly to 0
-    loss            "mse" as in the paper, or "cosine": what the anomaly map measures
+    loss            "mse" as in the paper; "cosine", what the anomaly map measures; "hard-cosine", more of the rare
     """
 
     strides = (4, 8, 16)
@@ -240,7 +240,7 @@ class MambaAD(nn.Module):
         loss: str = "mse",
     ) -> None:
         super().__init__()
-        self.loss_function = {"mse": anomaly.mse_loss, "cosine": anomaly.cosine_loss}[loss]
+        self.loss_function = anomaly.LOSSES[loss]
         widths = [2 * channels[-1], *reversed(channels)]
         self.bottleneck = HalfFPN(channels, widths[0])
         self.decoder = MambaDecoder(widths, depths, order, directions, local_branches, drop_path)
