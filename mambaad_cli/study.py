@@ -343,6 +343,7 @@ def _record(
         max_minutes=budget.minutes,
         seed=seed,
         device=device,
+        keep_examples=False,
         on_unreadable=lambda error: left_out.append(f"left out of training: {error}"),
         on_step=on_step,
     )

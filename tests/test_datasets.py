@@ -301,6 +301,16 @@ def test_coco_ad_is_loaded_one_split_at_a_time(tmp_path):
     assert len(load(tmp_path / "meta_20_2.json")) == 3
 
 
+def test_the_cookies_are_a_dataset() -> None:
+    samples = load(Path(__file__).parent / "data" / "cookie")
+    assert Counter((one.split, one.defect) for one in samples) == {
+        ("train", "good"): 33,
+        ("test", "good"): 12,
+        ("test", "broken"): 32,
+    }
+    assert all((one.mask is not None) == (one.defect == "broken") for one in samples)
+
+
 def test_csv_defaults_are_the_folders_name_and_test(tmp_path):
     write_all(tmp_path / "gear", "a/1.png", "a/2.png", "a/3.png", "m/2.png")
     text = "path,label,mask,class,split\na/1.png,Good,,nut,train\na/2.png, scratch ,m/2.png,,\n\na/3.png,0\n"
