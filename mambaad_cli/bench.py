@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from mambaad_cli import MambaADError, __version__, modelfile
 from mambaad_cli.fit import PRESETS
 from mambaad_cli.model import DETECTORS, scan
-from mambaad_cli.model.encoder import fold_batch_norms
+from mambaad_cli.model.encoder import for_inference
 from mambaad_cli.modelfile import Model, Settings
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -133,13 +133,18 @@ class Contestant(NamedTuple):
 
 def build(row: Row, device: str = "cpu") -> Contestant:
     """Random weights, or a file's. Parameters are counted before the batch norms are folded away."""
+    model = _as_published(row)
+    trained = sum(p.numel() for p in model.detector.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.encoder.parameters())
+    model = dataclasses.replace(model, encoder=for_inference(model.encoder)).to(device)
+    return Contestant(row, model, frozen + trained, trained)
+
+
+def _as_published(row: Row) -> Model:
     settings = Settings(row.detector, row.encoder, options=row.options)
     model = modelfile.new_model(settings) if row.file is None else modelfile.load(row.file)
     model.detector.eval()
-    trained = sum(p.numel() for p in model.detector.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.encoder.parameters())
-    model = dataclasses.replace(model, encoder=fold_batch_norms(model.encoder)).to(device)
-    return Contestant(row, model, frozen + trained, trained)
+    return model
 
 
 # Measuring
@@ -229,6 +234,11 @@ def training(model: Model, size: Size, device: str, precision: str) -> Task:
     return once
 
 
+def _count(row: Row, size: Size) -> tuple[int, int]:
+    """FLOP of one image, without the zeros that `for_inference` adds to kernels."""
+    return count_flops(scoring(_as_published(row), size, 1, "cpu", "fp32"))
+
+
 def count_flops(task: Task) -> tuple[int, int]:
     """FLOP of one call: of convolutions and matrix products, and of the selective scan beside them.
 
@@ -261,7 +271,8 @@ def _time_latency(
     end = time.perf_counter() + seconds * len(results)
     tasks = [scoring(one.model, result.size, 1, device, precision) for one, result in _paired(contestants, results)]
     for result, task in zip(results, tasks, strict=True):
-        result.dense_flop, result.scan_flop = _attempt(result, partial(count_flops, task)) or (0, 0)  # warms up, too
+        result.dense_flop, result.scan_flop = _attempt(result, partial(_count, result.row, result.size)) or (0, 0)
+        _attempt(result, task)  # warms up
     for result, times in zip(results, interleaved(results, tasks, end), strict=True):
         result.latency = times
 

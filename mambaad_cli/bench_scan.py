@@ -3,7 +3,8 @@
 Every figure is a ratio of times measured in turn (A B A B …), the median over rounds with its 10–90 % range, so that it
 means something on a machine that is not quiet.
 
-With --profile: the operators in which both presets spend a pass from images to maps, and their decoders a training step.
+With --profile: the operators in which both presets spend a pass from images to maps, and their decoders a training
+step.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from mambaad_cli.bench import count_flops, scoring
 from mambaad_cli.fit import PRESETS
 from mambaad_cli.model import mambaad, scan
-from mambaad_cli.model.encoder import build_encoder, fold_batch_norms
+from mambaad_cli.model.encoder import build_encoder, for_inference
 from mambaad_cli.model.mambaad import MambaAD
 from mambaad_cli.model.orders import directions
 from mambaad_cli.modelfile import Settings, new_model
@@ -102,7 +103,7 @@ def scan_backward(stages: list[tuple[list[Tensor], int]]) -> None:
 
 def network() -> None:
     """The paper's network beside its encoder alone, per pixel at two sizes, and beside the plain recurrence."""
-    encoder = fold_batch_norms(build_encoder("resnet34", (4, 8, 16)))
+    encoder = for_inference(build_encoder("resnet34", (4, 8, 16)))
     detector = MambaAD(encoder.channels, **PRESETS["paper"]["options"]).eval()
     one, small, large = (torch.rand(batch, 3, side, side) for batch, side in ((1, 256), (8, 256), (1, 1024)))
 
@@ -153,7 +154,7 @@ def whole_pass(preset: str, batch: int) -> Callable[[], Tensor]:
     """Encoder, decoder and anomaly map of images of 256 × 256 pixels, with random weights."""
     choices = PRESETS[preset]
     model = new_model(Settings(choices["detector"], choices["encoder"], options=choices["options"]))
-    model.encoder = fold_batch_norms(model.encoder)
+    model.encoder = for_inference(model.encoder)
     model.detector.eval()
     return scoring(model, model.settings.size, batch, "cpu", "fp32")
 

@@ -19,7 +19,7 @@ import torch
 from mambaad_cli import images, modelfile, report
 from mambaad_cli.fit import PRESETS
 from mambaad_cli.images import ImageFile
-from mambaad_cli.model.encoder import build_encoder, fold_batch_norms
+from mambaad_cli.model.encoder import build_encoder, for_inference
 from mambaad_cli.modelfile import Model, Settings, new_model
 from mambaad_cli.score import BATCH, WORKERS, Input, Prediction, predict, read_ahead
 
@@ -67,7 +67,7 @@ def throughput(model: Model, files: Sequence[ImageFile], rounds: int) -> None:
     """Print the time to the first score, and images/s of `score` over those of the bare model on the same batches."""
     inputs = [one for one in read_ahead([file.path for file in files], model.settings.size) if isinstance(one, Input)]
     batches = [torch.stack([one.pixels for one in inputs[i : i + BATCH]]) for i in range(0, len(inputs), BATCH)]
-    folded = fold_batch_norms(model.encoder)
+    folded = for_inference(model.encoder)
 
     def bare() -> None:
         with torch.inference_mode():

@@ -32,7 +32,7 @@ from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model import DETECTORS
 from mambaad_cli.model.anomaly import Normal, normal_of
-from mambaad_cli.model.encoder import fold_batch_norms, pretrained_encoder
+from mambaad_cli.model.encoder import for_inference, pretrained_encoder
 from mambaad_cli.model.whole_batch import WholeBatchRandom, share_batch_norms
 from mambaad_cli.modelfile import Example, Model, Settings, new_model, read_state_dict, rounding
 from mambaad_cli.score import WORKERS, Box, read_ahead, within
@@ -422,7 +422,7 @@ def seen(one: Example) -> Tensor:
 @torch.inference_mode()
 def rehearsed_features(model: Model, device: str) -> Features:
     """The encoder's features of the images that the model carries."""
-    encoder = fold_batch_norms(model.encoder)
+    encoder = for_inference(model.encoder)
     parts = []
     for start in range(0, len(model.examples), ENCODED):
         pixels = torch.stack([seen(one) for one in model.examples[start : start + ENCODED]])
@@ -466,7 +466,7 @@ def cache_features(
     With `views` also over so many less one moved views of each, with `flips` mirrored ones.
     """
     memory = CACHE_MEMORY if memory is None else memory
-    encoder = fold_batch_norms(model.encoder)
+    encoder = for_inference(model.encoder)
     stages: list[Tensor] = []
     boxes: list[Box | None] = []
     readable: list[int] = []

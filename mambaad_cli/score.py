@@ -19,7 +19,7 @@ from torch import Tensor
 from mambaad_cli import images
 from mambaad_cli.calibration import exceeds
 from mambaad_cli.images import ImageError, ImageFile
-from mambaad_cli.model.encoder import fold_batch_norms
+from mambaad_cli.model.encoder import for_inference
 from mambaad_cli.modelfile import Model
 from mambaad_cli.recognition import Recognised
 from mambaad_cli.regions import Region, find_regions
@@ -72,7 +72,7 @@ def predict(
     many pixels of the picture. `class_name` overrides what the files' folders say; what neither tells is recognised.
     `review` is the share of good images that may get the verdict review or anomalous.
     """
-    model = dataclasses.replace(model, encoder=fold_batch_norms(model.encoder))
+    model = dataclasses.replace(model, encoder=for_inference(model.encoder))
     inputs = read_ahead([file.path for file in files], model.settings.size, model.settings.letterbox, workers, maps)
     pairs = zip(files, inputs, strict=True)
     while group := list(itertools.islice(pairs, batch)):

@@ -23,7 +23,7 @@ from mambaad_cli import fit as training
 from mambaad_cli.datasets import Sample
 from mambaad_cli.files import shown
 from mambaad_cli.images import ImageFile
-from mambaad_cli.model.encoder import DEFAULT, fold_batch_norms
+from mambaad_cli.model.encoder import DEFAULT, for_inference
 from mambaad_cli.model.orders import WALKS
 from mambaad_cli.modelfile import Model, Settings
 
@@ -368,7 +368,7 @@ def _record(
 
 def _seconds_an_image(model: Model, device: str) -> float:
     """Median time of encoder, detector and anomaly map for one image, as `mambaad bench` times them."""
-    folded = dataclasses.replace(model, encoder=fold_batch_norms(model.encoder))
+    folded = dataclasses.replace(model, encoder=for_inference(model.encoder))
     once = bench.scoring(folded, model.settings.size, 1, device, "fp32")
     once()
     times: list[float] = []

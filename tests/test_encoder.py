@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 
 from mambaad_cli import MambaADError, images
-from mambaad_cli.model.encoder import build_encoder, fold_batch_norms, pretrained_encoder
+from mambaad_cli.model.encoder import build_encoder, for_inference, pretrained_encoder
 
 STRIDES = (4, 8, 16)
 
@@ -64,12 +65,25 @@ def test_folding_batch_norms_changes_no_feature(name: str) -> None:
         if isinstance(norm, nn.BatchNorm2d) and name != "efficientnet_lite0":
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
-    folded = fold_batch_norms(encoder)
+    folded = for_inference(encoder)
     pixels = torch.rand(2, 3, 72, 64)
     for a, b in zip(encoder(pixels), folded(pixels), strict=True):
         assert (a - b).abs().max() <= 1e-4 * a.abs().max()
     norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (encoder, folded)]
     assert norms[1] < 0.2 * norms[0]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 96), (71, 67), (34, 99)])
+def test_tensorflows_padding_changes_no_feature_at_any_size(size: tuple[int, int]) -> None:
+    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    fast = for_inference(encoder)
+    assert not any(
+        isinstance(module, Conv2dSame) for name, module in fast.net.named_modules() if not name.endswith(".conv")
+    )
+    pixels = torch.rand(1, 3, *size)
+    for a, b in zip(encoder(pixels), fast(pixels), strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= 1e-4 * a.abs().max()
 
 
 def test_local_weights_of_the_whole_model_are_used() -> None:
