@@ -383,7 +383,7 @@ def _tiles(results: Sequence[Result], model: Model, workers: int, device: str) -
 
 def to_table(evaluation: Evaluation) -> Table:
     """Classes and their mean; metrics in per cent, – where undefined; false rejects and misses of so many images."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, title in enumerate(TITLES):
         table.add_column(title.replace(" ", "\n"), justify="right" if i else "left", overflow="fold")
     rows = _rows(evaluation)

@@ -173,7 +173,7 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
         if len(table.columns) == 5:
             cells.append(Text(shown(one.class_name)))
         style = STYLES.get(one.verdict, "cyan")
-        score = "" if one.score is None else f"{one.score:.3g}"
+        score = "" if one.score is None else f"{one.score:#.3g}".rstrip(".")
         cells += [Text(score), bar(one, highest, style), Text(one.verdict, style=style)]
         table.add_row(*cells)
     console.print(table)
