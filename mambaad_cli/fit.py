@@ -43,8 +43,9 @@ CACHE_MEMORY = 4 * 10**9  # bytes of features kept in memory; more go to a memor
 SAVE_EVERY = 30.0  # seconds between checkpoints
 MOST_STEPS = 2000  # unless told otherwise
 ENCODED = 8  # images that go through the encoder together
-EXAMPLES, HELD_OUT_EXAMPLES = 32, 64  # of each class, at most, that a model carries for `add`
+EXAMPLES = 64  # to train on, and as many held-out ones, that a model carries of each class for `add`, at most
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
+ADDING_VIEWS = 2  # times the preset's moved views, which old and new images share
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -320,15 +321,15 @@ def add(
     if checkpoint_activations:
         recompute_activations(model.detector)
     data = _fingerprint(files, model.to(device), seed)
+    views = max(1, ADDING_VIEWS * choices.get("views", 0) // (len(model.examples) + max(1, len(files))))
     new, readable = cache_features(
-        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory
+        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory, views=views
     )
     if len(readable) < LEAST_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
-    old = rehearsed_features(model, device)
-    features = Features(
-        [torch.cat([a.to(b.dtype), b]) for a, b in zip(old.stages, new.stages, strict=True)], [*old.boxes, *new.boxes]
-    )
+    old = rehearsed_features(model, device, views)
+    stages = [torch.cat([a.to(b.dtype), b]) for a, b in zip(old.stages, new.stages, strict=True)]
+    features = Features(stages, [*old.boxes, *new.boxes], views)
     names = [one.class_name for one in model.examples] + [classes[i] for i in readable]
     first = len(model.examples)
     known = [i for i, one in enumerate(model.examples) if not one.held_out]
@@ -392,12 +393,13 @@ def _describe_good(
 
 
 def _kept(names: Sequence[str], train: Sequence[int], held_out: set[int]) -> list[int]:
-    """The images that the model carries with it: of each class the first few of both kinds, evenly spread."""
+    """The images that the model carries with it: of each class a few of both kinds, evenly spread."""
     kept: list[int] = []
     for name in dict.fromkeys(names):
-        for group, most in ((train, EXAMPLES), (sorted(held_out), HELD_OUT_EXAMPLES)):
+        for group in (train, sorted(held_out)):
             own = [i for i in dict.fromkeys(group) if names[i] == name]
-            kept += own[:: math.ceil(len(own) / most)] if own else []
+            most = min(len(own), EXAMPLES)
+            kept += [own[i * len(own) // most] for i in range(most)]
     return kept
 
 
@@ -420,15 +422,17 @@ def seen(one: Example) -> Tensor:
 
 
 @torch.inference_mode()
-def rehearsed_features(model: Model, device: str) -> Features:
-    """The encoder's features of the images that the model carries."""
+def rehearsed_features(model: Model, device: str, views: int = 1) -> Features:
+    """The encoder's features of the images that the model carries, and of `views` less one moved views of each."""
     encoder = for_inference(model.encoder)
     parts = []
-    for start in range(0, len(model.examples), ENCODED):
-        pixels = torch.stack([seen(one) for one in model.examples[start : start + ENCODED]])
+    for i, one in enumerate(model.examples):
+        whole = seen(one)
+        pixels = torch.cat([whole[None], moved(whole, views - 1, i)]) if views > 1 else whole[None]
         with rounding(model.precision, device):
             parts.append([stage.permute(0, 2, 3, 1).float().cpu() for stage in encoder(pixels.to(device))])
-    return Features([torch.cat(stages) for stages in zip(*parts, strict=True)], [one.box for one in model.examples])
+    stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+    return Features(stages, [one.box for one in model.examples], views)
 
 
 def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:

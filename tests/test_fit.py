@@ -516,8 +516,8 @@ def test_of_many_images_a_model_carries_some_of_each_class() -> None:
     train, held_out = fit.split(names, 0)
     kept = fit._kept(names, train, set(held_out))
     assert sum(names[i] == "bolt" for i in kept) == 10
-    assert sum(i in set(train) and names[i] == "nut" for i in kept) <= fit.EXAMPLES
-    assert sum(i in set(held_out) and names[i] == "nut" for i in kept) <= fit.HELD_OUT_EXAMPLES
+    assert sum(i in set(train) and names[i] == "nut" for i in kept) == fit.EXAMPLES
+    assert sum(i in set(held_out) and names[i] == "nut" for i in kept) == fit.EXAMPLES
 
 
 def test_few_images_are_extended_by_moved_views(run: Callable[..., Model], goods: Path) -> None:
