@@ -249,8 +249,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise MambaADError(f"{path} holds more than tensors, or is no PyTorch file: refused") from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MambaADError(f"cannot read weights from {path}: {reason}") from error
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise MambaADError(f"cannot read weights from {path}, is it damaged? ({reason})") from error
     state = _unwrapped(loaded)
     if not state:
         raise MambaADError(f"no tensors in {path}: expected a state dict, or one under a key such as state_dict")
