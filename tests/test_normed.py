@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from mambaad_cli.model import normed, scan
 from mambaad_cli.model.normed import normed_silu, normed_silu_ref
@@ -49,4 +49,4 @@ def test_constant_channels_give_zero_and_no_nan() -> None:
 
 @compiled
 def test_operator_is_known_to_compilers() -> None:
-    torch.library.opcheck(normed._forward, (torch.randn(2, 3, 4, 20),), test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(normed._forward, (torch.randn(2, 3, 4, 20),), test_utils=("test_schema", "test_faketensor"))

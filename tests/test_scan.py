@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import FlopCounterMode
 
 from mambaad_cli.model import scan
@@ -187,4 +187,4 @@ def test_flops_are_nine_for_each_state_and_two_for_each_step_of_the_projection()
 
 def test_operator_is_known_to_compilers_and_to_autograd() -> None:
     tensors = inputs(1, 3, 4, 2, 16, 4, 1)
-    torch.library.opcheck(scan._scan, (*tensors, True), test_utils=("test_schema", "test_faketensor"))
+    library.opcheck(scan._scan, (*tensors, True), test_utils=("test_schema", "test_faketensor"))

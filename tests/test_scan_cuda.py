@@ -18,7 +18,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from mambaad_cli.model import scan, scan_cuda
 
@@ -158,12 +158,12 @@ def test_without_a_fast_backend_plain_pytorch_scans_and_says_so_once(no_fast_bac
     assert "triton: " in str(warning.message)
 
 
-@torch.library.custom_op("mambaad_test::forward", mutates_args=())
+@library.custom_op("mambaad_test::forward", mutates_args=())
 def forward_op(inputs: list[Tensor]) -> Tensor:
     return scan_cuda.selective_scan(*inputs)
 
 
-@torch.library.custom_op("mambaad_test::backward", mutates_args=())
+@library.custom_op("mambaad_test::backward", mutates_args=())
 def backward_op(dy: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return list(scan_cuda.selective_scan_backward(dy, *inputs))
 

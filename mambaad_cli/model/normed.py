@@ -4,7 +4,7 @@ import ctypes
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from mambaad_cli import MambaADError
 from mambaad_cli.model import scan
@@ -25,7 +25,7 @@ def normed_silu_ref(x: Tensor) -> Tensor:
     return F.silu((x - mean) * torch.rsqrt(var + EPS))
 
 
-@torch.library.custom_op("mambaad::normed_silu", mutates_args=())
+@library.custom_op("mambaad::normed_silu", mutates_args=())
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """The result, and mean and 1 / deviation (b, 2, c) for backward."""
     y, moments = torch.empty_like(x), x.new_empty(x.shape[0], 2, x.shape[3])
@@ -38,7 +38,7 @@ def _(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[0], 2, x.shape[3])
 
 
-@torch.library.custom_op("mambaad::normed_silu_backward", mutates_args=())
+@library.custom_op("mambaad::normed_silu_backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, moments: Tensor) -> Tensor:
     dx = torch.empty_like(x)
     _call(x, moments, dy=dy, dx=dx)

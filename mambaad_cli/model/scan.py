@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.flop_counter import register_flop_formula
 
 from mambaad_cli import MambaADError
@@ -110,7 +110,7 @@ def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
 # One operator that autograd, fake tensors and the FLOP counter know
 
 
-@torch.library.custom_op("mambaad::selective_scan", mutates_args=())
+@library.custom_op("mambaad::selective_scan", mutates_args=())
 def _scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -132,7 +132,7 @@ def _(
     return torch.empty_like(u), u.new_empty(borders)
 
 
-@torch.library.custom_op("mambaad::selective_scan_backward", mutates_args=())
+@library.custom_op("mambaad::selective_scan_backward", mutates_args=())
 def _scan_backward(
     dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     order: Tensor,
