@@ -13,6 +13,11 @@ from torch import Tensor
 SHIFT, TURN, ZOOM = 0.15, 3.0, 0.25  # at most: share of a side, degrees, natural logarithm
 
 
+def with_moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> list[Tensor]:
+    """An image (c, H, W) and `views` less one moved views of it."""
+    return [pixels, *(moved(pixels, views - 1, seed, flips) if views > 1 else ())]
+
+
 def moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> Tensor:
     """An image (c, H, W) shifted, turned and scaled a little, at random: (views, c, H, W), mirrored at its border.
 

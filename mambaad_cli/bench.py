@@ -234,9 +234,9 @@ def training(model: Model, size: Size, device: str, precision: str) -> Task:
     return once
 
 
-def _count(row: Row, size: Size) -> tuple[int, int]:
+def _count(row: Row, size: Size, device: str) -> tuple[int, int]:
     """FLOP of one image, without the zeros that `for_inference` adds to kernels."""
-    return count_flops(scoring(_as_published(row), size, 1, "cpu", "fp32"))
+    return count_flops(scoring(_as_published(row).to(device), size, 1, device, "fp32"))
 
 
 def count_flops(task: Task) -> tuple[int, int]:
@@ -271,7 +271,8 @@ def _time_latency(
     end = time.perf_counter() + seconds * len(results)
     tasks = [scoring(one.model, result.size, 1, device, precision) for one, result in _paired(contestants, results)]
     for result, task in zip(results, tasks, strict=True):
-        result.dense_flop, result.scan_flop = _attempt(result, partial(_count, result.row, result.size)) or (0, 0)
+        counted = _attempt(result, partial(_count, result.row, result.size, device))
+        result.dense_flop, result.scan_flop = counted or (0, 0)
         _attempt(result, task)  # warms up
     for result, times in zip(results, interleaved(results, tasks, end), strict=True):
         result.latency = times

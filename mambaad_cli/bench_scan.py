@@ -18,12 +18,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mambaad_cli.bench import count_flops, scoring
+from mambaad_cli.bench_score import untrained
 from mambaad_cli.fit import PRESETS
 from mambaad_cli.model import mambaad, scan
 from mambaad_cli.model.encoder import build_encoder, for_inference
 from mambaad_cli.model.mambaad import MambaAD
 from mambaad_cli.model.orders import directions
-from mambaad_cli.modelfile import Settings, new_model
 
 STAGES = ((512, 8, 3), (256, 16, 4), (128, 32, 6), (64, 64, 3))  # the paper's at 256²: channels, side, blocks
 
@@ -152,10 +152,8 @@ def decoder_tasks(
 
 def whole_pass(preset: str, batch: int) -> Callable[[], Tensor]:
     """Encoder, decoder and anomaly map of images of 256 × 256 pixels, with random weights."""
-    choices = PRESETS[preset]
-    model = new_model(Settings(choices["detector"], choices["encoder"], options=choices["options"]))
+    model = untrained(preset)
     model.encoder = for_inference(model.encoder)
-    model.detector.eval()
     return scoring(model, model.settings.size, batch, "cpu", "fp32")
 
 

@@ -4,6 +4,7 @@ Letters: b batch, n images, c channels, h × w positions of a stage.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -27,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, calibration, distributed, recognition
-from mambaad_cli.augment import cut_paste, moved
+from mambaad_cli.augment import cut_paste, with_moved
 from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model import DETECTORS
@@ -426,11 +427,10 @@ def rehearsed_features(model: Model, device: str, views: int = 1) -> Features:
     """The encoder's features of the images that the model carries, and of `views` less one moved views of each."""
     encoder = for_inference(model.encoder)
     parts = []
-    for i, one in enumerate(model.examples):
-        whole = seen(one)
-        pixels = torch.cat([whole[None], moved(whole, views - 1, i)]) if views > 1 else whole[None]
+    pixels = (view for i, one in enumerate(model.examples) for view in with_moved(seen(one), views, i))
+    while some := list(itertools.islice(pixels, ENCODED)):
         with rounding(model.precision, device):
-            parts.append([stage.permute(0, 2, 3, 1).float().cpu() for stage in encoder(pixels.to(device))])
+            parts.append([stage.permute(0, 2, 3, 1).float().cpu() for stage in encoder(torch.stack(some).to(device))])
     stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
     return Features(stages, [one.box for one in model.examples], views)
 
@@ -499,7 +499,7 @@ def cache_features(
             continue
         readable.append(i)
         boxes.append(one.box)
-        for pixels in (one.pixels, *(moved(one.pixels, views - 1, len(readable), flips) if views > 1 else ())):
+        for pixels in with_moved(one.pixels, views, len(readable), flips):
             waiting.append(pixels)
             if len(waiting) == ENCODED:
                 flush()
