@@ -44,6 +44,7 @@ CACHE_MEMORY = 4 * 10**9  # bytes of features kept in memory; more go to a memor
 SAVE_EVERY = 30.0  # seconds between checkpoints
 MOST_STEPS = 2000  # unless told otherwise
 ENCODED = 8  # images that go through the encoder together
+LOOKED_AT = 160  # good images of a class, moved views among them, that tell what is normal
 EXAMPLES = 64  # to train on, and as many held-out ones, that a model carries of each class for `add`, at most
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
 ADDING_VIEWS = 2  # times the preset's moved views, which old and new images share
@@ -74,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
-        "steps_per_image": 1.25,
+        "steps_per_image": 1.5,
         "views": 500,
         "cut_paste": True,
         "normalise": True,
@@ -125,14 +126,15 @@ class Features:
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
         """Those of some images: one (b, c, h, w) a stage, channels last in memory, float32."""
-        return self._rows(chosen * self.views)
+        return self.rows(chosen * self.views)
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
         """The same, of a view of each at random."""
         first = chosen * self.views
-        return self._rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
+        return self.rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
 
-    def _rows(self, rows: Tensor) -> list[Tensor]:
+    def rows(self, rows: Tensor) -> list[Tensor]:
+        """The same, of rows of `stages`."""
         return [stage[rows].float().permute(0, 3, 1, 2) for stage in self.stages]
 
 
@@ -382,8 +384,8 @@ def _describe_good(
         own = [i for i in train if names[i] == name]
         model.normal[name] = normal_residuals(model, features, own, device)
     if len(set(names)) > 1:
-        everything = range(len(names))
-        signatures = [recognition.signature(batch).cpu() for batch in _batches(features, everything, device)]
+        rows = range(0, len(names) * features.views, features.views)
+        signatures = [recognition.signature(batch).cpu() for batch in _batches(features, rows, device)]
         unseen = held_out or split(names, seed=0)[1]
         model.recogniser = recognition.learn(torch.cat(signatures), names, unseen)
     model.held_out = bool(held_out)
@@ -701,9 +703,13 @@ def lr_factor(schedule: str, progress: float) -> float:
 
 @torch.inference_mode()
 def normal_residuals(model: Model, features: Features, chosen: Sequence[int], device: str) -> list[Normal]:
-    """What the decoder leaves over of good images of one class, a Normal a scale; of at most 128 of them."""
-    chosen = chosen[:: math.ceil(len(chosen) / 128)]
-    return normal_of(model.residuals(batch) for batch in _batches(features, chosen, device))
+    """What the decoder leaves over of good images of one class, a Normal a scale; of LOOKED_AT of them or so.
+
+    Where there are fewer, their moved views show what else may come: an edge that cuts a hole in two.
+    """
+    rows = [i * features.views + view for view in range(features.views) for i in chosen]
+    rows = rows[:LOOKED_AT] if len(chosen) <= LOOKED_AT else rows[: len(chosen) : math.ceil(len(chosen) / LOOKED_AT)]
+    return normal_of(model.residuals(batch) for batch in _batches(features, rows, device))
 
 
 @torch.inference_mode()
@@ -712,7 +718,7 @@ def scores_of(
 ) -> list[float]:
     """Image scores of cached images, each as one of its class."""
     scores: list[float] = []
-    for batch in _batches(features, chosen, device):
+    for batch in _batches(features, [i * features.views for i in chosen], device):
         classes = [names[i] for i in chosen[len(scores) : len(scores) + len(batch[0])]]
         maps = model.maps_of(batch, model.settings.size, classes)
         boxes = [features.boxes[i] for i in chosen[len(scores) : len(scores) + len(maps)]]
@@ -720,9 +726,9 @@ def scores_of(
     return scores
 
 
-def _batches(features: Features, chosen: Sequence[int], device: str, size: int = 8) -> Iterator[list[Tensor]]:
-    for start in range(0, len(chosen), size):
-        yield [stage.to(device) for stage in features[torch.tensor(chosen[start : start + size])]]
+def _batches(features: Features, rows: Sequence[int], device: str) -> Iterator[list[Tensor]]:
+    for start in range(0, len(rows), ENCODED):
+        yield [stage.to(device) for stage in features.rows(torch.tensor(rows[start : start + ENCODED]))]
 
 
 def above_threshold(model: Model) -> tuple[int, int]:

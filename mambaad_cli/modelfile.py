@@ -17,7 +17,7 @@ from torch import Tensor
 from mambaad_cli import MambaADError, __version__, calibration
 from mambaad_cli.files import written_whole
 from mambaad_cli.model import DETECTORS, anomaly
-from mambaad_cli.model.anomaly import Normal
+from mambaad_cli.model.anomaly import Normal, Residual
 from mambaad_cli.model.encoder import Encoder, build_encoder
 from mambaad_cli.recognition import Recognised, Recogniser, signature
 
@@ -71,8 +71,8 @@ class Model:
         with rounding(self.precision, images.device.type):
             return self.encoder(images)
 
-    def residuals(self, features: list[Tensor]) -> list[Tensor]:
-        """What the decoder cannot rebuild of the encoder's features, (b, h, w, c) a stage."""
+    def residuals(self, features: list[Tensor]) -> list[Residual]:
+        """What the decoder cannot rebuild of the encoder's features."""
         with rounding(self.precision, features[0].device.type):
             return self.detector.residuals(features)
 
@@ -86,11 +86,12 @@ class Model:
             looks = [one.name for one in self.recognised(features)]
             names = [name if name in self.normal else look for name, look in zip(names, looks, strict=True)]
         residuals = self.residuals(features)
-        maps = residuals[0].new_empty(len(names), *size)
+        maps = residuals[0].difference.new_empty(len(names), *size)
         for name in set(names):
             own = [i for i, other in enumerate(names) if other == name]
             normal = [Normal(*(part.to(maps.device) for part in one)) for one in self.normal[name]]
-            maps[own] = anomaly.fuse(anomaly.unusual([one[own] for one in residuals], normal), size)
+            found = [Residual(one.difference[own], one.rebuilt[own]) for one in residuals]
+            maps[own] = anomaly.fuse(anomaly.unusual(found, normal), size)
         return maps
 
     def recognised(self, features: list[Tensor]) -> list[Recognised]:

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from mambaad_cli.model import anomaly
 
@@ -49,17 +50,23 @@ def test_map_is_bilinear_upsampling_summed_and_smoothed_as_scipy_does(size: tupl
     assert anomaly.fuse(distances, size).numpy() == pytest.approx(expected, abs=1e-5)
 
 
+def residual(difference: Tensor, rebuilt: Tensor | None = None) -> anomaly.Residual:
+    """Where nothing tells one place from another, unless `rebuilt` does."""
+    return anomaly.Residual(difference, torch.ones_like(difference) if rebuilt is None else rebuilt)
+
+
 def test_residuals_are_half_the_root_of_the_cosine_distance() -> None:
     features, rebuilt = ([torch.randn(2, 5, 4, 3)], [torch.randn(2, 5, 4, 3)])
-    (residual,) = anomaly.residuals(features, rebuilt)
+    (found,) = anomaly.residuals(features, rebuilt)
     (distance,) = anomaly.cosine_distances(features, rebuilt)
-    torch.testing.assert_close(residual.square().sum(-1) / 2, distance)
+    torch.testing.assert_close(found.difference.square().sum(-1) / 2, distance)
+    torch.testing.assert_close(found.rebuilt, F.normalize(rebuilt[0], dim=1).permute(0, 2, 3, 1))
 
 
 def test_unusual_is_a_mahalanobis_distance_in_deviations_of_good_images() -> None:
     good = torch.randn(8, 16, 16, 3) * torch.tensor([1.0, 2.0, 0.1]) + torch.tensor([0.5, 0.0, 1.0])
-    (normal,) = anomaly.normal_of([[good[:4]], [good[4:]]])
-    (found,) = anomaly.unusual([good], [normal])
+    (normal,) = anomaly.normal_of([[residual(good[:4])], [residual(good[4:])]])
+    (found,) = anomaly.unusual([residual(good)], [normal])
     flat = good.flatten(0, 2).double()
     covariance = torch.cov(flat.T, correction=0)
     covariance = 0.99 * covariance + 0.01 * covariance.diagonal().mean() * torch.eye(3)
@@ -70,21 +77,45 @@ def test_unusual_is_a_mahalanobis_distance_in_deviations_of_good_images() -> Non
 
 
 def test_a_direction_that_never_varies_counts_most() -> None:
-    good = torch.randn(1, 32, 32, 2) * torch.tensor([1.0, 0.1])
-    normal = anomaly.normal_of([[good]])
-    along, across = anomaly.unusual([torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])], normal)[0][0, 0]
+    normal = anomaly.normal_of([[residual(torch.randn(1, 32, 32, 2) * torch.tensor([1.0, 0.1]))]])
+    along, across = anomaly.unusual([residual(torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))], normal)[0][0, 0]
     assert across > 10 * along
 
 
+def good_places(kinds: int = 2, scale: tuple[float, ...] = (1.0, 2.0)) -> anomaly.Residual:
+    """Good images of which every kind of place is rebuilt as a unit vector of its own, each with its own deviation."""
+    kind = torch.arange(8 * 16 * 16).view(8, 16, 16) % kinds
+    rebuilt = torch.eye(max(2, kinds))[kind]
+    return anomaly.Residual(torch.randn(rebuilt.shape) * torch.tensor(scale)[kind][..., None], rebuilt)
+
+
+def test_what_good_images_fail_at_too_is_forgiven_at_such_places() -> None:
+    good = good_places()
+    normal = anomaly.normal_of([[good]])
+    alike = anomaly.Residual(torch.full((1, 1, 2, 2), 3.0), torch.eye(2).view(1, 1, 2, 2))
+    at_easy, at_hard = anomaly.unusual([alike], normal)[0].flatten()
+    mean, deviation = normal[0].moments
+    ratio = (at_easy * deviation + mean) / (at_hard * deviation + mean)
+    # their mean squares are 1 and 4: a hard place is worth 1.6 means
+    assert float(ratio) == pytest.approx(1.6 / anomaly.HARD, rel=0.05)
+
+
+def test_easy_places_do_not_count_more_and_the_hardest_not_less_than_a_quarter() -> None:
+    good = good_places(16, (0.001,) * 8 + (0.1,) * 7 + (30.0,))
+    forgiven = anomaly._forgiven(torch.eye(16), anomaly.normal_of([[good]])[0].hard)
+    assert forgiven[0] == 1
+    assert forgiven[-1] == 4
+
+
 def test_scales_count_by_their_stride() -> None:
-    good = [torch.randn(4, side, side, 2) for side in (16, 8, 4)]
+    good = [residual(torch.randn(4, side, side, 2)) for side in (16, 8, 4)]
     fine, middle, coarse = anomaly.unusual(good, anomaly.normal_of([good]))
     assert [round(float(one.std()), 2) for one in (fine, middle, coarse)] == [0.25, 0.5, 1.0]
 
 
 def test_good_images_that_never_vary_are_no_trouble() -> None:
-    found = anomaly.unusual([torch.ones(1, 4, 4, 2)], anomaly.normal_of([[torch.zeros(3, 4, 4, 2)]]))
-    assert torch.isfinite(found[0]).all()
+    normal = anomaly.normal_of([[residual(torch.zeros(3, 4, 4, 2))]])
+    assert torch.isfinite(anomaly.unusual([residual(torch.ones(1, 4, 4, 2))], normal)[0]).all()
 
 
 def test_image_score_is_the_maximum() -> None:

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import Tensor
 
 from mambaad_cli import MambaADError, fit, images
+from mambaad_cli.model.anomaly import Residual
 from mambaad_cli.modelfile import Model, Settings, new_model, read_state_dict
 from mambaad_cli.score import predict
 from tests.conftest import TINY, picture
@@ -245,15 +247,32 @@ def test_padding_does_not_set_the_threshold(
 
 
 def test_each_class_is_normal_in_its_own_way(run: Callable[..., Model], goods: Path) -> None:
-    model = run()
+    model = run(changed={"views": 1})
     features, _ = fit.cache_features(model, images.find([goods]), "cpu")
     train, _ = fit.split(["bolt"] * 6 + ["nut"] * 6, 42)
     bolts = torch.tensor([i for i in train if i < 6])
     with torch.inference_mode():
         residuals = model.detector.residuals(features[bolts])
     for residual, normal in zip(residuals, model.normal["bolt"], strict=True):
-        torch.testing.assert_close(normal.mean, residual.mean((0, 1, 2)))
+        torch.testing.assert_close(normal.mean, residual.difference.mean((0, 1, 2)))
     assert not torch.allclose(model.normal["bolt"][0].mean, model.normal["nut"][0].mean)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(8, [0, 4, 1, 5]), (3, [0, 4, 1]), (1, [0])])
+def test_moved_views_tell_what_is_normal_where_images_are_few(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch, most: int, expected: list[int]
+) -> None:
+    shown: list[float] = []
+
+    def residuals(stages: list[Tensor]) -> list[Residual]:
+        shown.extend(stages[0][:, 0, 0, 0].tolist())
+        return [Residual(*torch.randn(2, len(stages[0]), 4, 4, 2))]
+
+    monkeypatch.setattr(fit, "LOOKED_AT", most)
+    monkeypatch.setattr(tiny_model, "residuals", residuals)
+    rows = torch.arange(6.0)[:, None, None, None].expand(6, 4, 4, 2)  # two views of three images
+    fit.normal_residuals(tiny_model, fit.Features([rows], [None] * 3, 2), [0, 2], "cpu")
+    assert shown == expected
 
 
 def test_an_image_is_measured_as_one_of_its_class(run: Callable[..., Model], goods: Path) -> None:

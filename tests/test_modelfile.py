@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from mambaad_cli import MambaADError, modelfile
 from mambaad_cli.files import shown
-from mambaad_cli.model.anomaly import normal_of
+from mambaad_cli.model.anomaly import normal_of, residuals
 from mambaad_cli.modelfile import Example, Model, load, read_state_dict, save
 from mambaad_cli.recognition import Recogniser
 
@@ -69,8 +69,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any], drop: str = "
 
 
 def test_a_saved_model_gives_the_same_maps_to_the_bit(tiny_model: Model, tmp_path: Path) -> None:
-    residuals = [torch.randn(2, side, side, c) for side, c in zip((16, 8, 4), tiny_model.encoder.channels, strict=True)]
-    tiny_model.normal = {"nut": normal_of([residuals])}
+    maps = [torch.randn(2, c, side, side) for side, c in zip((16, 8, 4), tiny_model.encoder.channels, strict=True)]
+    tiny_model.normal = {"nut": normal_of([residuals(maps, [torch.randn_like(one) for one in maps])])}
     save(tiny_model, tmp_path / "m.safetensors")
     pixels = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():

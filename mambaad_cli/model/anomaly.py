@@ -3,6 +3,7 @@
 Letters: b batch, c channels, h × w positions of a feature map, H × W pixels of the anomaly map.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from torch import Tensor
 SIGMA = 4.0  # pixels; MambaAD, section 3.4
 HARDEST = 4.0  # times an image's mean distance: the most that a position's weight in the loss grows to
 SHRINKAGE = 0.01  # of the residuals' covariance towards a multiple of the identity
+RIDGE = 0.001  # of the regression that tells hard places, relative to its inputs' mean square
+HARD, MOST = 1.3, 4.0  # times the mean distance of good images: where a hard place begins, and the most it is forgiven
 
 
 def cosine_distances(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Tensor]:
@@ -49,53 +52,76 @@ def hard_cosine_loss(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> T
 LOSSES = {"mse": mse_loss, "cosine": cosine_loss, "hard-cosine": hard_cosine_loss}
 
 
+class Residual(NamedTuple):
+    """What the decoder could not rebuild of one scale, and what it did."""
+
+    difference: Tensor  # (b, h, w, c) of unit vectors: half its squared length is the cosine distance
+    rebuilt: Tensor  # (b, h, w, c): unit vectors
+
+
 class Normal(NamedTuple):
     """What the residuals of one scale are like on good images of one product, c channels."""
 
     mean: Tensor  # (c,)
-    whitening: Tensor  # (c, c): the squared length of (residual − mean) @ whitening is its Mahalanobis distance
-    moments: Tensor  # (2,): mean and deviation of these distances
+    whitening: Tensor  # (c, c): the squared length of (difference − mean) @ whitening is its Mahalanobis distance
+    hard: Tensor  # (c + 1,): weights and constant; log of the distance to expect where r is rebuilt, in units of HARD
+    moments: Tensor  # (2,): mean and deviation of the distances
 
 
-def residuals(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Tensor]:
-    """What the decoder could not rebuild: differences of unit vectors, (b, h, w, c) for each pair of (b, c, h, w).
-
-    Half their squared length is the cosine distance.
-    """
-    return [
-        (F.normalize(f.float(), dim=1) - F.normalize(r.float(), dim=1)).permute(0, 2, 3, 1)
-        for f, r in zip(features, rebuilt, strict=True)
-    ]
+def residuals(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Residual]:
+    """The Residual of each pair of (b, c, h, w)."""
+    units = [[F.normalize(f.float(), dim=1).permute(0, 2, 3, 1) for f in maps] for maps in (features, rebuilt)]
+    return [Residual(f - r, r) for f, r in zip(*units, strict=True)]
 
 
-def normal_of(parts: Iterable[Sequence[Tensor]]) -> list[Normal]:
+def normal_of(parts: Iterable[Sequence[Residual]]) -> list[Normal]:
     """The Normal of each scale from the residuals of good images, a batch at a time."""
-    batches = [[residual.flatten(0, 2) for residual in batch] for batch in parts]
-    return [_normal(torch.cat(scale)) for scale in zip(*batches, strict=True)]
+    scales = (zip(*batches, strict=True) for batches in zip(*parts, strict=True))
+    return [_normal(*(torch.cat([maps.flatten(0, 2) for maps in part]) for part in scale)) for scale in scales]
 
 
-def _normal(residual: Tensor) -> Normal:
-    """Of (positions, c)."""
-    mean = residual.mean(0)
-    centred = residual - mean
+def _normal(difference: Tensor, rebuilt: Tensor) -> Normal:
+    """Of (positions, c) each."""
+    mean = difference.mean(0)
+    centred = difference - mean
     covariance = (centred.T @ centred).double() / len(centred)
     size = covariance.diagonal().mean().clamp(min=1e-12)
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * torch.eye(len(mean)).to(covariance)
     whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).float()
     distance = (centred @ whitening).square().sum(-1)
-    return Normal(mean, whitening, torch.stack([distance.mean(), distance.std().clamp(min=1e-6)]))
+    hard = _hard(rebuilt, distance)
+    distance = distance / _forgiven(rebuilt, hard)
+    return Normal(mean, whitening, hard, torch.stack([distance.mean(), distance.std().clamp(min=1e-6)]))
 
 
-def unusual(residual: Sequence[Tensor], normal: Sequence[Normal]) -> list[Tensor]:
-    """How unusual each scale's residuals (b, h, w, c) are for good images: (b, h, w) each, around 0.
+def _hard(rebuilt: Tensor, distance: Tensor) -> Tensor:
+    """Ridge regression of log distance (positions,) on what was rebuilt there (positions, c): Normal.hard."""
+    inputs = F.pad(rebuilt, (0, 1), value=1.0)
+    gram = (inputs.T @ inputs).double()
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).to(gram)
+    wanted = inputs.T @ distance.clamp(min=1e-3).log()
+    hard = torch.linalg.solve(gram, wanted.double()).float()
+    hard[-1] -= (HARD * (inputs @ hard).exp().mean()).log()
+    return hard
+
+
+def _forgiven(rebuilt: Tensor, hard: Tensor) -> Tensor:
+    """What the distances at hard places are divided by: 1 … MOST, of (…, c) rebuilt vectors."""
+    return (rebuilt @ hard[:-1] + hard[-1]).clamp(0, math.log(MOST)).exp()
+
+
+def unusual(residual: Sequence[Residual], normal: Sequence[Normal]) -> list[Tensor]:
+    """How unusual each scale's residuals are for good images: (b, h, w) each, around 0.
 
     A Mahalanobis distance for the cosine distance: a direction in which good images vary counts for less, one in which
-    they never do counts for more. Each scale is then counted by how unusual it is (on rough surfaces the finest is
+    they never do counts for more. Some places are hard to rebuild on good images too, a hole that the border cuts off
+    for one: there the distance is divided by the one to expect (locally weighted residuals: Lei et al., JASA 2018),
+    which what was rebuilt foretells. Each scale is then counted by how unusual it is (on rough surfaces the finest is
     grain that nothing can predict), and in proportion to its stride: what spoils a part is rarely one pixel wide.
     """
     maps = []
     for scale, (one, good) in enumerate(zip(residual, normal, strict=True)):
-        distance = ((one - good.mean) @ good.whitening).square().sum(-1)
+        distance = ((one.difference - good.mean) @ good.whitening).square().sum(-1) / _forgiven(one.rebuilt, good.hard)
         maps.append((distance - good.moments[0]) / good.moments[1] / 2 ** (len(normal) - 1 - scale))
     return maps
 

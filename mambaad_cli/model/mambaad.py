@@ -259,8 +259,8 @@ class MambaAD(nn.Module):
         """How far each scale is from what the decoder expects: (b, h, w) each, 0 … 2."""
         return anomaly.cosine_distances(features, self(features))
 
-    def residuals(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """What it could not rebuild at each scale: (b, h, w, c), see `anomaly.residuals`."""
+    def residuals(self, features: Sequence[Tensor]) -> list[anomaly.Residual]:
+        """What it could not rebuild at each scale."""
         return anomaly.residuals(features, self(features))
 
     def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:

@@ -208,7 +208,7 @@ static int run(Job *job, int64_t threads, Parallel parallel) {
 static int64_t block_width(int64_t channels, int64_t images, int64_t threads) {
     for (int64_t width = BLOCK; width > 16; width /= 2) {
         int64_t tasks = images * ceil_div(channels, width);
-        if (channels >= width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
+        if (2 * channels > width && (tasks % threads == 0 || tasks >= 4 * threads)) return width;
     }
     return 16;
 }

@@ -547,30 +547,36 @@ static inline vec FN(sigmoid)(vec x) {
     return FN(pick)(positive, splat(1.0f), e) * FN(inverse)(e + 1.0f);
 }
 
-/* One image's `count` channels, in `vecs` (a constant) vectors. Sums go by parts, which keeps them exact enough. */
+/* One image's `count` channels, in `vecs` (a constant) vectors. Moments are those of tiles, which stay in the nearest
+   cache for their deviation, put together (Chan, Golub, LeVeque, 1979). */
 static inline __attribute__((always_inline)) void FN(norm_columns)(const int vecs, const Norm *s, int64_t image,
                                                                    int64_t channel, int64_t count) {
     const float *x = s->x + image * s->l * s->c + channel;
     float *y = s->y + image * s->l * s->c + channel, *moments = s->moments + image * 2 * s->c + channel;
     vec mean[4], scale[4];
     for (int v = 0; v < vecs; v++) mean[v] = scale[v] = splat(0.0f);
-    for (int centred = 0; centred < 2; centred++)
-        for (int64_t from = 0; from < s->l; from += TILE) {
-            vec part[4];
-            for (int v = 0; v < vecs; v++) part[v] = splat(0.0f);
-            for (int64_t t = from; t < smaller(from + TILE, s->l); t++)
+    for (int64_t from = 0; from < s->l; from += TILE) {
+        int64_t end = smaller(from + TILE, s->l);
+        vec own[4], squares[4];
+        for (int v = 0; v < vecs; v++) own[v] = squares[v] = splat(0.0f);
+        for (int64_t t = from; t < end; t++)
 #pragma GCC unroll 4
-                for (int v = 0; v < vecs; v++) {
-                    vec value = FN(load)(x + t * s->c + v * LANES, count - v * LANES);
-                    part[v] += centred ? (value - mean[v]) * (value - mean[v]) : value;
-                }
+            for (int v = 0; v < vecs; v++) own[v] += FN(load)(x + t * s->c + v * LANES, count - v * LANES);
+        for (int v = 0; v < vecs; v++) own[v] /= (float)(end - from);
+        for (int64_t t = from; t < end; t++)
+#pragma GCC unroll 4
             for (int v = 0; v < vecs; v++) {
-                if (centred)
-                    scale[v] += part[v] / (float)s->l;
-                else
-                    mean[v] += part[v] / (float)s->l;
+                vec offset = FN(load)(x + t * s->c + v * LANES, count - v * LANES) - own[v];
+                squares[v] += offset * offset;
             }
+        float share = (float)(end - from) / (float)end;
+        for (int v = 0; v < vecs; v++) {
+            vec offset = own[v] - mean[v];
+            mean[v] += offset * share;
+            scale[v] += squares[v] + offset * offset * (share * (float)from);
         }
+    }
+    for (int v = 0; v < vecs; v++) scale[v] /= (float)s->l;
     for (int v = 0; v < vecs; v++) {
         for (int lane = 0; lane < LANES; lane++) scale[v][lane] = 1.0f / __builtin_sqrtf(scale[v][lane] + 1e-5f);
         FN(store)(moments + v * LANES, mean[v], count - v * LANES);
@@ -623,6 +629,14 @@ static inline __attribute__((always_inline)) void FN(norm_columns_back)(const in
         }
 }
 
+static inline __attribute__((always_inline)) void FN(norm_some)(const int vecs, const Norm *s, int64_t image,
+                                                                int64_t channel, int64_t count) {
+    if (s->dx)
+        FN(norm_columns_back)(vecs, s, image, channel, count);
+    else
+        FN(norm_columns)(vecs, s, image, channel, count);
+}
+
 static void FN(norm)(const void *work, int64_t width, int64_t task, float *scratch) {
     (void)scratch;
     const Norm *s = work;
@@ -630,17 +644,11 @@ static void FN(norm)(const void *work, int64_t width, int64_t task, float *scrat
     int64_t end = smaller(channel + width, s->c);
     for (; channel < end; channel += 4 * LANES) {
         int64_t count = smaller(end - channel, 4 * LANES);
-        int64_t vecs = ceil_div(count, LANES);
-        if (s->dx && vecs == 4)
-            FN(norm_columns_back)(4, s, image, channel, count);
-        else if (vecs == 4)
-            FN(norm_columns)(4, s, image, channel, count);
-        for (int64_t v = 0; vecs < 4 && v < vecs; v++) {
-            int64_t some = smaller(count - v * LANES, LANES);
-            if (s->dx)
-                FN(norm_columns_back)(1, s, image, channel + v * LANES, some);
-            else
-                FN(norm_columns)(1, s, image, channel + v * LANES, some);
+        switch (ceil_div(count, LANES)) {
+        case 1: FN(norm_some)(1, s, image, channel, count); break;
+        case 2: FN(norm_some)(2, s, image, channel, count); break;
+        case 3: FN(norm_some)(3, s, image, channel, count); break;
+        default: FN(norm_some)(4, s, image, channel, count);
         }
     }
 }
