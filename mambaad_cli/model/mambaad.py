@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambaad_cli.model import anomaly
-from mambaad_cli.model.normed import normed_silu
+from mambaad_cli.model.normed import gated_norm, normed_silu
 from mambaad_cli.model.orders import directions as walks
 from mambaad_cli.model.scan import selective_scan
 
@@ -74,8 +74,8 @@ class HSSBlock(nn.Module):
             self.D,
             order,
         )
-        gate = F.silu(F.linear(x, for_gate))
-        return self.out_proj(self.out_norm(y).view_as(gate) * gate)
+        gate = F.linear(x, for_gate)
+        return self.out_proj(gated_norm(y.view_as(gate), gate, self.out_norm.weight, self.out_norm.bias))
 
 
 class LocalBranch(nn.Module):

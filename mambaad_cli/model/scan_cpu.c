@@ -1,4 +1,4 @@
-/* The selective scan on a CPU, forward and backward, fused, float32; and beside it InstanceNorm with SiLU.
+/* The selective scan on a CPU, forward and backward, fused, float32; and beside it two normalisations with SiLU.
 
    One pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
    directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists.
@@ -48,8 +48,20 @@ typedef struct {
     float *dx;       /* (b, l, c) */
 } Norm;
 
+/* LayerNorm (affine, eps 1e-5) times SiLU of a gate */
 typedef struct {
-    const void *work; /* Scan or Norm */
+    int64_t rows, c, parts;     /* a task owns one part of the rows */
+    const float *x, *gate;      /* (rows, c) */
+    const float *weight, *bias; /* (c) */
+    float *y;                   /* (rows, c) */
+    float *moments;             /* (rows, 2): mean and 1 / deviation over c, written forward and read backward */
+    const float *dy;            /* (rows, c): from here on backward alone, else null */
+    float *dx, *d_gate;         /* (rows, c) */
+    float *d_affine;            /* (parts, 2, c) of weight and bias, to be summed over parts */
+} Gated;
+
+typedef struct {
+    const void *work; /* Scan, Norm or Gated */
     int64_t width; /* channels of a block: 16, 32 or 64 */
     int64_t tasks;
     int64_t next; /* the first task that nobody has taken, changed atomically */
@@ -253,6 +265,16 @@ int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parall
 #if defined(__x86_64__)
     if (isa == 1) job.run = norm_avx2;
     if (isa == 2) job.run = norm_avx512;
+#endif
+    return run(&job, threads, parallel);
+}
+
+/* Forward, or backward where g->dx is given. */
+int mambaad_gated_norm(const Gated *g, int isa, int64_t threads, Parallel parallel) {
+    Job job = {g, 0, g->parts, 0, 0, gated_portable, 16};
+#if defined(__x86_64__)
+    if (isa == 1) job.run = gated_avx2;
+    if (isa == 2) job.run = gated_avx512;
 #endif
     return run(&job, threads, parallel);
 }
