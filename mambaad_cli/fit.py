@@ -47,7 +47,7 @@ ENCODED = 8  # images that go through the encoder together
 LOOKED_AT = 160  # good images of a class, moved views among them, that tell what is normal
 EXAMPLES = 64  # to train on, and as many held-out ones, that a model carries of each class for `add`, at most
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
-ADDING_VIEWS = 2  # times the preset's moved views, which old and new images share
+ADDING_VIEWS = 0.5  # of the preset's moved views, when a product is added
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,7 +65,7 @@ class Training:
 
 
 # Ours for minutes on a laptop, the choices of section 4.1 of the paper, and the baselines' as they are published.
-# `steps` and `steps_per_image` add up, unless there are `epochs`; small sets are extended by moved views to `views`.
+# `steps` and `steps_per_image` add up, unless there are `epochs`; moved views extend small classes to `views`.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "detector": "mambaad",
@@ -75,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
-        "steps_per_image": 1.5,
+        "steps_per_image": 1.75,
         "views": 500,
         "cut_paste": True,
         "normalise": True,
@@ -116,22 +116,25 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Features:
     """The encoder's features of n images, in memory or in a file, fp32 or bf16.
 
-    stages   (n · views, h, w, c) each: of each image itself, then of its moved views
+    stages   (rows, h, w, c) each: for each image one row of itself, then its moved views
+    views    (n,) rows of each image
+    first    (n,) row of each image itself
     """
 
-    def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: int = 1) -> None:
+    def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: Sequence[int]) -> None:
         self.stages = stages
         self.boxes = boxes
-        self.views = views
+        self.views = torch.tensor(views)
+        self.first = self.views.cumsum(0) - self.views
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
         """Those of some images: one (b, c, h, w) a stage, channels last in memory, float32."""
-        return self.rows(chosen * self.views)
+        return self.rows(self.first[chosen])
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
         """The same, of a view of each at random."""
-        first = chosen * self.views
-        return self.rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
+        view = torch.rand(chosen.shape) * self.views[chosen]
+        return self.rows(self.first[chosen] + view.long())
 
     def rows(self, rows: Tensor) -> list[Tensor]:
         """The same, of rows of `stages`."""
@@ -204,7 +207,7 @@ def fit(
         on_unreadable,
         dtype=DTYPES[cache_dtype],
         memory=cache_memory,
-        views=max(2 if flips else 1, choices.get("views", 0) // max(1, len(files))),
+        views=views_of(classes, choices.get("views", 0), 2 if flips else 1),
         flips=flips,
     )
     names = [classes[i] for i in readable]
@@ -281,6 +284,16 @@ def folds_of(classes: Sequence[str], folds: int, seed: int) -> list[list[int]]:
     return [sorted(by_class[fold::folds]) for fold in range(folds)]
 
 
+def views_of(classes: Sequence[str], wanted: float, least: int = 1) -> list[int]:
+    """How many views of each image extend its class to about as many as `wanted`.
+
+    >>> views_of(["nut", "nut", "bolt"], 5)
+    [2, 2, 5]
+    """
+    images = Counter(classes)
+    return [max(least, int(wanted // images[name])) for name in classes]
+
+
 def _steps(choices: dict[str, Any], images: int) -> int:
     """More images take more steps, up to a quarter of an hour or so of them; few are seen more often."""
     return min(MOST_STEPS, choices.get("steps", 0) + round(choices.get("steps_per_image", 0) * images))
@@ -324,17 +337,24 @@ def add(
     if checkpoint_activations:
         recompute_activations(model.detector)
     data = _fingerprint(files, model.to(device), seed)
-    views = max(1, ADDING_VIEWS * choices.get("views", 0) // (len(model.examples) + max(1, len(files))))
+    first = len(model.examples)
+    views = views_of([*(one.class_name for one in model.examples), *classes], ADDING_VIEWS * choices.get("views", 0))
     new, readable = cache_features(
-        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory, views=views
+        model,
+        files,
+        device,
+        on_image,
+        on_unreadable,
+        dtype=DTYPES[cache_dtype],
+        memory=cache_memory,
+        views=views[first:],
     )
     if len(readable) < LEAST_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
-    old = rehearsed_features(model, device, views)
+    old = rehearsed_features(model, device, views[:first])
     stages = [torch.cat([a.to(b.dtype), b]) for a, b in zip(old.stages, new.stages, strict=True)]
-    features = Features(stages, [*old.boxes, *new.boxes], views)
+    features = Features(stages, [*old.boxes, *new.boxes], torch.cat([old.views, new.views]).tolist())
     names = [one.class_name for one in model.examples] + [classes[i] for i in readable]
-    first = len(model.examples)
     known = [i for i, one in enumerate(model.examples) if not one.held_out]
     held_out = [i for i, one in enumerate(model.examples) if one.held_out]
     tested = {names[i] for i in held_out}
@@ -384,8 +404,8 @@ def _describe_good(
         own = [i for i in train if names[i] == name]
         model.normal[name] = normal_residuals(model, features, own, device)
     if len(set(names)) > 1:
-        rows = range(0, len(names) * features.views, features.views)
-        signatures = [recognition.signature(batch).cpu() for batch in _batches(features, rows, device)]
+        batches = _batches(features, features.first.tolist(), device)
+        signatures = [recognition.signature(batch).cpu() for batch in batches]
         unseen = held_out or split(names, seed=0)[1]
         model.recogniser = recognition.learn(torch.cat(signatures), names, unseen)
     model.held_out = bool(held_out)
@@ -425,11 +445,12 @@ def seen(one: Example) -> Tensor:
 
 
 @torch.inference_mode()
-def rehearsed_features(model: Model, device: str, views: int = 1) -> Features:
-    """The encoder's features of the images that the model carries, and of `views` less one moved views of each."""
+def rehearsed_features(model: Model, device: str, views: Sequence[int] = ()) -> Features:
+    """The encoder's features of the images that the model carries, with `views` as `cache_features` does."""
+    views = list(views) or [1] * len(model.examples)
     encoder = for_inference(model.encoder)
     parts = []
-    pixels = (view for i, one in enumerate(model.examples) for view in with_moved(seen(one), views, i))
+    pixels = (view for i, one in enumerate(model.examples) for view in with_moved(seen(one), views[i], i))
     while some := list(itertools.islice(pixels, ENCODED)):
         with rounding(model.precision, device):
             parts.append([stage.permute(0, 2, 3, 1).float().cpu() for stage in encoder(torch.stack(some).to(device))])
@@ -464,13 +485,14 @@ def cache_features(
     *,
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
-    views: int = 1,
+    views: Sequence[int] = (),
     flips: bool = False,
 ) -> tuple[Features, list[int]]:
     """Run the encoder once over the files: its features and the indices of the files that could be read.
 
-    With `views` also over so many less one moved views of each, with `flips` mirrored ones.
+    With `views`, a number a file, also over so many less one moved views of it, with `flips` mirrored ones.
     """
+    views = list(views) or [1] * len(files)
     memory = CACHE_MEMORY if memory is None else memory
     encoder = for_inference(model.encoder)
     stages: list[Tensor] = []
@@ -487,7 +509,7 @@ def cache_features(
             maps = encoder(torch.stack(waiting).to(device))
         if not stages:
             shapes = [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]
-            stages.extend(_room(views * len(files), shapes, dtype, memory))
+            stages.extend(_room(sum(views), shapes, dtype, memory))
         for stage, found in zip(stages, maps, strict=True):
             stage[done : done + len(waiting)] = found.permute(0, 2, 3, 1).cpu()
         done += len(waiting)
@@ -501,12 +523,12 @@ def cache_features(
             continue
         readable.append(i)
         boxes.append(one.box)
-        for pixels in with_moved(one.pixels, views, len(readable), flips):
+        for pixels in with_moved(one.pixels, views[i], len(readable), flips):
             waiting.append(pixels)
             if len(waiting) == ENCODED:
                 flush()
     flush()
-    return Features([stage[:done] for stage in stages], boxes, views), readable
+    return Features([stage[:done] for stage in stages], boxes, [views[i] for i in readable]), readable
 
 
 def _room(n: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, memory: int) -> list[Tensor]:
@@ -707,8 +729,9 @@ def normal_residuals(model: Model, features: Features, chosen: Sequence[int], de
 
     Where there are fewer, their moved views show what else may come: an edge that cuts a hole in two.
     """
-    rows = [i * features.views + view for view in range(features.views) for i in chosen]
-    rows = rows[:LOOKED_AT] if len(chosen) <= LOOKED_AT else rows[: len(chosen) : math.ceil(len(chosen) / LOOKED_AT)]
+    some = torch.tensor(chosen[:: math.ceil(len(chosen) / LOOKED_AT)])
+    first, views = features.first[some], features.views[some]
+    rows = torch.cat([first[views > view] + view for view in range(int(views.max()))])[:LOOKED_AT].tolist()
     return normal_of(model.residuals(batch) for batch in _batches(features, rows, device))
 
 
@@ -718,7 +741,7 @@ def scores_of(
 ) -> list[float]:
     """Image scores of cached images, each as one of its class."""
     scores: list[float] = []
-    for batch in _batches(features, [i * features.views for i in chosen], device):
+    for batch in _batches(features, features.first[chosen].tolist(), device):
         classes = [names[i] for i in chosen[len(scores) : len(scores) + len(batch[0])]]
         maps = model.maps_of(batch, model.settings.size, classes)
         boxes = [features.boxes[i] for i in chosen[len(scores) : len(scores) + len(maps)]]
