@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHIFT, TURN, ZOOM = 0.15, 3.0, 0.25  # at most: share of a side, degrees, natural logarithm
+NUDGE = 1 / 16  # at most: share of a side
 
 
 def with_moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> list[Tensor]:
@@ -36,6 +37,15 @@ def moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> Tensor:
     grid = F.affine_grid(affine, [views, *pixels.shape], align_corners=False)
     whole = pixels.expand(views, -1, -1, -1)
     return F.grid_sample(whole, grid, padding_mode="reflection", align_corners=False)
+
+
+def nudged(pixels: Tensor, seed: int) -> Tensor:
+    """An image (c, H, W) shifted by whole pixels, as the next photo may be, at random: mirrored at its border."""
+    generator = torch.Generator().manual_seed(seed)
+    reach = [int(NUDGE * side) for side in pixels.shape[1:]]
+    top, left = (int(torch.randint(2 * most + 1, (), generator=generator)) for most in reach)
+    wider = F.pad(pixels, [reach[1], reach[1], reach[0], reach[0]], mode="reflect")
+    return wider[:, top : top + pixels.shape[1], left : left + pixels.shape[2]]
 
 
 def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, largest: float = 0.375) -> list[Tensor]:

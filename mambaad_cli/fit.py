@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, calibration, distributed, recognition
-from mambaad_cli.augment import cut_paste, with_moved
+from mambaad_cli.augment import cut_paste, nudged, with_moved
 from mambaad_cli.files import written_whole
 from mambaad_cli.images import ImageError, ImageFile
 from mambaad_cli.model import DETECTORS
@@ -44,10 +44,11 @@ CACHE_MEMORY = 4 * 10**9  # bytes of features kept in memory; more go to a memor
 SAVE_EVERY = 30.0  # seconds between checkpoints
 MOST_STEPS = 2000  # unless told otherwise
 ENCODED = 8  # images that go through the encoder together
-LOOKED_AT = 160  # good images of a class, moved views among them, that tell what is normal
+LOOKED_AT = 160  # good images of a class, nudged views among them, that tell what is normal
 EXAMPLES = 64  # to train on, and as many held-out ones, that a model carries of each class for `add`, at most
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the preset's learning rate, when a product is added
-ADDING_VIEWS = 0.5  # of the preset's moved views, when a product is added
+ADDING_VIEWS = 2  # times the preset's moved views, which old and new images share
+Pixels = Callable[[int], Tensor | None]  # of an image, (3, H, W) in 0 … 1, by its number; None where it is gone
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -65,7 +66,7 @@ class Training:
 
 
 # Ours for minutes on a laptop, the choices of section 4.1 of the paper, and the baselines' as they are published.
-# `steps` and `steps_per_image` add up, unless there are `epochs`; moved views extend small classes to `views`.
+# `steps` and `steps_per_image` add up, unless there are `epochs`; small sets are extended by moved views to `views`.
 PRESETS: dict[str, dict[str, Any]] = {
     "small": {
         "detector": "mambaad",
@@ -75,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
-        "steps_per_image": 1.75,
+        "steps_per_image": 1.5,
         "views": 500,
         "cut_paste": True,
         "normalise": True,
@@ -116,28 +117,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Features:
     """The encoder's features of n images, in memory or in a file, fp32 or bf16.
 
-    stages   (rows, h, w, c) each: for each image one row of itself, then its moved views
-    views    (n,) rows of each image
-    first    (n,) row of each image itself
+    stages   (n · views, h, w, c) each: of each image itself, then of its moved views
     """
 
-    def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: Sequence[int]) -> None:
+    def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: int = 1) -> None:
         self.stages = stages
         self.boxes = boxes
-        self.views = torch.tensor(views)
-        self.first = self.views.cumsum(0) - self.views
+        self.views = views
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
         """Those of some images: one (b, c, h, w) a stage, channels last in memory, float32."""
-        return self.rows(self.first[chosen])
+        return self._rows(chosen * self.views)
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
         """The same, of a view of each at random."""
-        view = torch.rand(chosen.shape) * self.views[chosen]
-        return self.rows(self.first[chosen] + view.long())
+        first = chosen * self.views
+        return self._rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
 
-    def rows(self, rows: Tensor) -> list[Tensor]:
-        """The same, of rows of `stages`."""
+    def _rows(self, rows: Tensor) -> list[Tensor]:
         return [stage[rows].float().permute(0, 3, 1, 2) for stage in self.stages]
 
 
@@ -207,7 +204,7 @@ def fit(
         on_unreadable,
         dtype=DTYPES[cache_dtype],
         memory=cache_memory,
-        views=views_of(classes, choices.get("views", 0), 2 if flips else 1),
+        views=max(2 if flips else 1, choices.get("views", 0) // max(1, len(files))),
         flips=flips,
     )
     names = [classes[i] for i in readable]
@@ -233,12 +230,16 @@ def fit(
 
     if distributed.rank() > 0:
         return model
+
+    def pixels(i: int) -> Tensor | None:
+        return _seen_in(files[readable[i]].path, settings)[0]
+
     model.max_false_reject = max_false_reject
     model.trained_on = dict(Counter(names[i] for i in train))
-    _describe_good(model, features, names, train, held_out, choices["normalise"], device)
+    _describe_good(model, features, names, train, held_out, choices["normalise"], pixels, device)
     if folds:
         short = replace(run.training, steps=math.ceil(run.training.steps / 2))
-        model.scores = _cross_fitted_scores(model, features, names, folds, short, choices["normalise"], on_step)
+        model.scores = _cross_fitted_scores(model, features, names, folds, short, choices["normalise"], pixels, on_step)
         model.held_out = True
     if keep_examples:
         kept = _kept(names, train, set(held_out))
@@ -254,6 +255,7 @@ def _cross_fitted_scores(
     folds: int,
     training: Training,
     normalise: bool,
+    pixels: Pixels,
     on_step: Callable[[int, int, float, int], None],
 ) -> dict[str, list[float]]:
     """Scores of all images, by class, each from a model that was trained on the other folds alone."""
@@ -266,7 +268,7 @@ def _cross_fitted_scores(
         batch = min(training.batch, len(train))
         run = Run(other.detector, features, train, replace(training, batch=batch), device, "", model.precision)
         run.train(None, None, False, on_step)
-        _describe_good(other, features, names, train, unseen, normalise, device)
+        _describe_good(other, features, names, train, unseen, normalise, pixels, device)
         for name, own in other.scores.items():
             scores.setdefault(name, []).extend(own)
     return scores
@@ -282,16 +284,6 @@ def folds_of(classes: Sequence[str], folds: int, seed: int) -> list[list[int]]:
     order = torch.randperm(len(classes), generator=generator).tolist()
     by_class = sorted(order, key=lambda i: classes[i])
     return [sorted(by_class[fold::folds]) for fold in range(folds)]
-
-
-def views_of(classes: Sequence[str], wanted: float, least: int = 1) -> list[int]:
-    """How many views of each image extend its class to about as many as `wanted`.
-
-    >>> views_of(["nut", "nut", "bolt"], 5)
-    [2, 2, 5]
-    """
-    images = Counter(classes)
-    return [max(least, int(wanted // images[name])) for name in classes]
 
 
 def _steps(choices: dict[str, Any], images: int) -> int:
@@ -337,24 +329,17 @@ def add(
     if checkpoint_activations:
         recompute_activations(model.detector)
     data = _fingerprint(files, model.to(device), seed)
-    first = len(model.examples)
-    views = views_of([*(one.class_name for one in model.examples), *classes], ADDING_VIEWS * choices.get("views", 0))
+    views = max(1, ADDING_VIEWS * choices.get("views", 0) // (len(model.examples) + max(1, len(files))))
     new, readable = cache_features(
-        model,
-        files,
-        device,
-        on_image,
-        on_unreadable,
-        dtype=DTYPES[cache_dtype],
-        memory=cache_memory,
-        views=views[first:],
+        model, files, device, on_image, on_unreadable, dtype=DTYPES[cache_dtype], memory=cache_memory, views=views
     )
     if len(readable) < LEAST_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
-    old = rehearsed_features(model, device, views[:first])
+    old = rehearsed_features(model, device, views)
     stages = [torch.cat([a.to(b.dtype), b]) for a, b in zip(old.stages, new.stages, strict=True)]
-    features = Features(stages, [*old.boxes, *new.boxes], torch.cat([old.views, new.views]).tolist())
+    features = Features(stages, [*old.boxes, *new.boxes], views)
     names = [one.class_name for one in model.examples] + [classes[i] for i in readable]
+    first = len(model.examples)
     known = [i for i, one in enumerate(model.examples) if not one.held_out]
     held_out = [i for i, one in enumerate(model.examples) if one.held_out]
     tested = {names[i] for i in held_out}
@@ -379,8 +364,11 @@ def add(
     run = Run(model.detector, features, train, training, device, data, precision)
     run.train(max_minutes, checkpoint, resume, on_step)
 
+    def pixels(i: int) -> Tensor | None:
+        return seen(model.examples[i]) if i < first else _seen_in(files[readable[i - first]].path, model.settings)[0]
+
     model.trained_on = dict(Counter(model.trained_on) + Counter(names[i] for i in added))
-    _describe_good(model, features, names, known + added, held_out, bool(model.normal), device)
+    _describe_good(model, features, names, known + added, held_out, bool(model.normal), pixels, device)
     kept = [i - first for i in _kept(names, known + added, set(held_out)) if i >= first]
     facts = [(files[readable[i]].path, names[first + i], first + i in held_out) for i in kept]
     model.examples += [one for one in (example(*fact, model.settings) for fact in facts) if one]
@@ -395,6 +383,7 @@ def _describe_good(
     train: list[int],
     held_out: list[int],
     normalise: bool,
+    pixels: Pixels,
     device: str,
 ) -> None:
     """What good images tell once the training is over: what is normal, how products differ, scores for thresholds."""
@@ -402,10 +391,10 @@ def _describe_good(
     model.normal = {}
     for name in dict.fromkeys(names) if normalise else ():
         own = [i for i in train if names[i] == name]
-        model.normal[name] = normal_residuals(model, features, own, device)
+        model.normal[name] = normal_residuals(model, features, own, pixels, device)
     if len(set(names)) > 1:
-        batches = _batches(features, features.first.tolist(), device)
-        signatures = [recognition.signature(batch).cpu() for batch in batches]
+        everything = range(len(names))
+        signatures = [recognition.signature(batch).cpu() for batch in _batches(features, everything, device)]
         unseen = held_out or split(names, seed=0)[1]
         model.recogniser = recognition.learn(torch.cat(signatures), names, unseen)
     model.held_out = bool(held_out)
@@ -428,12 +417,17 @@ def _kept(names: Sequence[str], train: Sequence[int], held_out: set[int]) -> lis
 
 def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> Example | None:
     """An image as the encoder sees it, as a PNG: nothing is lost of 8-bit images. None where it is gone meanwhile."""
+    pixels, box = _seen_in(path, settings)
+    if pixels is None:
+        return None
+    png = cv2.imencode(".png", (pixels * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1])[1]
+    return Example(class_name, held_out, box, torch.from_numpy(png.ravel()))
+
+
+def _seen_in(path: Path, settings: Settings) -> tuple[Tensor | None, Box | None]:
+    """A file as the encoder sees it; None where it is gone meanwhile: the training is worth more than that."""
     one = next(iter(read_ahead([path], settings.size, settings.letterbox, 1)))
-    if isinstance(one, ImageError):
-        return None  # the training is worth more than its example
-    pixels = (one.pixels * 255).round().byte().permute(1, 2, 0).numpy()
-    png = cv2.imencode(".png", pixels[:, :, ::-1])[1]
-    return Example(class_name, held_out, one.box, torch.from_numpy(png.ravel()))
+    return (None, None) if isinstance(one, ImageError) else (one.pixels, one.box)
 
 
 def seen(one: Example) -> Tensor:
@@ -445,17 +439,20 @@ def seen(one: Example) -> Tensor:
 
 
 @torch.inference_mode()
-def rehearsed_features(model: Model, device: str, views: Sequence[int] = ()) -> Features:
-    """The encoder's features of the images that the model carries, with `views` as `cache_features` does."""
-    views = list(views) or [1] * len(model.examples)
-    encoder = for_inference(model.encoder)
-    parts = []
-    pixels = (view for i, one in enumerate(model.examples) for view in with_moved(seen(one), views[i], i))
-    while some := list(itertools.islice(pixels, ENCODED)):
-        with rounding(model.precision, device):
-            parts.append([stage.permute(0, 2, 3, 1).float().cpu() for stage in encoder(torch.stack(some).to(device))])
+def rehearsed_features(model: Model, device: str, views: int = 1) -> Features:
+    """The encoder's features of the images that the model carries, and of `views` less one moved views of each."""
+    pixels = (view for i, one in enumerate(model.examples) for view in with_moved(seen(one), views, i))
+    parts = [[stage.permute(0, 2, 3, 1).float().cpu() for stage in maps] for maps in _encoded(model, pixels, device)]
     stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
     return Features(stages, [one.box for one in model.examples], views)
+
+
+def _encoded(model: Model, pictures: Iterable[Tensor], device: str) -> Iterator[list[Tensor]]:
+    """The encoder's features of (3, H, W) each, a batch at a time."""
+    encoder, pictures = for_inference(model.encoder), iter(pictures)
+    while some := list(itertools.islice(pictures, ENCODED)):
+        with rounding(model.precision, device):
+            yield encoder(torch.stack(some).to(device))
 
 
 def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -485,14 +482,13 @@ def cache_features(
     *,
     dtype: torch.dtype = torch.float32,
     memory: int | None = None,
-    views: Sequence[int] = (),
+    views: int = 1,
     flips: bool = False,
 ) -> tuple[Features, list[int]]:
     """Run the encoder once over the files: its features and the indices of the files that could be read.
 
-    With `views`, a number a file, also over so many less one moved views of it, with `flips` mirrored ones.
+    With `views` also over so many less one moved views of each, with `flips` mirrored ones.
     """
-    views = list(views) or [1] * len(files)
     memory = CACHE_MEMORY if memory is None else memory
     encoder = for_inference(model.encoder)
     stages: list[Tensor] = []
@@ -509,7 +505,7 @@ def cache_features(
             maps = encoder(torch.stack(waiting).to(device))
         if not stages:
             shapes = [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]
-            stages.extend(_room(sum(views), shapes, dtype, memory))
+            stages.extend(_room(views * len(files), shapes, dtype, memory))
         for stage, found in zip(stages, maps, strict=True):
             stage[done : done + len(waiting)] = found.permute(0, 2, 3, 1).cpu()
         done += len(waiting)
@@ -523,12 +519,12 @@ def cache_features(
             continue
         readable.append(i)
         boxes.append(one.box)
-        for pixels in with_moved(one.pixels, views[i], len(readable), flips):
+        for pixels in with_moved(one.pixels, views, len(readable), flips):
             waiting.append(pixels)
             if len(waiting) == ENCODED:
                 flush()
     flush()
-    return Features([stage[:done] for stage in stages], boxes, [views[i] for i in readable]), readable
+    return Features([stage[:done] for stage in stages], boxes, views), readable
 
 
 def _room(n: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, memory: int) -> list[Tensor]:
@@ -724,15 +720,18 @@ def lr_factor(schedule: str, progress: float) -> float:
 
 
 @torch.inference_mode()
-def normal_residuals(model: Model, features: Features, chosen: Sequence[int], device: str) -> list[Normal]:
+def normal_residuals(
+    model: Model, features: Features, chosen: Sequence[int], pixels: Pixels, device: str
+) -> list[Normal]:
     """What the decoder leaves over of good images of one class, a Normal a scale; of LOOKED_AT of them or so.
 
-    Where there are fewer, their moved views show what else may come: an edge that cuts a hole in two.
+    Where there are fewer, nudged views of their `pixels` show what else may come, as learnt by heart as the next photo
+    is: not at all.
     """
-    some = torch.tensor(chosen[:: math.ceil(len(chosen) / LOOKED_AT)])
-    first, views = features.first[some], features.views[some]
-    rows = torch.cat([first[views > view] + view for view in range(int(views.max()))])[:LOOKED_AT].tolist()
-    return normal_of(model.residuals(batch) for batch in _batches(features, rows, device))
+    chosen = chosen[:: math.ceil(len(chosen) / LOOKED_AT)]
+    views = (nudged(own, i) for i in chosen[: LOOKED_AT - len(chosen)] if (own := pixels(i)) is not None)
+    batches = itertools.chain(_batches(features, chosen, device), _encoded(model, views, device))
+    return normal_of(model.residuals(batch) for batch in batches)
 
 
 @torch.inference_mode()
@@ -741,7 +740,7 @@ def scores_of(
 ) -> list[float]:
     """Image scores of cached images, each as one of its class."""
     scores: list[float] = []
-    for batch in _batches(features, features.first[chosen].tolist(), device):
+    for batch in _batches(features, chosen, device):
         classes = [names[i] for i in chosen[len(scores) : len(scores) + len(batch[0])]]
         maps = model.maps_of(batch, model.settings.size, classes)
         boxes = [features.boxes[i] for i in chosen[len(scores) : len(scores) + len(maps)]]
@@ -749,9 +748,9 @@ def scores_of(
     return scores
 
 
-def _batches(features: Features, rows: Sequence[int], device: str) -> Iterator[list[Tensor]]:
-    for start in range(0, len(rows), ENCODED):
-        yield [stage.to(device) for stage in features.rows(torch.tensor(rows[start : start + ENCODED]))]
+def _batches(features: Features, chosen: Sequence[int], device: str) -> Iterator[list[Tensor]]:
+    for start in range(0, len(chosen), ENCODED):
+        yield [stage.to(device) for stage in features[torch.tensor(chosen[start : start + ENCODED])]]
 
 
 def above_threshold(model: Model) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mambaad_cli.augment import cut_paste, moved
+from mambaad_cli.augment import cut_paste, moved, nudged
 
 
 def test_cut_paste_moves_features_and_makes_none_up() -> None:
@@ -35,6 +35,29 @@ def test_moved_views_show_the_same_thing_elsewhere() -> None:
     centres = torch.stack([(mass * at.flatten()).sum(1) / mass.sum(1) for at in (y, x)], 1)
     offsets = (centres - torch.tensor([31.5, 47.5])).abs() / torch.tensor([64.0, 96.0])
     assert 0.05 < float(offsets.max()) < 0.2
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 8), (1, 1)])
+def test_a_nudged_view_is_the_image_a_few_whole_pixels_away(size: tuple[int, int]) -> None:
+    pixels = torch.rand(3, *size)
+    offsets = set()
+    for seed in range(30):
+        view = nudged(pixels, seed)
+        assert view.shape == pixels.shape
+        reach = [side // 16 for side in size]
+        at = [
+            (y, x)
+            for y in range(-reach[0], reach[0] + 1)
+            for x in range(-reach[1], reach[1] + 1)
+            if torch.equal(
+                view[:, max(0, -y) : size[0] - max(0, y), max(0, -x) : size[1] - max(0, x)],
+                pixels[:, max(0, y) : size[0] + min(0, y), max(0, x) : size[1] + min(0, x)],
+            )
+        ]
+        assert len(at) == 1
+        offsets.update(at)
+        assert torch.equal(view, nudged(pixels, seed))
+    assert len(offsets) > 1 or size == (1, 1)
 
 
 def test_a_view_of_nothing_is_nothing_and_the_same_seed_gives_the_same_views() -> None:
