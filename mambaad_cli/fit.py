@@ -76,7 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.004,
         "schedule": "cosine",
         "steps": 300,
-        "steps_per_image": 1.5,
+        "steps_per_image": 1.75,
         "views": 500,
         "cut_paste": True,
         "normalise": True,
