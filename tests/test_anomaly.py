@@ -82,27 +82,26 @@ def test_a_direction_that_never_varies_counts_most() -> None:
     assert across > 10 * along
 
 
-def good_places(kinds: int = 2, scale: tuple[float, ...] = (1.0, 2.0)) -> anomaly.Residual:
+def good_places(*scale: float) -> anomaly.Residual:
     """Good images of which every kind of place is rebuilt as a unit vector of its own, each with its own deviation."""
-    kind = torch.arange(8 * 16 * 16).view(8, 16, 16) % kinds
-    rebuilt = torch.eye(max(2, kinds))[kind]
+    kind = torch.arange(8 * 16 * 16).view(8, 16, 16) % len(scale)
+    rebuilt = torch.eye(len(scale))[kind]
     return anomaly.Residual(torch.randn(rebuilt.shape) * torch.tensor(scale)[kind][..., None], rebuilt)
 
 
 def test_what_good_images_fail_at_too_is_forgiven_at_such_places() -> None:
-    good = good_places()
-    normal = anomaly.normal_of([[good]])
-    alike = anomaly.Residual(torch.full((1, 1, 2, 2), 3.0), torch.eye(2).view(1, 1, 2, 2))
-    at_easy, at_hard = anomaly.unusual([alike], normal)[0].flatten()
+    normal = anomaly.normal_of([[good_places(1, 1, 1, 3)]])
+    alike = anomaly.Residual(torch.full((1, 1, 4, 4), 3.0), torch.eye(4).view(1, 1, 4, 4))
+    at_easy, *_, at_hard = anomaly.unusual([alike], normal)[0].flatten()
     mean, deviation = normal[0].moments
     ratio = (at_easy * deviation + mean) / (at_hard * deviation + mean)
-    # their mean squares are 1 and 4: a hard place is worth 1.6 means
-    assert float(ratio) == pytest.approx(1.6 / anomaly.HARD, rel=0.05)
+    # mean squares of 1, 1, 1 and 9: a hard place is worth three means
+    assert float(ratio) == pytest.approx(3 / anomaly.HARD, rel=0.05)
 
 
 def test_easy_places_do_not_count_more_and_the_hardest_not_less_than_a_quarter() -> None:
-    good = good_places(16, (0.001,) * 8 + (0.1,) * 7 + (30.0,))
-    forgiven = anomaly._forgiven(torch.eye(16), anomaly.normal_of([[good]])[0].hard)
+    normal = anomaly.normal_of([[good_places(*[0.001] * 8, *[0.1] * 7, 30)]])
+    forgiven = anomaly._forgiven(torch.eye(16), normal[0].hard)
     assert forgiven[0] == 1
     assert forgiven[-1] == 4
 

@@ -16,7 +16,7 @@ SIGMA = 4.0  # pixels; MambaAD, section 3.4
 HARDEST = 4.0  # times an image's mean distance: the most that a position's weight in the loss grows to
 SHRINKAGE = 0.01  # of the residuals' covariance towards a multiple of the identity
 RIDGE = 0.001  # of the regression that tells hard places, relative to its inputs' mean square
-HARD, MOST = 1.3, 4.0  # times the mean distance of good images: where a hard place begins, and the most it is forgiven
+HARD, MOST = 1.75, 4.0  # times the mean distance of good images: where a hard place begins, and the most it is forgiven
 
 
 def cosine_distances(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Tensor]:
