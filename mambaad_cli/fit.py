@@ -135,7 +135,12 @@ class Features:
         return self._rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
 
     def _rows(self, rows: Tensor) -> list[Tensor]:
-        return [stage[rows].float().permute(0, 3, 1, 2) for stage in self.stages]
+        return [_as_maps(stage[rows]) for stage in self.stages]
+
+
+def _as_maps(stage: Tensor) -> Tensor:
+    """(b, h, w, c) as it is kept to (b, c, h, w) as detectors take it, float32."""
+    return stage.float().permute(0, 3, 1, 2)
 
 
 def fit(
@@ -442,17 +447,17 @@ def seen(one: Example) -> Tensor:
 def rehearsed_features(model: Model, device: str, views: int = 1) -> Features:
     """The encoder's features of the images that the model carries, and of `views` less one moved views of each."""
     pixels = (view for i, one in enumerate(model.examples) for view in with_moved(seen(one), views, i))
-    parts = [[stage.permute(0, 2, 3, 1).float().cpu() for stage in maps] for maps in _encoded(model, pixels, device)]
-    stages = [torch.cat(stage) for stage in zip(*parts, strict=True)]
+    stages = [torch.cat(stage).float().cpu() for stage in zip(*_encoded(model, pixels, device), strict=True)]
     return Features(stages, [one.box for one in model.examples], views)
 
 
 def _encoded(model: Model, pictures: Iterable[Tensor], device: str) -> Iterator[list[Tensor]]:
-    """The encoder's features of (3, H, W) each, a batch at a time."""
+    """The encoder's features of (3, H, W) each, (b, h, w, c) a stage, a batch at a time."""
     encoder, pictures = for_inference(model.encoder), iter(pictures)
     while some := list(itertools.islice(pictures, ENCODED)):
         with rounding(model.precision, device):
-            yield encoder(torch.stack(some).to(device))
+            maps = encoder(torch.stack(some).to(device))
+        yield [stage.permute(0, 2, 3, 1) for stage in maps]
 
 
 def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
@@ -490,40 +495,28 @@ def cache_features(
     With `views` also over so many less one moved views of each, with `flips` mirrored ones.
     """
     memory = CACHE_MEMORY if memory is None else memory
-    encoder = for_inference(model.encoder)
     stages: list[Tensor] = []
     boxes: list[Box | None] = []
     readable: list[int] = []
-    waiting: list[Tensor] = []
+
+    def pictures() -> Iterator[Tensor]:
+        size, letterbox = model.settings.size, model.settings.letterbox
+        for i, one in enumerate(read_ahead([file.path for file in files], size, letterbox, WORKERS)):
+            on_image()
+            if isinstance(one, ImageError):
+                on_unreadable(one)
+                continue
+            readable.append(i)
+            boxes.append(one.box)
+            yield from with_moved(one.pixels, views, len(readable), flips)
+
     done = 0
-
-    def flush() -> None:
-        nonlocal done
-        if not waiting:
-            return
-        with rounding(model.precision, device):
-            maps = encoder(torch.stack(waiting).to(device))
+    for maps in _encoded(model, pictures(), device):
         if not stages:
-            shapes = [tuple(f.permute(0, 2, 3, 1).shape[1:]) for f in maps]
-            stages.extend(_room(views * len(files), shapes, dtype, memory))
+            stages = _room(views * len(files), [tuple(found.shape[1:]) for found in maps], dtype, memory)
         for stage, found in zip(stages, maps, strict=True):
-            stage[done : done + len(waiting)] = found.permute(0, 2, 3, 1).cpu()
-        done += len(waiting)
-        waiting.clear()
-
-    size, letterbox = model.settings.size, model.settings.letterbox
-    for i, one in enumerate(read_ahead([file.path for file in files], size, letterbox, WORKERS)):
-        on_image()
-        if isinstance(one, ImageError):
-            on_unreadable(one)
-            continue
-        readable.append(i)
-        boxes.append(one.box)
-        for pixels in with_moved(one.pixels, views, len(readable), flips):
-            waiting.append(pixels)
-            if len(waiting) == ENCODED:
-                flush()
-    flush()
+            stage[done : done + len(found)] = found
+        done += len(maps[0])
     return Features([stage[:done] for stage in stages], boxes, views), readable
 
 
@@ -725,12 +718,12 @@ def normal_residuals(
 ) -> list[Normal]:
     """What the decoder leaves over of good images of one class, a Normal a scale; of LOOKED_AT of them or so.
 
-    Where there are fewer, nudged views of their `pixels` show what else may come, as learnt by heart as the next photo
-    is: not at all.
+    Where there are fewer, nudged views of their `pixels` join them: not trained on, as the next photo is not.
     """
     chosen = chosen[:: math.ceil(len(chosen) / LOOKED_AT)]
     views = (nudged(own, i) for i in chosen[: LOOKED_AT - len(chosen)] if (own := pixels(i)) is not None)
-    batches = itertools.chain(_batches(features, chosen, device), _encoded(model, views, device))
+    unseen = ([_as_maps(stage) for stage in stages] for stages in _encoded(model, views, device))
+    batches = itertools.chain(_batches(features, chosen, device), unseen)
     return normal_of(model.residuals(batch) for batch in batches)
 
 

@@ -161,7 +161,7 @@ def test_features_kept_in_a_file_give_the_same_model(
 def test_features_of_half_the_size_give_nearly_the_same_model(run: Callable[..., Model], never_stopped: Model) -> None:
     model = run(cache_dtype="bf16")
     for name, (score,) in never_stopped.scores.items():
-        assert model.scores[name] == [pytest.approx(score, rel=0.3)]  # an untrained net's, few places to learn from
+        assert model.scores[name] == [pytest.approx(score, rel=0.15)]
         assert model.scores[name] != [score]
 
 
