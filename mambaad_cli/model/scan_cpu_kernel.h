@@ -672,53 +672,63 @@ static inline vec FN(offset)(const float *p, int64_t count, float mean) {
     return (FN(load)(p, count) - mean) * FN(load)(ones, count);
 }
 
+/* One row of c: x, gate to y, and the moments of x. */
+static inline void FN(gated_row)(const Gated *g, int64_t row) {
+    int64_t c = g->c;
+    const float *x = g->x + row * c, *gate = g->gate + row * c;
+    vec sum = splat(0.0f), squares = splat(0.0f);
+    for (int64_t i = 0; i < c; i += LANES) sum += FN(load)(x + i, c - i);
+    float mean = FN(total)(sum) / (float)c;
+    for (int64_t i = 0; i < c; i += LANES) {
+        vec offset = FN(offset)(x + i, c - i, mean);
+        squares += offset * offset;
+    }
+    float scale = 1.0f / __builtin_sqrtf(FN(total)(squares) / (float)c + 1e-5f);
+    g->moments[row * 2] = mean, g->moments[row * 2 + 1] = scale;
+    for (int64_t i = 0; i < c; i += LANES) {
+        vec in = FN(load)(gate + i, c - i), normed = (FN(load)(x + i, c - i) - mean) * scale;
+        vec affine = normed * FN(load)(g->weight + i, c - i) + FN(load)(g->bias + i, c - i);
+        FN(store)(g->y + row * c + i, affine * in * FN(sigmoid)(in), c - i);
+    }
+}
+
+/* dy of one row to dx and d_gate; adds to d_weight and d_bias. */
+static inline void FN(gated_row_back)(const Gated *g, int64_t row, float *d_weight, float *d_bias) {
+    int64_t c = g->c;
+    const float *x = g->x + row * c, *gate = g->gate + row * c, *dy = g->dy + row * c;
+    float *dx = g->dx + row * c, mean = g->moments[row * 2], scale = g->moments[row * 2 + 1];
+    vec sum = splat(0.0f), product = splat(0.0f);
+    for (int64_t i = 0; i < c; i += LANES) {
+        int64_t here = c - i;
+        vec in = FN(load)(gate + i, here), share = FN(sigmoid)(in), out = FN(load)(dy + i, here);
+        vec normed = FN(offset)(x + i, here, mean) * scale, weight = FN(load)(g->weight + i, here);
+        vec affine = normed * weight + FN(load)(g->bias + i, here), d_affine = out * in * share;
+        FN(store)(g->d_gate + row * c + i, out * affine * share * (1.0f + in * (1.0f - share)), here);
+        FN(store)(d_weight + i, FN(load)(d_weight + i, here) + d_affine * normed, here);
+        FN(store)(d_bias + i, FN(load)(d_bias + i, here) + d_affine, here);
+        vec d_normed = d_affine * weight;
+        FN(store)(dx + i, d_normed, here);
+        sum += d_normed;
+        product += d_normed * normed;
+    }
+    float mean_of = FN(total)(sum) / (float)c, along = FN(total)(product) / (float)c;
+    for (int64_t i = 0; i < c; i += LANES) {
+        vec normed = (FN(load)(x + i, c - i) - mean) * scale;
+        FN(store)(dx + i, scale * (FN(load)(dx + i, c - i) - mean_of - normed * along), c - i);
+    }
+}
+
 static void FN(gated)(const void *work, int64_t width, int64_t task, float *scratch) {
     (void)width, (void)scratch;
     const Gated *g = work;
-    int64_t c = g->c, end = g->rows * (task + 1) / g->parts;
-    float *d_weight = g->dx ? g->d_affine + task * 2 * c : 0, *d_bias = d_weight + c;
-    if (g->dx) memset(d_weight, 0, 2 * c * sizeof(float));
-    for (int64_t row = g->rows * task / g->parts; row < end; row++) {
-        const float *x = g->x + row * c, *gate = g->gate + row * c;
-        float *moments = g->moments + row * 2;
-        if (!g->dx) {
-            vec sum = splat(0.0f), squares = splat(0.0f);
-            for (int64_t i = 0; i < c; i += LANES) sum += FN(load)(x + i, c - i);
-            float mean = moments[0] = FN(total)(sum) / (float)c;
-            for (int64_t i = 0; i < c; i += LANES) {
-                vec offset = FN(offset)(x + i, c - i, mean);
-                squares += offset * offset;
-            }
-            float scale = moments[1] = 1.0f / __builtin_sqrtf(FN(total)(squares) / (float)c + 1e-5f);
-            for (int64_t i = 0; i < c; i += LANES) {
-                vec in = FN(load)(gate + i, c - i), normed = (FN(load)(x + i, c - i) - mean) * scale;
-                vec affine = normed * FN(load)(g->weight + i, c - i) + FN(load)(g->bias + i, c - i);
-                FN(store)(g->y + row * c + i, affine * in * FN(sigmoid)(in), c - i);
-            }
-            continue;
-        }
-        const float *dy = g->dy + row * c, mean = moments[0], scale = moments[1];
-        float *dx = g->dx + row * c;
-        vec sum = splat(0.0f), product = splat(0.0f);
-        for (int64_t i = 0; i < c; i += LANES) {
-            int64_t here = c - i;
-            vec in = FN(load)(gate + i, here), share = FN(sigmoid)(in), out = FN(load)(dy + i, here);
-            vec normed = FN(offset)(x + i, here, mean) * scale, weight = FN(load)(g->weight + i, here);
-            vec affine = normed * weight + FN(load)(g->bias + i, here), d_affine = out * in * share;
-            FN(store)(g->d_gate + row * c + i, out * affine * share * (1.0f + in * (1.0f - share)), here);
-            FN(store)(d_weight + i, FN(load)(d_weight + i, here) + d_affine * normed, here);
-            FN(store)(d_bias + i, FN(load)(d_bias + i, here) + d_affine, here);
-            vec d_normed = d_affine * weight;
-            FN(store)(dx + i, d_normed, here);
-            sum += d_normed;
-            product += d_normed * normed;
-        }
-        float mean_of = FN(total)(sum) / (float)c, along = FN(total)(product) / (float)c;
-        for (int64_t i = 0; i < c; i += LANES) {
-            vec normed = (FN(load)(x + i, c - i) - mean) * scale;
-            FN(store)(dx + i, scale * (FN(load)(dx + i, c - i) - mean_of - normed * along), c - i);
-        }
+    int64_t row = g->rows * task / g->parts, end = g->rows * (task + 1) / g->parts;
+    if (!g->dx) {
+        for (; row < end; row++) FN(gated_row)(g, row);
+        return;
     }
+    float *d_weight = g->d_affine + task * 2 * g->c, *d_bias = d_weight + g->c;
+    memset(d_weight, 0, 2 * g->c * sizeof(float));
+    for (; row < end; row++) FN(gated_row_back)(g, row, d_weight, d_bias);
 }
 
 #undef vec
