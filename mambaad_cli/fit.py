@@ -80,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "views": 500,
         "cut_paste": True,
         "normalise": True,
+        "forgive": True,
     },
     "paper": {
         "detector": "mambaad",
@@ -241,10 +242,10 @@ def fit(
 
     model.max_false_reject = max_false_reject
     model.trained_on = dict(Counter(names[i] for i in train))
-    _describe_good(model, features, names, train, held_out, choices["normalise"], pixels, device)
+    _describe_good(model, features, names, train, held_out, choices, pixels, device)
     if folds:
         short = replace(run.training, steps=math.ceil(run.training.steps / 2))
-        model.scores = _cross_fitted_scores(model, features, names, folds, short, choices["normalise"], pixels, on_step)
+        model.scores = _cross_fitted_scores(model, features, names, folds, short, choices, pixels, on_step)
         model.held_out = True
     if keep_examples:
         kept = _kept(names, train, set(held_out))
@@ -259,7 +260,7 @@ def _cross_fitted_scores(
     names: Sequence[str],
     folds: int,
     training: Training,
-    normalise: bool,
+    choices: Mapping[str, Any],
     pixels: Pixels,
     on_step: Callable[[int, int, float, int], None],
 ) -> dict[str, list[float]]:
@@ -273,7 +274,7 @@ def _cross_fitted_scores(
         batch = min(training.batch, len(train))
         run = Run(other.detector, features, train, replace(training, batch=batch), device, "", model.precision)
         run.train(None, None, False, on_step)
-        _describe_good(other, features, names, train, unseen, normalise, pixels, device)
+        _describe_good(other, features, names, train, unseen, choices, pixels, device)
         for name, own in other.scores.items():
             scores.setdefault(name, []).extend(own)
     return scores
@@ -373,7 +374,9 @@ def add(
         return seen(model.examples[i]) if i < first else _seen_in(files[readable[i - first]].path, model.settings)[0]
 
     model.trained_on = dict(Counter(model.trained_on) + Counter(names[i] for i in added))
-    _describe_good(model, features, names, known + added, held_out, bool(model.normal), pixels, device)
+    _describe_good(
+        model, features, names, known + added, held_out, choices | {"normalise": bool(model.normal)}, pixels, device
+    )
     kept = [i - first for i in _kept(names, known + added, set(held_out)) if i >= first]
     facts = [(files[readable[i]].path, names[first + i], first + i in held_out) for i in kept]
     model.examples += [one for one in (example(*fact, model.settings) for fact in facts) if one]
@@ -387,16 +390,16 @@ def _describe_good(
     names: Sequence[str],
     train: list[int],
     held_out: list[int],
-    normalise: bool,
+    choices: Mapping[str, Any],
     pixels: Pixels,
     device: str,
 ) -> None:
     """What good images tell once the training is over: what is normal, how products differ, scores for thresholds."""
     model.detector.eval()
     model.normal = {}
-    for name in dict.fromkeys(names) if normalise else ():
+    for name in dict.fromkeys(names) if choices["normalise"] else ():
         own = [i for i in train if names[i] == name]
-        model.normal[name] = normal_residuals(model, features, own, pixels, device)
+        model.normal[name] = normal_residuals(model, features, own, pixels, device, choices["forgive"])
     if len(set(names)) > 1:
         everything = range(len(names))
         signatures = [recognition.signature(batch).cpu() for batch in _batches(features, everything, device)]
@@ -714,7 +717,7 @@ def lr_factor(schedule: str, progress: float) -> float:
 
 @torch.inference_mode()
 def normal_residuals(
-    model: Model, features: Features, chosen: Sequence[int], pixels: Pixels, device: str
+    model: Model, features: Features, chosen: Sequence[int], pixels: Pixels, device: str, forgive: bool = True
 ) -> list[Normal]:
     """What the decoder leaves over of good images of one class, a Normal a scale; of LOOKED_AT of them or so.
 
@@ -724,7 +727,7 @@ def normal_residuals(
     views = (nudged(own, i) for i in chosen[: LOOKED_AT - len(chosen)] if (own := pixels(i)) is not None)
     unseen = ([_as_maps(stage) for stage in stages] for stages in _encoded(model, views, device))
     batches = itertools.chain(_batches(features, chosen, device), unseen)
-    return normal_of(model.residuals(batch) for batch in batches)
+    return normal_of((model.residuals(batch) for batch in batches), forgive)
 
 
 @torch.inference_mode()

@@ -160,6 +160,7 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
         base,
         base._replace(name="features not spoilt", changed=(("cut_paste", False),)),
         base._replace(name="cosine distance", changed=(("normalise", False),)),
+        base._replace(name="hard places not forgiven", changed=(("forgive", False),)),
         base._replace(name="no moved views", changed=(("views", 0),)),
         base._replace(name="all positions alike", options=base.options | {"loss": "cosine"}),
         base._replace(name="squared error", options=base.options | {"loss": "mse"}),

@@ -34,11 +34,12 @@ def test_hard_loss_by_hand() -> None:
 
 
 def test_hard_loss_is_the_mean_of_its_images_and_pulls_most_where_it_is_worst() -> None:
-    features, rebuilt = torch.randn(3, 5, 4, 4), torch.randn(3, 5, 4, 4, requires_grad=True)
+    features, rebuilt = torch.randn(3, 5, 4, 4), torch.randn(3, 5, 4, 4)
     loss = anomaly.hard_cosine_loss([features], [rebuilt])
     alone = [float(anomaly.hard_cosine_loss([features[[i]]], [rebuilt[[i]]])) for i in range(3)]
     assert float(loss) == pytest.approx(sum(alone) / 3)
     assert float(loss) > float(anomaly.cosine_loss([features], [rebuilt]))
+    rebuilt.requires_grad_()
     assert torch.isfinite(torch.autograd.grad(anomaly.hard_cosine_loss([rebuilt], [rebuilt]), rebuilt)[0]).all()
 
 
@@ -104,6 +105,13 @@ def test_easy_places_do_not_count_more_and_the_hardest_not_less_than_a_quarter()
     forgiven = anomaly._forgiven(torch.eye(16), normal[0].hard)
     assert forgiven[0] == 1
     assert forgiven[-1] == 4
+
+
+def test_without_forgiving_a_hard_place_counts_as_any_other() -> None:
+    (normal,) = anomaly.normal_of([[good_places(1, 1, 1, 3)]], forgive=False)
+    assert anomaly._forgiven(torch.eye(4), normal.hard).tolist() == [1.0] * 4
+    alike = anomaly.Residual(torch.full((1, 1, 4, 4), 3.0), torch.eye(4).view(1, 1, 4, 4))
+    assert anomaly.unusual([alike], [normal])[0].flatten().std() < 1e-5
 
 
 def test_scales_count_by_their_stride() -> None:

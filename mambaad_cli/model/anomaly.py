@@ -74,13 +74,14 @@ def residuals(features: Sequence[Tensor], rebuilt: Sequence[Tensor]) -> list[Res
     return [Residual(f - r, r) for f, r in zip(*units, strict=True)]
 
 
-def normal_of(parts: Iterable[Sequence[Residual]]) -> list[Normal]:
-    """The Normal of each scale from the residuals of good images, a batch at a time."""
+def normal_of(parts: Iterable[Sequence[Residual]], forgive: bool = True) -> list[Normal]:
+    """The Normal of each scale from the residuals of good images, a batch at a time; `forgive` what is hard on them."""
     scales = (zip(*batches, strict=True) for batches in zip(*parts, strict=True))
-    return [_normal(*(torch.cat([maps.flatten(0, 2) for maps in part]) for part in scale)) for scale in scales]
+    whole = ((torch.cat([maps.flatten(0, 2) for maps in part]) for part in scale) for scale in scales)
+    return [_normal(*pair, forgive=forgive) for pair in whole]
 
 
-def _normal(difference: Tensor, rebuilt: Tensor) -> Normal:
+def _normal(difference: Tensor, rebuilt: Tensor, *, forgive: bool) -> Normal:
     """Of (positions, c) each."""
     mean = difference.mean(0)
     centred = difference - mean
@@ -89,7 +90,7 @@ def _normal(difference: Tensor, rebuilt: Tensor) -> Normal:
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * torch.eye(len(mean)).to(covariance)
     whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).float()
     distance = (centred @ whitening).square().sum(-1)
-    hard = _hard(rebuilt, distance)
+    hard = _hard(rebuilt, distance) if forgive else torch.zeros(len(mean) + 1).to(mean)
     distance = distance / _forgiven(rebuilt, hard)
     return Normal(mean, whitening, hard, torch.stack([distance.mean(), distance.std().clamp(min=1e-6)]))
 
