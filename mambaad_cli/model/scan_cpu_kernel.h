@@ -26,25 +26,34 @@ static inline void FN(add_half)(float *to, const float *from) {
 
 static inline vec FN(pick)(ivec where, vec yes, vec no) { return (vec)((where & (ivec)yes) | (~where & (ivec)no)); }
 
-/* x[i] becomes 2^x[i], for x[i] <= 0, relative error 6.5e-6: the fraction by a polynomial that is exact at both ends of
-   [0, 1] and whose slope is exact at 1, so that slow decays, just under 1, stay slow. Smaller than 2^-126 becomes 0.
-   `count` (a constant) of them go step by step side by side: each step waits for the one before. */
+/* The larger of two, and x where it is no number. */
+static inline vec FN(larger)(vec x, vec least) {
+#if defined(AVX2)
+    return (vec)_mm256_max_ps((__m256)least, (__m256)x);
+#else
+    return FN(pick)(x < least, least, x);
+#endif
+}
+
+/* x[i] becomes 2^x[i], for x[i] <= 0, relative error 6.5e-6: a power of two times a polynomial of the fraction, which is
+   exact and has the exact slope where x is 0, so that slow decays, just under 1, stay slow. AVX-512 splits off fractions
+   of [0, 1], the others of [-1/2, 1/2]. Smaller than 2^-126 becomes that or 0. `count` (a constant) of them go step by
+   step side by side: each step waits for the one before. */
 static inline __attribute__((always_inline)) void FN(exp2)(const int count, vec *x) {
-    const float p[] = {0.014153639f, 0.05093728f, 0.24195888f, 0.6929502f, 1.0f};
     vec f[STEPS], y[STEPS];
 #ifdef AVX512
+    const float p[] = {0.014153639f, 0.05093728f, 0.24195888f, 0.6929502f, 1.0f};
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) f[i] = (vec)_mm512_reduce_ps((__m512)x[i], _MM_FROUND_TO_NEG_INF);
 #else
+    const float p[] = {0.009528467f, 0.05579334f, 0.24025106f, 0.6931472f, 1.0f};
     ivec exponent[STEPS];
 #pragma GCC unroll 8
     for (int i = 0; i < count; i++) {
-        x[i] = FN(pick)(x[i] < splat(-126.0f), splat(-127.0f), x[i]);
+        x[i] = FN(larger)(x[i], splat(-126.0f));
         vec whole = x[i] + splat(12582912.0f); /* 1.5 * 2^23: what is added is rounded to a whole number */
-        vec rounded = whole - splat(12582912.0f);
-        ivec above = rounded > x[i]; /* round down: -1 where rounding went up */
-        exponent[i] = (ivec)whole + above;
-        f[i] = x[i] - (rounded + __builtin_convertvector(above, vec));
+        f[i] = x[i] - (whole - splat(12582912.0f));
+        exponent[i] = (ivec)whole << 23; /* the bits above the eighth fall out */
     }
 #endif
 #pragma GCC unroll 8
@@ -59,7 +68,7 @@ static inline __attribute__((always_inline)) void FN(exp2)(const int count, vec 
 #ifdef AVX512
         x[i] = (vec)_mm512_scalef_ps((__m512)y[i], (__m512)x[i]);
 #else
-        x[i] = y[i] * (vec)((exponent[i] + 127) << 23); /* the bits above the eighth fall out */
+        x[i] = (vec)((ivec)y[i] + exponent[i]);
 #endif
     }
 }
