@@ -1,5 +1,9 @@
 """What several tests need: tiny networks, tiny models, little folders of images."""
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 import torch
 
 from mambaad_cli import fit, images
+from mambaad_cli.files import shown
 from mambaad_cli.model.encoder import build_encoder
 from mambaad_cli.modelfile import Model, Settings, new_model
 
@@ -42,6 +47,23 @@ def tiny_model() -> Model:
     model.scores = {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
     model.trained_on = {"nut": 9, "bolt": 8}
     return model
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that an ordinary user can enter, who is the one running the test: root may do everything."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    shown("\n")  # loads its codec, which an ordinary user may not be able to
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    for path in [*folder.rglob("*")]:
+        path.chmod(0o777)
+    shutil.rmtree(folder)
 
 
 def picture(seed: int = 0, height: int = 80, width: int = 96) -> np.ndarray:

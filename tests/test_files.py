@@ -1,10 +1,7 @@
 import os
 import resource
-import shutil
 import signal
 import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,21 +10,6 @@ from hypothesis import strategies as st
 
 from mambaad_cli import MambaADError
 from mambaad_cli.files import shown, written_whole
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that an ordinary user can enter, who is the one running the test: root may write everywhere."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    shown("\n")  # loads its codec, which an ordinary user may not be able to
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    yield folder
-    if root:
-        os.seteuid(0)
-    shutil.rmtree(folder)
 
 
 def test_nobody_sees_a_half_written_file(tmp_path: Path) -> None:

@@ -2,13 +2,11 @@ import io
 import os
 import pickle
 import resource
-import shutil
 import struct
 import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -102,22 +100,6 @@ def reason(path: Path) -> str:
     assert str(caught.value) == f"{path}: {caught.value.reason}"
     assert "\n" not in str(caught.value)
     return caught.value.reason
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that an ordinary user can enter, who is the one running the test: root may read everything."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    yield folder
-    if root:
-        os.seteuid(0)
-    for path in [*folder.rglob("*")]:
-        path.chmod(0o777)
-    shutil.rmtree(folder)
 
 
 # ---- find ----

@@ -4,10 +4,8 @@ import os
 import pickle
 import random
 import resource
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mambaad_cli import MambaADError, modelfile
-from mambaad_cli.files import shown
 from mambaad_cli.model.anomaly import normal_of, residuals
 from mambaad_cli.modelfile import Example, Model, load, read_state_dict, save
 from mambaad_cli.recognition import Recogniser
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder that an ordinary user can enter, who is the one running the test: root may write everywhere."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    shown("\n")  # loads its codec, which an ordinary user may not be able to
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    yield folder
-    if root:
-        os.seteuid(0)
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -14,8 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 32, BLOCK = 64, AHEAD = 8, WIDEST = 32 }; /* positions between two stored states; channels of a task at most;
-                                             positions that rows are asked for ahead; channels that go backward at once at most */
+enum {
+    TILE = 32,   /* positions between two stored states */
+    BLOCK = 64,  /* channels of a task at most */
+    AHEAD = 8,   /* positions that rows are asked for ahead */
+    WIDEST = 32, /* channels that go backward at once at most */
+};
 
 typedef struct {
     int64_t b, l, k, d, n, r;
@@ -60,13 +64,15 @@ typedef struct {
     float *d_affine;            /* (parts, 2, c) of weight and bias, to be summed over parts */
 } Gated;
 
+typedef void Task(const void *work, int64_t width, int64_t task, float *scratch);
+
 typedef struct {
     const void *work; /* Scan, Norm or Gated */
-    int64_t width; /* channels of a block: 16, 32 or 64 */
+    int64_t width;    /* channels of a block: 16, 32 or 64 */
     int64_t tasks;
     int64_t next; /* the first task that nobody has taken, changed atomically */
     int failed;   /* set where a thread had no memory */
-    void (*run)(const void *, int64_t width, int64_t task, float *scratch);
+    Task *run;
     size_t scratch; /* floats a thread needs */
 } Job;
 
@@ -91,12 +97,6 @@ static size_t backward_scratch(const Scan *s) {
 #define HALF 2
 #define VECS 1
 #include "scan_cpu_kernel.h"
-#undef ISA
-#undef LANES
-#undef GROUP
-#undef STEPS
-#undef HALF
-#undef VECS
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -116,12 +116,6 @@ static size_t backward_scratch(const Scan *s) {
 #define VECS 1
 #include "scan_cpu_kernel.h"
 #undef AVX2
-#undef ISA
-#undef LANES
-#undef GROUP
-#undef STEPS
-#undef HALF
-#undef VECS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
@@ -139,12 +133,6 @@ static size_t backward_scratch(const Scan *s) {
 #define VECS 2
 #include "scan_cpu_kernel.h"
 #undef AVX512
-#undef ISA
-#undef LANES
-#undef GROUP
-#undef STEPS
-#undef HALF
-#undef VECS
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -238,43 +226,38 @@ int mambaad_best_isa(void) {
     return 0;
 }
 
+/* What each instruction set has, by its number. */
+static const struct {
+    Task *forward, *backward, *norm, *gated;
+} kernels[] = {
+    {forward_portable, backward_portable, norm_portable, gated_portable},
+#if defined(__x86_64__)
+    {forward_avx2, backward_avx2, norm_avx2, gated_avx2},
+    {forward_avx512, backward_avx512, norm_avx512, gated_avx512},
+#endif
+};
+
 /* These return 0, or 1 where memory ran out. */
 int mambaad_scan_forward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
     int64_t width = block_width(s->d, s->b, threads);
-    Job job = {s, width, s->b * ceil_div(s->d, width), 0, 0, forward_portable, forward_scratch(s)};
-#if defined(__x86_64__)
-    if (isa == 1) job.run = forward_avx2;
-    if (isa == 2) job.run = forward_avx512;
-#endif
+    Job job = {s, width, s->b * ceil_div(s->d, width), 0, 0, kernels[isa].forward, forward_scratch(s)};
     return run(&job, threads, parallel);
 }
 
 int mambaad_scan_backward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
-    Job job = {s, BLOCK, s->b * s->groups, 0, 0, backward_portable, backward_scratch(s)};
-#if defined(__x86_64__)
-    if (isa == 1) job.run = backward_avx2;
-    if (isa == 2) job.run = backward_avx512;
-#endif
+    Job job = {s, BLOCK, s->b * s->groups, 0, 0, kernels[isa].backward, backward_scratch(s)};
     return run(&job, threads, parallel);
 }
 
 /* Forward, or backward where s->dx is given. */
 int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parallel) {
     int64_t width = block_width(s->c, s->b, threads);
-    Job job = {s, width, s->b * ceil_div(s->c, width), 0, 0, norm_portable, 16};
-#if defined(__x86_64__)
-    if (isa == 1) job.run = norm_avx2;
-    if (isa == 2) job.run = norm_avx512;
-#endif
+    Job job = {s, width, s->b * ceil_div(s->c, width), 0, 0, kernels[isa].norm, 16};
     return run(&job, threads, parallel);
 }
 
 /* Forward, or backward where g->dx is given. */
 int mambaad_gated_norm(const Gated *g, int isa, int64_t threads, Parallel parallel) {
-    Job job = {g, 0, g->parts, 0, 0, gated_portable, 16};
-#if defined(__x86_64__)
-    if (isa == 1) job.run = gated_avx2;
-    if (isa == 2) job.run = gated_avx512;
-#endif
+    Job job = {g, 0, g->parts, 0, 0, kernels[isa].gated, 16};
     return run(&job, threads, parallel);
 }

@@ -1,6 +1,7 @@
-/* The kernel for one instruction set: scan_cpu.c includes this with ISA (its name), LANES (floats of a vector) and
-   GROUP (states whose recurrence is kept in registers at once) set. Rows of scratch are BLOCK floats long; lanes
-   beyond the last channel hold zeros and change nothing. */
+/* The kernel for one instruction set: scan_cpu.c includes this with ISA (its name), LANES (floats of a vector), GROUP
+   (states whose recurrence is kept in registers at once), STEPS (of these, whose decays are computed side by side),
+   HALF (states that go backward at once) and VECS (vectors of channels that do) set. Rows of scratch are BLOCK floats
+   long; lanes beyond the last channel hold zeros and change nothing. */
 
 typedef float FN(vec) __attribute__((vector_size(4 * LANES)));
 typedef int32_t FN(ivec) __attribute__((vector_size(4 * LANES)));
@@ -35,9 +36,9 @@ static inline vec FN(larger)(vec x, vec least) {
 #endif
 }
 
-/* x[i] becomes 2^x[i], for x[i] <= 0, relative error 6.5e-6: a power of two times a polynomial of the fraction, which is
-   exact and has the exact slope where x is 0, so that slow decays, just under 1, stay slow. AVX-512 splits off fractions
-   of [0, 1], the others of [-1/2, 1/2]. Smaller than 2^-126 becomes that or 0. `count` (a constant) of them go step by
+/* x[i] becomes 2^x[i], for x[i] <= 0, relative error 6.5e-6: a power of two times a polynomial of the fraction, which
+   is exact and has the exact slope where x is 0, so that slow decays, just under 1, stay slow. With AVX-512 fractions
+   are of [0, 1], else of [-1/2, 1/2]. Smaller than 2^-126 becomes that or 0. `count` (a constant) of them go step by
    step side by side: each step waits for the one before. */
 static inline __attribute__((always_inline)) void FN(exp2)(const int count, vec *x) {
     vec f[STEPS], y[STEPS];
@@ -746,3 +747,9 @@ static void FN(gated)(const void *work, int64_t width, int64_t task, float *scra
 #undef splat
 #undef at
 #undef put
+#undef ISA
+#undef LANES
+#undef GROUP
+#undef STEPS
+#undef HALF
+#undef VECS
