@@ -147,7 +147,7 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
 
 
 def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
-    """The recipe of one MambaAD, the small one unless another is named, and what each of its choices is worth.
+    """The recipe of one MambaAD, the small one unless another is named, and one row for each choice that it makes.
 
     >>> [variant.name for variant in recipes()][:3]
     ['MambaAD small', 'features not spoilt', 'cosine distance']
@@ -155,20 +155,26 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
     base, *others = choose(names or ["mambaad-small"], encoder)
     if others or base.detector != "mambaad":
         raise MambaADError("the recipes are of one MambaAD: choose mambaad-small or mambaad-paper")
-    lr, batch = (training.PRESETS[base.preset][name] for name in ("lr", "batch"))
-    return [
-        base,
+    preset = training.PRESETS[base.preset]
+    lr, batch = preset["lr"], preset["batch"]
+    shallower = tuple(max(1, depth // 2) for depth in base.options["depths"])
+    rows = [
         base._replace(name="features not spoilt", changed=(("cut_paste", False),)),
         base._replace(name="cosine distance", changed=(("normalise", False),)),
         base._replace(name="hard places not forgiven", changed=(("forgive", False),)),
         base._replace(name="no moved views", changed=(("views", 0),)),
-        base._replace(name="all positions alike", options=base.options | {"loss": "cosine"}),
+        base._replace(name="plain cosine loss", options=base.options | {"loss": "cosine"}),
         base._replace(name="squared error", options=base.options | {"loss": "mse"}),
         base._replace(name="half the learning rate", changed=(("lr", lr / 2),)),
         base._replace(name="half the batch", changed=(("batch", max(1, batch // 2)),)),
-        base._replace(name="half the depth", options=base.options | {"depths": (1, 1, 1, 1)}),
+        base._replace(name="half the depth", options=base.options | {"depths": shallower}),
         base._replace(name="four directions", options=base.options | {"directions": 4}),
     ]
+
+    def differs(row: Variant) -> bool:
+        return row.options != base.options or any(preset.get(name, 0) != value for name, value in row.changed)
+
+    return [base, *filter(differs, rows)]
 
 
 # The dataset

@@ -312,13 +312,15 @@ def test_cells_say_what_they_are_of(run: Callable[..., Study], fitted: list[Any]
     assert cell["machine"]["mambaad"]
 
 
-def test_each_recipe_differs_from_the_first_in_one_choice() -> None:
-    base, *others = study.recipes()
-    assert base.name == "MambaAD small"
+@pytest.mark.parametrize("name", ["small", "paper"])
+def test_each_recipe_differs_from_the_first_in_one_choice(name: str) -> None:
+    base, *others = study.recipes([f"mambaad-{name}"])
+    assert base.name == f"MambaAD {name}"
+    assert len(others) >= 5
     for one in others:
         options = {name for name in {**one.options, **base.options} if one.options.get(name) != base.options.get(name)}
         assert len(options) + len(one.changed) == 1, one.name
-        assert all(fit.PRESETS["small"][name] != value for name, value in one.changed), one.name
+        assert all(fit.PRESETS[name][choice] != value for choice, value in one.changed), one.name
 
 
 def test_a_recipe_is_fitted_with_what_it_changes(
