@@ -399,7 +399,7 @@ def _describe_good(
     model.normal = {}
     for name in dict.fromkeys(names) if choices["normalise"] else ():
         own = [i for i in train if names[i] == name]
-        model.normal[name] = normal_residuals(model, features, own, pixels, device, choices["forgive"])
+        model.normal[name] = normal_residuals(model, features, own, pixels, device, choices.get("forgive", False))
     if len(set(names)) > 1:
         everything = range(len(names))
         signatures = [recognition.signature(batch).cpu() for batch in _batches(features, everything, device)]
