@@ -36,7 +36,7 @@ class Tile(NamedTuple):
 
     image: np.ndarray  # (H, W, 3), best a thumbnail already
     title: str
-    score: float
+    score: float  # NaN: none
     verdict: str  # good, review, anomalous or error
 
 

@@ -64,7 +64,7 @@ def write_maps(
             title = str(one.file.relative)
             if one.anomaly_map is None or one.picture is None or one.score is None:
                 on_unreadable(one)
-                small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, 0.0, "error", float("inf")))
+                small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, math.nan, "error", math.inf))
                 continue
             scale = colour_scale(model, one.class_name)
             picture = overlay(one.picture, one.anomaly_map, scale)

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mambaad_cli import MambaADError, images
-from mambaad_cli.heatmap import RAW16_FULL
+from mambaad_cli import MambaADError, images, maps
+from mambaad_cli.heatmap import RAW16_FULL, Tile, three_figures
 from mambaad_cli.images import ImageFile
 from mambaad_cli.maps import colour_scale, output_paths, write_maps
 from mambaad_cli.modelfile import Model
@@ -76,6 +76,18 @@ def test_raw_png_gives_the_map_back_through_the_threshold(tiny_model: Model, tmp
         assert one.threshold == {"nut": 3.0, "bolt": 4.0}[one.class_name]
         step = RAW16_FULL * one.threshold / 65535
         assert np.abs(code * step - one.anomaly_map).max() <= 0.51 * step + 1e-4
+
+
+def test_an_image_that_cannot_be_read_has_no_score_on_the_contact_sheet(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Tile] = []
+    monkeypatch.setattr(maps, "contact_sheet", lambda tiles: shown.extend(tiles) or np.zeros((4, 4, 3), np.uint8))
+    put(tmp_path / "in", "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"not an image")
+    mapped(tiny_model, [tmp_path / "in"], tmp_path / "out")
+    assert [three_figures(one.score) for one in shown if one.title == "b.png"] == [""]
+    assert all(three_figures(one.score) for one in shown if one.title == "a.png")
 
 
 def test_without_raw_no_maps_are_written(tiny_model: Model, tmp_path: Path) -> None:
