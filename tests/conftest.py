@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from mambaad_cli import fit, images
+from mambaad_cli.data import images
 from mambaad_cli.files import shown
+from mambaad_cli.inspection.model_file import Model, Settings, new_model
 from mambaad_cli.model.encoder import build_encoder
-from mambaad_cli.modelfile import Model, Settings, new_model
+from mambaad_cli.training import fit
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).parent / "golden"

@@ -16,10 +16,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 import mambaad_cli
-from mambaad_cli import distributed, fit, images, modelfile
+from mambaad_cli import distributed
 from mambaad_cli.cli import app
-from mambaad_cli.model.whole_batch import WholeBatchRandom, share_batch_norms
-from mambaad_cli.modelfile import Model, Settings
+from mambaad_cli.data import images
+from mambaad_cli.inspection import model_file as modelfile
+from mambaad_cli.inspection.model_file import Model, Settings
+from mambaad_cli.model.data_parallel import WholeBatchRandom, share_batch_norms
+from mambaad_cli.training import fit
 from tests.conftest import TINY
 
 ROOT = Path(mambaad_cli.__file__).parent.parent

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambaad_cli.model import anomaly
-from mambaad_cli.model.normed import gated_norm, normed_silu
-from mambaad_cli.model.orders import directions as walks
-from mambaad_cli.model.scan import selective_scan
+from mambaad_cli.model import anomaly_map as anomaly
+from mambaad_cli.model.kernels.fused_norms import gated_norm, normed_silu
+from mambaad_cli.model.kernels.selective_scan import selective_scan
+from mambaad_cli.model.scan_orders import directions as walks
 
 
 class HSSBlock(nn.Module):

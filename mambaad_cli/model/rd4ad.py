@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaad_cli.model.anomaly import cosine_distances, fuse
+from mambaad_cli.model.anomaly_map import cosine_distances, fuse
 
 Block: TypeAlias = Literal["basic", "bottleneck", "wide"]
 Resample: TypeAlias = Literal["down", "same", "up"]

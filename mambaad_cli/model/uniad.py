@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaad_cli.model.anomaly import fuse
+from mambaad_cli.model.anomaly_map import fuse
 
 
 class EncoderLayer(nn.Module):

@@ -1,0 +1,1 @@
+"""Metrics, evaluation, speed and comparison, and their tables."""

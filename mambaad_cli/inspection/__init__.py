@@ -1,0 +1,1 @@
+"""A fitted model -> verdicts and pictures."""

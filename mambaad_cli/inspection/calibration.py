@@ -1,0 +1,197 @@
+"""Scores of good images that were not trained on -> threshold, p-value, and what they promise.
+
+Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World"): of n + 1 good images that come from
+the same line, each is equally likely to score highest. So a threshold at the ⌈(n + 1)(1 − α)⌉-th smallest of n scores
+is exceeded by at most a share α of new good images, whatever the distribution of scores.
+
+`python -m mambaad_cli.inspection.calibration SCORES.csv` tries that on what `mambaad score GOOD_DIR --csv` wrote of
+good images that were not trained on: it splits them at random, again and again, and counts the false rejects among the
+new ones.
+"""
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mambaad_cli import MambaADError
+
+
+def threshold(scores: Sequence[float], max_false_reject: float) -> float:
+    """The score that at most a share `max_false_reject` of new good images will exceed, as far as n scores can tell.
+
+    With fewer than 1 / max_false_reject − 1 scores no threshold can promise that: then it is the most careful one,
+    the highest score (see `promise`).
+
+    >>> threshold([1.0, 2.0, 3.0, 4.0], 0.25), threshold([1.0, 2.0, 3.0, 4.0], 0.01)
+    (4.0, 4.0)
+    >>> threshold([float(i) for i in range(1, 100)], 0.10)
+    90.0
+    """
+    if not len(scores):
+        raise MambaADError("no scores of good images: run mambaad calibrate MODEL GOOD_DIR")
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    return float(ordered[_rank(len(scores), max_false_reject) - 1])
+
+
+def _rank(n: int, max_false_reject: float) -> int:
+    """Which of n scores, from the smallest, is the threshold: ⌈(n + 1)(1 − α)⌉, at most n."""
+    return min(math.ceil((n + 1) * (1 - max_false_reject) - 1e-9), n)
+
+
+def promise(n: int, max_false_reject: float) -> float:
+    """The share of false rejects that n scores can really promise: the wanted one, or 1 / (n + 1) where that is more.
+
+    >>> promise(200, 0.01), promise(40, 0.01) == 1 / 41
+    (0.01, True)
+    """
+    return max(max_false_reject, 1 / (n + 1))
+
+
+def ceiling(n: int, max_false_reject: float, confidence: float = 0.95) -> float:
+    """What the false rejects of one threshold from n scores stay below, with this confidence.
+
+    A promise is an average over calibrations: by luck the n images may be more alike than those to come. The share that
+    exceeds the k-th smallest of n scores has the distribution Beta(n + 1 − k, k), again whatever that of the scores.
+
+    >>> round(ceiling(8, 0.01), 3), round(ceiling(99, 0.01), 3), round(ceiling(1000, 0.01), 3)
+    (0.312, 0.03, 0.016)
+    """
+    from scipy.special import betaincinv
+
+    k = _rank(n, max_false_reject)
+    return float(betaincinv(n + 1 - k, k, confidence))
+
+
+def images_for(max_false_reject: float) -> int:
+    """How many held-out good images it takes to promise this share.
+
+    >>> images_for(0.01), images_for(0.05), images_for(0.3)
+    (99, 19, 3)
+    """
+    return max(1, math.ceil(1 / max_false_reject - 1 - 1e-9))
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.01), percent(1 / 9), percent(0.001)
+    ('1%', '11.1%', '0.1%')
+    """
+    return f"{100 * share:.3g}%"
+
+
+def p_value(scores: Sequence[float], score: float) -> float:
+    """How often a good image scores as high: (1 + number of scores ≥ score) / (n + 1), in six digits as `exceeds`.
+
+    >>> p_value([1.0, 2.0, 3.0], 2.5), p_value([1.0, 2.0, 3.0], 3.0000001)
+    (0.5, 0.5)
+    """
+    own = six_digits(score)
+    return (1 + sum(six_digits(other) >= own for other in scores)) / (len(scores) + 1)
+
+
+def six_digits(value: float) -> float:
+    """The value as it is printed: the seventh digit of a score depends on its batch.
+
+    >>> six_digits(3.00000123)
+    3.0
+    """
+    return float(f"{value:.6g}")
+
+
+def exceeds(score: float, threshold: float) -> bool:
+    """Whether a score lies above, in six digits.
+
+    >>> exceeds(3.0000001, 3.0), exceeds(3.0001, 3.0)
+    (False, True)
+    """
+    return six_digits(score) > six_digits(threshold)
+
+
+def above(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Which of many values lie above, each as `exceeds` says: bool, of the same shape.
+
+    >>> above(np.array([2.0, 3.0000001, 3.0001]), 3.0).tolist()
+    [False, False, True]
+    """
+    found = values > threshold
+    close = np.abs(values - threshold) <= 2e-5 * abs(threshold)  # only there can rounding decide otherwise
+    found[close] = [exceeds(float(value), threshold) for value in values[close]]
+    return found
+
+
+class Realised(NamedTuple):
+    """False rejects over random splits of good images, beside their promise; all but n are shares."""
+
+    n: int  # scores in each calibration
+    promise: float
+    mean: float
+    deviation: float  # between splits
+    error: float  # standard error of the mean
+
+
+def realised(
+    scores: Sequence[float], max_false_reject: float, n: int | None = None, splits: int = 100, seed: int = 0
+) -> Realised:
+    """Split scores at random into n for the threshold and the rest as new images; count those above, `splits` times.
+
+    Without `n` half the scores are for the threshold. Raises MambaADError where either side would be empty.
+
+    >>> found = realised([float(i) for i in range(100)], 0.05)
+    >>> found.n, found.promise, abs(found.mean - 2 / 51) < 4 * found.error  # the 49th of 50: 2 of 51 lie above
+    (50, 0.05, True)
+    """
+    n = len(scores) // 2 if n is None else n
+    if not 0 < n < len(scores):
+        raise MambaADError(f"{len(scores)} scores cannot be split into {n} for the threshold and some more")
+    rng = np.random.default_rng(seed)
+    rates = []
+    for _ in range(splits):
+        shuffled = rng.permutation(scores).tolist()
+        limit = threshold(shuffled[:n], max_false_reject)
+        rates.append(np.mean([exceeds(score, limit) for score in shuffled[n:]]))
+    deviation = float(np.std(rates))
+    return Realised(n, promise(n, max_false_reject), float(np.mean(rates)), deviation, deviation / math.sqrt(splits))
+
+
+def read_scores(paths: Sequence[Path]) -> dict[str, list[float]]:
+    """Scores by class from CSV files that `mambaad score --csv` wrote; rows without a score are left out."""
+    scores: dict[str, list[float]] = {}
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["score"]:
+                        scores.setdefault(row["class"], []).append(float(row["score"]))
+        except OSError as error:
+            raise MambaADError(f"cannot read {path}: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise MambaADError(f"{path} was not written by mambaad score --csv") from error
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print, for each class, what thresholds promise beside what they reject."""
+    parser = argparse.ArgumentParser("python -m mambaad_cli.inspection.calibration", description=main.__doc__)
+    parser.add_argument("scores", nargs="+", type=Path, help="CSV of good images that were not trained on")
+    parser.add_argument("--calibration", type=int, help="images for the threshold; else half of them")
+    parser.add_argument("--splits", type=int, default=100)
+    options = parser.parse_args(arguments)
+    try:
+        for name, scores in read_scores(options.scores).items():
+            print(f"{name}: {len(scores)} good images, {options.splits} splits")
+            print("  asked     n  promised  realised   ± error        sd")
+            for share in (0.01, 0.05, 0.10):
+                one = realised(scores, share, options.calibration, options.splits)
+                shares = (one.promise, one.mean, one.error, one.deviation)
+                print(f"{share:7.0%} {one.n:5}", *(f"{value:9.2%}" for value in shares))
+    except MambaADError as error:
+        parser.exit(1, f"mambaad: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Overlays on disk: one picture an image in the folders' own structure, and contact sheets of all."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from mambaad_cli import MambaADError
+from mambaad_cli.data import images
+from mambaad_cli.data.images import ImageFile
+from mambaad_cli.files import shown, written_whole
+from mambaad_cli.inspection.heatmap import ColourScale, Tile, contact_sheet, framed, overlay, raw16, thumbnail
+from mambaad_cli.inspection.model_file import Model
+from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.rows import Lines, json_line, row
+
+SHEET = "contact_sheet"
+REGIONS = "regions.jsonl"
+TILES = 400  # of one contact sheet
+
+
+class Small(NamedTuple):
+    """What a contact sheet keeps of an image: 20,000 of these stay small."""
+
+    urgency: float
+    title: str
+    score: float
+    verdict: str
+    encoded: np.ndarray  # JPEG bytes of the overlay's thumbnail
+
+
+def write_maps(
+    predictions: Iterable[Prediction],
+    files: Sequence[ImageFile],
+    model: Model,
+    folder: Path,
+    raw: str | None = None,
+    regions: bool = False,
+    on_unreadable: Callable[[Prediction], None] = lambda one: None,
+) -> "Counter[str]":
+    """Write each overlay below `folder`, and at the end contact sheets, worst first; returns the verdicts.
+
+    `raw` adds the map itself: "png" 16 bits, value / 65535 · 4 · threshold; "npy" float32. `regions` frames those of
+    the predictions on the overlays and lists them in `folder`/regions.jsonl, a row an image. Raises MambaADError where
+    an output would lie on an input.
+    """
+    ending = f".map.{raw}" if raw else ""
+    outputs = output_paths(files, folder, ending)
+    sheets = [_sheet(folder, page) for page in range(math.ceil(len(files) / TILES))]
+    maps = [path.with_suffix(ending) for path in outputs] if raw else []
+    _refuse_overwriting(files, [*outputs, *maps, *sheets])
+    counts: Counter[str] = Counter()
+    small: list[Small] = []
+    with Lines(folder / REGIONS) if regions else nullcontext() as lines:
+        for one, path in zip(predictions, outputs, strict=True):
+            counts[one.verdict] += 1
+            if lines is not None:
+                lines.write(json_line(row(one, regions)))
+            title = str(one.file.relative)
+            if one.anomaly_map is None or one.picture is None or one.score is None:
+                on_unreadable(one)
+                small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, math.nan, "error", math.inf))
+                continue
+            scale = colour_scale(model, one.class_name)
+            picture = overlay(one.picture, one.anomaly_map, scale)
+            images.write(path, framed(picture, [found.box for found in one.regions or ()]))
+            if raw == "png":
+                images.write(path.with_suffix(".map.png"), raw16(one.anomaly_map, scale))
+            elif raw == "npy":
+                with written_whole(path.with_suffix(".map.npy")) as half:
+                    np.save(half, one.anomaly_map)
+            tile = overlay(thumbnail(one.picture), one.anomaly_map, scale)
+            small.append(_small(tile, title, one.score, one.verdict, one.score / scale.threshold))
+    _write_sheets(small, folder)
+    return counts
+
+
+def colour_scale(model: Model, class_name: str) -> ColourScale:
+    """One scale for all images of a class: cold where half the good images never come, the threshold in its middle."""
+    cold, threshold = model.cold(class_name), model.threshold(class_name)
+    if cold is None or threshold is None:
+        raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
+    return ColourScale(cold, threshold)
+
+
+def output_paths(files: Sequence[ImageFile], folder: Path, ending: str = "") -> list[Path]:
+    """Where each overlay goes: the input's own folders and name, ending in .png; never two inputs onto one output.
+
+    Names that differ only in their ending or in case get a number, for not all disks can tell them apart. `ending` is
+    that of a second output beside each.
+
+    >>> files = [ImageFile(Path(name), Path(name), "") for name in ("a/x.jpg", "a/X.png", "y.bmp")]
+    >>> [path.as_posix() for path in output_paths(files, Path("maps"))]
+    ['maps/a/x.png', 'maps/a/X_2.png', 'maps/y.png']
+    """
+    taken = {f"{SHEET}.png"}
+    outputs = []
+    for file in files:
+        stem, number = str(file.relative.with_suffix("")), 1
+        if stem.casefold().startswith(SHEET):
+            stem = f"image_{stem}"
+        name = stem
+        while {f"{name}.png".casefold(), f"{name}{ending}".casefold()} & taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken |= {f"{name}.png".casefold(), f"{name}{ending}".casefold()}
+        outputs.append(folder / f"{name}.png")
+    return outputs
+
+
+def _refuse_overwriting(files: Sequence[ImageFile], outputs: Sequence[Path]) -> None:
+    inputs = {os.path.realpath(file.path) for file in files}
+    for path in outputs:
+        if os.path.realpath(path) in inputs:
+            raise MambaADError(f"{shown(path)} is one of the images: choose another --output folder")
+
+
+def _small(picture: np.ndarray, title: str, score: float, verdict: str, urgency: float) -> Small:
+    _, encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(thumbnail(picture), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92]
+    )
+    return Small(urgency, title, score, verdict, encoded)
+
+
+def _write_sheets(small: list[Small], folder: Path) -> None:
+    small.sort(key=lambda one: -one.urgency)
+    for start in range(0, len(small), TILES):
+        tiles = [Tile(_decoded(one.encoded), one.title, one.score, one.verdict) for one in small[start : start + TILES]]
+        images.write(_sheet(folder, start // TILES), contact_sheet(tiles))
+
+
+def _sheet(folder: Path, page: int) -> Path:
+    return folder / (f"{SHEET}_{page + 1}.png" if page else f"{SHEET}.png")
+
+
+def _decoded(encoded: np.ndarray) -> np.ndarray:
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert picture is not None  # we encoded it ourselves
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

@@ -1,0 +1,200 @@
+"""Predictions as rows for programs and as a table for people."""
+
+import csv
+import heapq
+import io
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mambaad_cli import MambaADError
+from mambaad_cli.files import shown
+from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.regions import json_object
+
+COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")
+STYLES = {"anomalous": "red", "review": "yellow", "unknown": "magenta", "good": "green", "error": "magenta"}
+WORST = 50  # rows of the table; all of them are in --csv
+BAR = 24  # characters
+
+
+def row(prediction: Prediction, regions: bool = False) -> dict[str, Any]:
+    """One image's row; what is not known is None. With `regions`, for JSON, what exceeds the threshold as well."""
+    values = (
+        str(prediction.file.path),
+        prediction.class_name,
+        prediction.score,
+        prediction.threshold,
+        prediction.verdict,
+        prediction.error,
+        prediction.p_value,
+        prediction.certainty,
+    )
+    named: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    if regions:
+        named["regions"] = None if prediction.regions is None else [json_object(one) for one in prediction.regions]
+    return named
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    r"""One CSV line, RFC 4180 quoting. Text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    >>> csv_line(["=1+1.png", 12.3456789, None, "a"])
+    "'=1+1.png,12.3457,,a\n"
+    """
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(_cell(value) for value in values)  # quotes what holds either
+    return line.getvalue()[:-2] + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = "" if value is None else str(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def json_line(values: dict[str, Any]) -> str:
+    """One JSON object on a line; floats to six significant digits."""
+    return json.dumps(_plain(values)) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_plain(own) for own in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no infinity
+
+
+class Lines:
+    """Where rows go, each flushed as it comes: stdout or a file. A line that the disk cuts short is taken back."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.whole = 0  # bytes of complete lines
+        self.file: TextIO = sys.stdout
+
+    def __enter__(self) -> "Lines":
+        if self.path is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names need not be text
+            return self
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+        except OSError as error:
+            raise MambaADError(f"cannot write {self.path}: {error.strerror}") from error
+        return self
+
+    def write(self, line: str) -> None:
+        try:
+            self.file.write(line)
+            self.file.flush()
+            if self.path is not None:
+                self.whole = self.file.tell()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = self.path or "stdout"
+            raise MambaADError(f"cannot write {where}: {error.strerror}; the rows before are kept") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.path is None:
+            return
+        try:
+            self.file.close()
+        except OSError:  # what could not be flushed; said already
+            os.truncate(self.path, self.whole)
+
+
+def write_rows(
+    predictions: Iterable[Prediction], path: Path | None, as_json: bool, regions: bool = False
+) -> "Counter[str]":
+    """Stream one row an image to stdout or a file, CSV with a header or JSON lines; returns the verdicts.
+
+    With `regions`, which takes JSON, each row holds what exceeds the threshold.
+    """
+    counts: Counter[str] = Counter()
+    with Lines(path) as lines:
+        if not as_json:
+            lines.write(csv_line(COLUMNS))
+        for one in predictions:
+            counts[one.verdict] += 1
+            values = row(one, regions)
+            lines.write(json_line(values) if as_json else csv_line(values.values()))
+    return counts
+
+
+def worst_first(predictions: Iterable[Prediction], counts: "Counter[str]") -> Iterator[Prediction]:
+    """The images to look at first: those with an error, then the highest scores, at most `WORST`; counts verdicts."""
+
+    def seen() -> Iterator[Prediction]:
+        for one in predictions:
+            counts[one.verdict] += 1
+            yield one
+
+    def urgency(one: Prediction) -> float:
+        if one.score is None:
+            return float("inf")
+        return one.score / one.threshold if one.threshold else one.score
+
+    yield from heapq.nlargest(WORST, seen(), key=urgency)
+
+
+def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter[str]":
+    """A table for people, worst first, each score with a bar that fills half at the threshold; returns the verdicts."""
+    counts: Counter[str] = Counter()
+    rows = list(worst_first(predictions, counts))
+    highest = max((one.score for one in rows if one.score is not None), default=1.0)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("image", overflow="fold", min_width=24)
+    if len({one.class_name for one in rows}) > 1:
+        table.add_column("class")
+    table.add_column("score", justify="right")
+    table.add_column("", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for one in rows:
+        cells = [Text(shown(one.file.path))]
+        if len(table.columns) == 5:
+            cells.append(Text(shown(one.class_name)))
+        style = STYLES.get(one.verdict, "cyan")
+        score = "" if one.score is None else f"{one.score:#.3g}".rstrip(".")
+        cells += [Text(score), bar(one, highest, style), Text(one.verdict, style=style)]
+        table.add_row(*cells)
+    console.print(table)
+    for one in rows:
+        if one.error:
+            console.print(Text(f"{shown(one.file.path)}: {one.error}"))
+    total = sum(counts.values())
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    console.print(f"\n{total} images: {said}", highlight=False)
+    if total > len(rows):
+        console.print(f"the worst {len(rows)} are shown; --csv lists all", highlight=False)
+    return counts
+
+
+def bar(one: Prediction, highest: float, style: str) -> Text:
+    """The score as a bar, its middle marking the threshold (without one: the highest score fills it)."""
+    if one.score is None:
+        return Text()
+    share = one.score / (2 * one.threshold) if one.threshold else one.score / (highest or 1.0)
+    filled = round(max(0.0, min(1.0, share)) * BAR)
+    marks = ["━"] * filled + [" "] * (BAR - filled)
+    if one.threshold and filled < BAR // 2:
+        marks[BAR // 2] = "┊"
+    return Text("".join(marks), style=style)

@@ -1,0 +1,159 @@
+"""Normalisations of (b, h, w, c) with their SiLU in one: on the CPU kernels (scan_cpu.c) in place of a dozen passes."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, library
+
+from mambaad_cli import MambaADError
+from mambaad_cli.model.kernels import selective_scan as scan
+
+EPS = 1e-5
+PARTS = 32  # that rows are shared out in, whatever the number of threads: sums are the same
+
+
+def normed_silu(x: Tensor) -> Tensor:
+    """InstanceNorm (no affine) and SiLU: (b, h, w, c) to the same, differentiable."""
+    if not _in_kernel(x):
+        return normed_silu_ref(x)
+    return torch.ops.mambaad.normed_silu(x.contiguous())[0]
+
+
+def normed_silu_ref(x: Tensor) -> Tensor:
+    """The same in PyTorch's own operators: what the kernel is tested against."""
+    var, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
+    return F.silu((x - mean) * torch.rsqrt(var + EPS))
+
+
+def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm of x (b, h, w, c) over c, with weight and bias (c,), times SiLU of the gate: differentiable, as x."""
+    if not _in_kernel(x, gate, weight, bias):
+        return gated_norm_ref(x, gate, weight, bias)
+    return torch.ops.mambaad.gated_norm(x.contiguous(), gate.contiguous(), weight, bias)[0]
+
+
+def gated_norm_ref(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same in PyTorch's own operators: what the kernel is tested against."""
+    return F.layer_norm(x, weight.shape, weight, bias, EPS) * F.silu(gate)
+
+
+def _in_kernel(*tensors: Tensor) -> bool:
+    return all(not x.is_cuda and x.dtype == torch.float32 for x in tensors) and scan.kernel() is not None
+
+
+@library.custom_op("mambaad::normed_silu", mutates_args=())
+def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The result, and mean and 1 / deviation (b, 2, c) for backward."""
+    y, moments = torch.empty_like(x), x.new_empty(x.shape[0], 2, x.shape[3])
+    _call(x, moments, y=y)
+    return y, moments
+
+
+@_forward.register_fake
+def _(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0], 2, x.shape[3])
+
+
+@library.custom_op("mambaad::normed_silu_backward", mutates_args=())
+def _backward(dy: Tensor, x: Tensor, moments: Tensor) -> Tensor:
+    dx = torch.empty_like(x)
+    _call(x, moments, dy=dy, dx=dx)
+    return dx
+
+
+@_backward.register_fake
+def _(dy: Tensor, x: Tensor, moments: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _differentiate(ctx, dy: Tensor, _: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    return torch.ops.mambaad.normed_silu_backward(dy.contiguous(), *ctx.saved_tensors)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+@library.custom_op("mambaad::gated_norm", mutates_args=())
+def _gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """The result, and mean and 1 / deviation of each row (b, h, w, 2) for backward."""
+    y, moments = torch.empty_like(x), x.new_empty(*x.shape[:-1], 2)
+    _call_gated(x, gate, weight, bias, moments, y=y)
+    return y, moments
+
+
+@_gated.register_fake
+def _(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(*x.shape[:-1], 2)
+
+
+@library.custom_op("mambaad::gated_norm_backward", mutates_args=())
+def _gated_backward(
+    dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, moments: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of the gate, and of weight and bias, (2, c)."""
+    dx, d_gate, d_affine = torch.empty_like(x), torch.empty_like(x), x.new_empty(PARTS, 2, x.shape[-1])
+    _call_gated(x, gate, weight, bias, moments, dy=dy, dx=dx, d_gate=d_gate, d_affine=d_affine)
+    return dx, d_gate, d_affine.sum(0)
+
+
+@_gated_backward.register_fake
+def _(
+    dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, moments: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x), x.new_empty(2, x.shape[-1])
+
+
+def _save_gated(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _differentiate_gated(ctx, dy: Tensor, _: Tensor) -> tuple[Tensor, ...]:  # type: ignore[no-untyped-def]
+    dx, d_gate, d_affine = torch.ops.mambaad.gated_norm_backward(dy.contiguous(), *ctx.saved_tensors)
+    return dx, d_gate, d_affine[0], d_affine[1]
+
+
+_gated.register_autograd(_differentiate_gated, setup_context=_save_gated)
+
+
+class _Norm(ctypes.Structure):
+    """struct Norm of scan_cpu.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("b", "l", "c")] + [
+        (name, ctypes.c_void_p) for name in ("x", "y", "moments", "dy", "dx")
+    ]
+
+
+class _Gated(ctypes.Structure):
+    """struct Gated of scan_cpu.c."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "c", "parts")] + [
+        (name, ctypes.c_void_p)
+        for name in ("x", "gate", "weight", "bias", "y", "moments", "dy", "dx", "d_gate", "d_affine")
+    ]
+
+
+def _call(x: Tensor, moments: Tensor, **others: Tensor) -> None:
+    b, h, w, c = x.shape
+    norm = _Norm(b=b, l=h * w, c=c, **_addresses({"x": x, "moments": moments, **others}))
+    _run("mambaad_normed_silu", norm)
+
+
+def _call_gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, **others: Tensor) -> None:
+    tensors = {"x": x, "gate": gate, "weight": weight, "bias": bias, "moments": moments, **others}
+    c = x.shape[-1]
+    _run("mambaad_gated_norm", _Gated(rows=x.numel() // c, c=c, parts=PARTS, **_addresses(tensors)))
+
+
+def _addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def _run(name: str, work: ctypes.Structure) -> None:
+    library, threads = scan.kernel(), ctypes.c_int64(torch.get_num_threads())
+    if getattr(library, name)(ctypes.byref(work), library.mambaad_isa, threads, library.mambaad_parallel):
+        raise MambaADError("out of memory in a normalisation: try a smaller --batch or --res")

@@ -1,0 +1,299 @@
+"""The selective scan of Mamba over a grid, in k directions at once (Gu & Dao, arXiv 2312.00752, section 3.2).
+
+Everything lies in raster order, channels last; a backend walks `order[k]` and adds its results in place, so no permuted
+copy is needed. Four backends give the same numbers: the plain reference here, the chunked PyTorch path (any device),
+the fused CPU kernel (scan_cpu.c) and the GPU's (scan_cuda.py).
+
+Letters: b batch, l positions, k directions, d channels, n states, r rank of dt.
+    u          (b, l, d)            input
+    x          (b, l, k, r + 2n)    what the input selects: dt in its low rank, B, C
+    dt_weight  (k, d, r)            dt = softplus(dt_weight · low rank + dt_bias)
+    dt_bias    (k, d)
+    A          (k, d, n)            negative
+    D          (k, d)               skip
+    order      (k, l) int32         walks over the l positions, see orders.py
+    y          (b, l, d)            output, summed over the directions
+"""
+
+import ctypes
+import importlib.machinery
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, library
+from torch.utils.flop_counter import register_flop_formula
+
+from mambaad_cli import MambaADError
+
+ISA = ("portable", "AVX2", "AVX-512")  # what scan_cpu.c was built for, by number; portable is SSE2 or NEON
+
+
+def selective_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """h_t = exp(dt A) h_{t−1} + dt B u_t, y_t = C h_t + D u_t along each walk: (b, l, d), float32, differentiable."""
+    tensors = [tensor.float().contiguous() for tensor in (u, x, dt_weight, dt_bias, A, D)]
+    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.ops.mambaad.selective_scan(*tensors, order, keep)[0]
+
+
+# The plain versions
+
+
+def reference_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """The recurrence as it is written, a position at a time: what the other backends are tested against."""
+    dt, dtu, B, C = _along_walks(u, x, dt_weight, dt_bias, A.shape[2], order)
+    h = u.new_zeros(*dt.shape[:2], *A.shape[1:])  # (b, k, d, n)
+    outputs = []
+    for t in range(u.shape[1]):
+        h = torch.exp(dt[:, :, t, :, None] * A) * h + dtu[:, :, t, :, None] * B[:, :, t, None]
+        outputs.append((h * C[:, :, t, None]).sum(-1))
+    return _back_on_grid(torch.stack(outputs, 2), u, D, order)
+
+
+def chunked_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """The same with about 2·√l steps instead of l: chunks of √l positions advance side by side.
+
+    A first pass finds what each chunk does to the state that enters it, a short loop over the chunks carries the state
+    through, a second pass runs the recurrence in all chunks at once from the states that really enter them.
+    """
+    l, n = u.shape[1], A.shape[2]
+    chunk = max(1, math.isqrt(l))
+    parts = _along_walks(u, x, dt_weight, dt_bias, n, order)
+    padding = -l % chunk  # dt = 0 changes no state
+    dt, dtu, B, C = (
+        F.pad(part, (0, 0, 0, padding)).unflatten(2, (-1, chunk)).movedim(3, 0) for part in parts
+    )  # (chunk, b, k, chunks, ·)
+    A = A[:, None]  # (k, 1, d, n)
+
+    h = u.new_zeros(*dt.shape[1:], n)  # (b, k, chunks, d, n)
+    for t in range(chunk):
+        h = torch.exp(dt[t, ..., None] * A) * h + dtu[t, ..., None] * B[t, ..., None, :]
+    decay = torch.exp(dt.sum(0)[..., None] * A)
+    entering = [torch.zeros_like(h[:, :, 0])]
+    for i in range(h.shape[2] - 1):
+        entering.append(decay[:, :, i] * entering[-1] + h[:, :, i])
+    h = torch.stack(entering, 2)
+    outputs = []
+    for t in range(chunk):
+        h = torch.exp(dt[t, ..., None] * A) * h + dtu[t, ..., None] * B[t, ..., None, :]
+        outputs.append((h @ C[t, ..., None]).squeeze(-1))
+    return _back_on_grid(torch.stack(outputs, 3).flatten(2, 3)[:, :, :l], u, D, order)
+
+
+def _along_walks(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, n: int, order: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dt and dt · u (b, k, l, d), B and C (b, k, l, n), each in the order of its direction's walk."""
+    walks = order.long()
+    along = torch.stack([x[:, walk, k] for k, walk in enumerate(walks)], 1)
+    low, B, C = along.split([x.shape[-1] - 2 * n, n, n], dim=-1)
+    dt = F.softplus(torch.einsum("bklr,kdr->bkld", low, dt_weight) + dt_bias[:, None])
+    return dt, dt * u[:, walks], B, C
+
+
+def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
+    """(b, k, l, d) outputs along the walks, put back on the grid and summed with the skip: (b, l, d)."""
+    inverse = torch.argsort(order.long(), dim=1)
+    return sum((y[:, k, back] for k, back in enumerate(inverse)), D.sum(0) * u)
+
+
+# One operator that autograd, fake tensors and the FLOP counter know
+
+
+@library.custom_op("mambaad::selective_scan", mutates_args=())
+def _scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """y, and the states at the borders of tiles where `keep` asks for them (backward starts from these)."""
+    if u.is_cuda:
+        from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+
+        return scan_cuda.selective_scan(u, x, dt_weight, dt_bias, A, D, order), u.new_empty(0)
+    if kernel() is None:
+        return chunked_scan(u, x, dt_weight, dt_bias, A, D, order), u.new_empty(0)
+    return _kernel_forward(u, x, dt_weight, dt_bias, A, D, order, keep)
+
+
+@_scan.register_fake
+def _(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    borders = _border_shape(u, A) if keep and u.device.type != "cuda" and kernel() is not None else (0,)
+    return torch.empty_like(u), u.new_empty(borders)
+
+
+@library.custom_op("mambaad::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
+    order: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of u, x, dt_weight, dt_bias, A, D by the fused kernel."""
+    return _kernel_backward(dy, border, u, x, dt_weight, dt_bias, A, D, order)
+
+
+@_scan_backward.register_fake
+def _(
+    dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
+    order: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    u, x, dt_weight, dt_bias, A, D = (torch.empty_like(tensor) for tensor in (u, x, dt_weight, dt_bias, A, D))
+    return u, x, dt_weight, dt_bias, A, D
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(output[1], *inputs[:7])
+
+
+def _backward(ctx, dy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
+    border, *inputs = ctx.saved_tensors
+    dy = dy.contiguous()
+    if dy.is_cuda:
+        from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+
+        grads = scan_cuda.selective_scan_backward(dy, *inputs)
+    elif kernel() is None:  # not inside an operator: there nothing can be differentiated
+        grads = chunked_backward(dy, *inputs)
+    else:
+        grads = torch.ops.mambaad.selective_scan_backward(dy, border, *inputs)
+    return *grads, None, None
+
+
+_scan.register_autograd(_backward, setup_context=_save)
+
+
+def chunked_backward(
+    dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients through `chunked_scan`, an image at a time so that only one image's states are ever held."""
+    grads = [torch.zeros_like(tensor) for tensor in (u, x, dt_weight, dt_bias, A, D)]
+    for image in range(dy.shape[0]):
+        with torch.enable_grad():
+            own = (u[image : image + 1], x[image : image + 1], dt_weight, dt_bias, A, D)
+            parts = [part.detach().requires_grad_() for part in own]
+            y = chunked_scan(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], order)
+        for grad, part in zip(grads, torch.autograd.grad(y, parts, dy[image : image + 1]), strict=True):
+            (grad[image : image + 1] if grad.shape != part.shape else grad).add_(part)
+    return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5]
+
+
+# Counted per state: dt·A, exp2, decay·h, dtu·B, +, C·h, +, and two for what is done once a channel; the paper counts
+# the same nine. Backward finds the states again (5) and then their gradients (14).
+FORWARD, BACKWARD = 9, 5 + 14
+
+
+def scan_flops(u: Sequence[int], x: Sequence[int], A: Sequence[int], backward: bool = False) -> tuple[int, int]:
+    """FLOP of one call, from the shapes of u, x and A: of the projection of dt, a matrix product, and of the scan.
+
+    >>> scan_flops((1, 64, 32), (1, 64, 8, 2 + 2 * 16), (8, 32, 16))
+    (65536, 2359296)
+    """
+    (b, l, _), (k, d, n) = u, A
+    positions = b * l * k * d
+    projection, recurrence = 2 * positions * (x[3] - 2 * n), positions * n
+    return (3 * projection, BACKWARD * recurrence) if backward else (projection, FORWARD * recurrence)
+
+
+@register_flop_formula(torch.ops.mambaad.selective_scan)
+def _forward_flops(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return sum(scan_flops(u, x, A))
+
+
+@register_flop_formula(torch.ops.mambaad.selective_scan_backward)
+def _backward_flops(dy, border, u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return sum(scan_flops(u, x, A, backward=True))
+
+
+# The fused CPU kernel
+
+
+class _Scan(ctypes.Structure):
+    """struct Scan of scan_cpu.c."""
+
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in ("b", "l", "k", "d", "n", "r")]
+        + [(name, ctypes.c_void_p) for name in ("u", "x", "dt_weight", "dt_bias", "A", "D", "order", "y", "border")]
+        + [(name, ctypes.c_void_p) for name in ("dy", "du", "dx", "d_dt_weight", "d_dt_bias", "dA", "dD")]
+        + [("groups", ctypes.c_int64)]
+    )
+
+
+@lru_cache(maxsize=1)
+def kernel() -> Any:
+    """The compiled scan_cpu.c, or None where this installation was made without a C compiler."""
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_scan_cpu{suffix}")
+        if path.exists():
+            library: Any = ctypes.CDLL(str(path))
+            library.mambaad_isa = library.mambaad_best_isa()
+            library.mambaad_parallel = _torch_team()
+            return library
+    return None
+
+
+def _torch_team() -> ctypes.c_void_p:
+    """libgomp's entry point, where torch brought libgomp into the process: its team of threads serves us too."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except (AttributeError, OSError, TypeError):
+        return ctypes.c_void_p(None)
+
+
+def _border_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
+    (b, l, d), (k, _, n) = u.shape, A.shape
+    library = kernel()
+    assert library is not None
+    return b, k, -(-l // library.mambaad_tile()), n, d
+
+
+def _kernel_forward(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(u)
+    border = u.new_empty(_border_shape(u, A) if keep else 0)
+    inputs = {"u": u, "x": x, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D, "order": order, "y": y}
+    _call("mambaad_scan_forward", inputs | ({"border": border} if keep else {}))
+    return y, border
+
+
+def _kernel_backward(
+    dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
+    order: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    b, d = u.shape[0], u.shape[2]
+    groups = 1 if b >= torch.get_num_threads() else min(-(-torch.get_num_threads() // b), -(-d // 64))
+    grads = {
+        "du": torch.empty_like(u),
+        "dx": u.new_empty(groups, *x.shape),
+        "d_dt_weight": u.new_empty(b, *dt_weight.shape),
+        "d_dt_bias": u.new_empty(b, *dt_bias.shape),
+        "dA": u.new_empty(b, *A.shape),
+        "dD": u.new_empty(b, d),
+    }
+    inputs = {"u": u, "x": x, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D, "order": order}
+    _call("mambaad_scan_backward", inputs | {"border": border, "dy": dy} | grads, groups)
+    du, dx, d_dt_weight, d_dt_bias, dA, dD = grads.values()
+    dx = dx.sum(0) if groups > 1 else dx[0]
+    return du, dx, d_dt_weight.sum(0), d_dt_bias.sum(0), dA.sum(0), dD.sum(0).expand_as(D).contiguous()
+
+
+def _call(function: str, tensors: dict[str, Tensor], groups: int = 1) -> None:
+    """Hand the tensors' addresses to the kernel; ctypes lets go of the GIL meanwhile."""
+    library = kernel()
+    assert library is not None
+    u, A, x = tensors["u"], tensors["A"], tensors["x"]
+    (b, l, d), (k, _, n) = u.shape, A.shape
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    scan = _Scan(b=b, l=l, k=k, d=d, n=n, r=x.shape[3] - 2 * n, groups=groups, **addresses)
+    threads = ctypes.c_int64(torch.get_num_threads())
+    if getattr(library, function)(ctypes.byref(scan), library.mambaad_isa, threads, library.mambaad_parallel):
+        raise MambaADError("out of memory in the selective scan: try a smaller --batch or --res")

@@ -1,0 +1,364 @@
+"""The GPU's selective scan: imported when a CUDA tensor arrives, never before.
+
+Three backends, of which the first that works is used: the CUDA scan of mamba-ssm, Triton kernels of our own, and the
+chunked PyTorch path of scan.py. "Works" is tried out: before its first use on a GPU a backend runs a small scan,
+forward and backward, and one that raises or gives other numbers than the CPU is passed over.
+
+None of this has been run on a GPU yet. What is tested without one: the way to mamba-ssm's layout and back, the Triton
+kernels' numbers in Triton's interpreter, and that the kernels compile for NVIDIA's GPUs.
+
+Letters, shapes and the recurrence are those of scan.py. All tensors are float32 and contiguous, `order` is int32.
+"""
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from mambaad_cli.model.kernels.selective_scan import chunked_backward, chunked_scan
+
+try:
+    import triton
+    import triton.language as tl
+except Exception:  # a broken installation raises more than ImportError
+    triton = None
+
+Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of u, x, dt_weight, dt_bias, A, D
+
+
+def selective_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """y: (b, l, d), as `reference_scan`."""
+    with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
+        _, forward, _ = BACKENDS[chosen(u.device)]
+        return forward(u, x, dt_weight, dt_bias, A, D, order)
+
+
+def selective_scan_backward(
+    dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Grads:
+    """Gradients of u, x, dt_weight, dt_bias, A, D from dy: (b, l, d). What forward went through is computed again."""
+    with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
+        _, _, backward = BACKENDS[chosen(u.device)]
+        return backward(dy, u, x, dt_weight, dt_bias, A, D, order)
+
+
+# Which backend
+
+
+def backends() -> dict[str, str]:
+    """Each backend, the fastest first: "available", or in one line why it is not. Never raises.
+
+    With a GPU "available" says that it gave the right numbers there; without one, only that it imports.
+    """
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    return {name: _fault(name, device) or "available" for name in BACKENDS}
+
+
+@cache
+def chosen(device: torch.device) -> str:
+    """The name of the first backend that works on a device; warns, once, where only the slow one is left."""
+    *fast, plain = BACKENDS
+    faults = {}
+    for name in fast:
+        faults[name] = _fault(name, device)
+        if not faults[name]:
+            return name
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in faults.items())
+    warnings.warn(f"the scan runs in plain PyTorch, slower than it could ({reasons})", stacklevel=2)
+    return plain
+
+
+def _fault(name: str, device: torch.device | None) -> str:
+    """What keeps a backend from being used, in one line, or "". Without a device it is imported, not tried out."""
+    modules, _, _ = BACKENDS[name]
+    try:
+        for module in modules:
+            importlib.import_module(module)
+        if device is not None:
+            _try_out(name, device)
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def _try_out(name: str, device: torch.device) -> None:
+    """Run a small scan on a device; raises RuntimeError where its numbers are not the CPU's."""
+    b, l, k, d, n, r = 2, 37, 2, 24, 16, 2  # no multiple of any block, and as many states as the model has
+    random = torch.Generator().manual_seed(0)
+    shapes = ((b, l, d), (b, l, d), (b, l, k, r + 2 * n), (k, d, r), (k, d), (k, d, n), (k, d))
+    with torch.inference_mode(False):
+        dy, u, x, dt_weight, dt_bias, A, D = (torch.randn(shape, generator=random) for shape in shapes)
+        order = torch.stack([torch.randperm(l, generator=random) for _ in range(k)]).int()
+        inputs = (u, x, dt_weight, dt_bias, -A.exp(), D, order)
+        expected, actual = (
+            _run(way, dy.to(where), *(tensor.to(where) for tensor in inputs))
+            for way, where in (("chunked PyTorch", torch.device("cpu")), (name, device))
+        )
+    for right, number in zip(expected, actual, strict=True):
+        error = float((number.cpu() - right).abs().max() / right.abs().max())
+        if not error < 1e-3:
+            raise RuntimeError(f"wrong numbers on {device}: off by {error:.1e} of the largest")
+
+
+def _run(name: str, dy: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """y and the six gradients."""
+    _, forward, backward = BACKENDS[name]
+    return [forward(*inputs), *backward(dy, *inputs)]
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd on, in the body of a custom operator too, where torch leaves autograd's dispatch key out."""
+    key = torch._C.DispatchKey.AutogradFunctionality
+    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+
+
+# mamba-ssm
+
+
+def to_mamba(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> dict[str, Tensor]:
+    """Arguments of mamba-ssm's `selective_scan_fn`: k groups of d channels, positions last and along the walks.
+
+    u, delta: (b, k·d, l); A: (k·d, n); B, C: (b, k, n, l); D, delta_bias: (k·d). delta is before bias and softplus.
+    """
+    n = A.shape[2]
+    inputs = torch.stack([u.index_select(1, walk) for walk in order], 1)  # (b, k, l, d)
+    selected = torch.stack([x[:, :, k].index_select(1, walk) for k, walk in enumerate(order)], 1)
+    low, B, C = selected.transpose(2, 3).split([x.shape[3] - 2 * n, n, n], dim=2)
+    return {
+        "u": inputs.transpose(2, 3).flatten(1, 2).contiguous(),
+        "delta": (dt_weight @ low).flatten(1, 2),
+        "A": A.flatten(0, 1),
+        "B": B.contiguous(),
+        "C": C.contiguous(),
+        "D": D.flatten(),
+        "delta_bias": dt_bias.flatten(),
+    }
+
+
+def from_mamba(y: Tensor, order: Tensor) -> Tensor:
+    """(b, k·d, l) along the walks, put back on the grid and summed over directions: (b, l, d).
+
+    >>> y = torch.tensor([[[1, 2, 3], [10, 20, 30]]])  # one channel in two directions
+    >>> from_mamba(y, torch.tensor([[0, 1, 2], [2, 1, 0]])).flatten().tolist()
+    [31, 22, 13]
+    """
+    directions = y.unflatten(1, (order.shape[0], -1)).unbind(1)
+    inverse = torch.argsort(order, dim=1)
+    on_grid = [part.index_select(2, back) for part, back in zip(directions, inverse, strict=True)]
+    return torch.stack(on_grid).sum(0).transpose(1, 2).contiguous()
+
+
+def mamba_scan(u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor) -> Tensor:
+    """As `reference_scan`, by mamba-ssm's CUDA scan."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    along_walks = to_mamba(u, x, dt_weight, dt_bias, A, D, order)
+    return from_mamba(selective_scan_fn(**along_walks, delta_softplus=True), order)
+
+
+def mamba_backward(dy: Tensor, *inputs: Tensor) -> Grads:
+    """As `selective_scan_backward`: forward again, this time recorded by autograd."""
+    *tensors, order = inputs
+    with _recording():
+        u, x, dt_weight, dt_bias, A, D = (tensor.detach().requires_grad_() for tensor in tensors)
+        y = mamba_scan(u, x, dt_weight, dt_bias, A, D, order)
+        grads = torch.autograd.grad(y, (u, x, dt_weight, dt_bias, A, D), dy)
+    du, dx, d_dt_weight, d_dt_bias, dA, dD = (grad.contiguous() for grad in grads)
+    return du, dx, d_dt_weight, d_dt_bias, dA, dD
+
+
+# Triton. A program owns one image, one direction and a block of channels, and walks along the positions with these
+# channels' states in registers, as (states, channels), and A likewise, so that a warp's threads stand for channels.
+# Projections and all sums over programs are left to torch: without atomics the same input gives the same bits.
+
+FORWARD_BLOCK, BACKWARD_BLOCK = 16, 32  # channels of a program; wider in backward, which writes dB and dC once a block
+
+if triton is not None:
+
+    @triton.jit
+    def _softplus(x):  # type: ignore[no-untyped-def]
+        """log(1 + e^x) and its slope. Dividing by what 1 + e really grew by keeps a tiny e's digits."""
+        e = tl.exp(-tl.abs(x))
+        one = 1.0 + e
+        log1p = tl.where(one == 1.0, e, tl.log(one) * (e / tl.where(one == 1.0, 1.0, one - 1.0)))
+        return tl.maximum(x, 0.0) + log1p, tl.where(x > 0, 1.0, e) / one
+
+    @triton.jit
+    def _place(k, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+        """This program's image · k + direction, image, direction, channels (BLOCK_D) and states (BLOCK_N)."""
+        pair = tl.program_id(0).to(tl.int64)  # offsets outgrow 32 bits at large batches
+        channels = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+        return pair, pair // k, pair % k, channels, tl.arange(0, BLOCK_N)
+
+    @triton.jit
+    def _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r):  # type: ignore[no-untyped-def]
+        """u, dt and its slope (BLOCK_D), B and C (BLOCK_N) at one position; zeros for u, B and C beyond d and n."""
+        row = image * l + position
+        u = tl.load(u + row * d + channels, mask=channels < d, other=0.0)
+        cells = delta + ((image * k + direction) * l + position) * d + channels
+        dt, slope = _softplus(tl.load(cells, mask=channels < d, other=0.0))
+        selected = x + (row * k + direction) * (r + 2 * n) + r + states
+        B = tl.load(selected, mask=states < n, other=0.0)
+        C = tl.load(selected + n, mask=states < n, other=0.0)
+        return u, dt, slope, B, C
+
+    @triton.jit
+    def _forward_kernel(  # type: ignore[no-untyped-def]
+        u, x, delta, A, order, out, l, k, d, n, r, chunk,
+        BORDERS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    ):  # fmt: skip
+        """out: y without the skip (b, k, l, d) or, with BORDERS, states entering each chunk (b, k, chunks, n, d)."""
+        pair, image, direction, channels, states = _place(k, BLOCK_D, BLOCK_N)
+        real = (states < n)[:, None] & (channels < d)[None, :]
+        cells = states[:, None] * d + channels[None, :]
+        a = tl.load(A + direction * n * d + cells, mask=real, other=0.0)
+        h = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+        for t in tl.range(0, l, num_stages=3):
+            if BORDERS:  # noqa: SIM102 (this is decided when the kernel is compiled)
+                if t % chunk == 0:
+                    tl.store(out + (pair * tl.cdiv(l, chunk) + t // chunk) * n * d + cells, h, mask=real)
+            position = tl.load(order + direction * l + t)
+            u_t, dt, _, B, C = _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r)
+            h = tl.exp(dt[None, :] * a) * h + B[:, None] * (dt * u_t)[None, :]
+            if not BORDERS:
+                y = tl.sum(h * C[:, None], axis=0)
+                tl.store(out + (pair * l + position) * d + channels, y, mask=channels < d)
+
+    @triton.jit
+    def _backward_kernel(  # type: ignore[no-untyped-def]
+        dy, u, x, delta, A, order, borders, history, du, d_delta, d_selected, dA, l, k, d, n, r, chunk,
+        BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    ):  # fmt: skip
+        """From the last chunk to the first: its states again, into history (b, k, chunk, n, d), then back along them.
+
+        du (without the skip), d_delta: (b, k, l, d); d_selected, of B and C: (blocks, b, l, k, 2n); dA: (b, k, n, d).
+        """
+        pair, image, direction, channels, states = _place(k, BLOCK_D, BLOCK_N)
+        real = (states < n)[:, None] & (channels < d)[None, :]
+        cells = states[:, None] * d + channels[None, :]
+        a = tl.load(A + direction * n * d + cells, mask=real, other=0.0)
+        da = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+        dh = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+        chunks = tl.cdiv(l, chunk)
+        for back in range(0, chunks):
+            first = (chunks - 1 - back) * chunk
+            length = tl.minimum(chunk, l - first)
+            h = tl.load(borders + (pair * chunks + chunks - 1 - back) * n * d + cells, mask=real, other=0.0)
+            for i in tl.range(0, length, num_stages=3):
+                tl.store(history + (pair * chunk + i) * n * d + cells, h, mask=real)
+                position = tl.load(order + direction * l + first + i)
+                u_t, dt, _, B, _ = _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r)
+                h = tl.exp(dt[None, :] * a) * h + B[:, None] * (dt * u_t)[None, :]
+            tl.debug_barrier()  # what one thread stored another may load
+            for step in tl.range(0, length, num_stages=3):
+                i = length - 1 - step
+                position = tl.load(order + direction * l + first + i)
+                u_t, dt, slope, B, C = _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r)
+                dy_t = tl.load(dy + (image * l + position) * d + channels, mask=channels < d, other=0.0)
+                before = tl.load(history + (pair * chunk + i) * n * d + cells, mask=real, other=0.0)
+                dh += C[:, None] * dy_t[None, :]
+                dB = tl.sum(dh * (dt * u_t)[None, :], axis=1)
+                dC = tl.sum(h * dy_t[None, :], axis=1)
+                d_dtu = tl.sum(dh * B[:, None], axis=0)
+                dh = tl.exp(dt[None, :] * a) * dh
+                d_exponent = dh * before
+                da += d_exponent * dt[None, :]
+                d_dt = tl.sum(d_exponent * a, axis=0) + d_dtu * u_t
+                row = (pair * l + position) * d + channels
+                tl.store(du + row, d_dtu * dt, mask=channels < d)
+                tl.store(d_delta + row, d_dt * slope, mask=channels < d)
+                row = tl.program_id(1) * tl.num_programs(0).to(tl.int64) * l + (image * l + position) * k + direction
+                tl.store(d_selected + row * 2 * n + states, dB, mask=states < n)
+                tl.store(d_selected + row * 2 * n + n + states, dC, mask=states < n)
+                h = before
+            tl.debug_barrier()  # before the next chunk overwrites the history
+        tl.store(dA + pair * n * d + cells, da, mask=real)
+
+
+def triton_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """As `reference_scan`, by the kernel above."""
+    delta = _project_dt(x, dt_weight, dt_bias)
+    y = torch.empty_like(delta)
+    grid, settings = _launch(u, x, A, FORWARD_BLOCK)
+    _forward_kernel[grid](u, x, delta, A.mT.contiguous(), order, y, **settings, BORDERS=False)
+    return torch.addcmul(y.sum(1), D.sum(0), u)
+
+
+def triton_backward(
+    dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Grads:
+    """As `selective_scan_backward`, by the kernels above."""
+    (b, l, d), (k, _, n) = u.shape, A.shape
+    grid, settings = _launch(u, x, A, BACKWARD_BLOCK)
+    delta, A = _project_dt(x, dt_weight, dt_bias), A.mT.contiguous()
+    chunk = settings["chunk"]
+    borders, history = u.new_empty(b, k, -(-l // chunk), n, d), u.new_empty(b, k, chunk, n, d)
+    _forward_kernel[grid](u, x, delta, A, order, borders, **settings, BORDERS=True)
+    du, d_delta = torch.empty_like(delta), torch.empty_like(delta)
+    d_selected, dA = u.new_empty(grid[1], b, l, k, 2 * n), u.new_empty(b, k, n, d)
+    _backward_kernel[grid](
+        dy, u, x, delta, A, order, borders, history, du, d_delta, d_selected, dA, **settings
+    )  # fmt: skip
+    low = x[..., : dt_weight.shape[2]].transpose(1, 2)  # (b, k, l, r)
+    d_low = (d_delta @ dt_weight).transpose(1, 2)
+    return (
+        torch.addcmul(du.sum(1), D.sum(0), dy),
+        torch.cat([d_low, d_selected.sum(0)], dim=-1),
+        (d_delta.transpose(2, 3) @ low).sum(0),
+        d_delta.sum((0, 2)),
+        dA.sum(0).mT.contiguous(),
+        (dy * u).sum((0, 1)).repeat(k, 1),
+    )
+
+
+def _project_dt(x: Tensor, dt_weight: Tensor, dt_bias: Tensor) -> Tensor:
+    """dt before softplus, in raster order: (b, k, l, d), contiguous."""
+    low = x[..., : dt_weight.shape[2]].transpose(1, 2)
+    return (low @ dt_weight.transpose(1, 2)).add_(dt_bias[:, None]).contiguous()
+
+
+def _launch(u: Tensor, x: Tensor, A: Tensor, block: int) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid of programs and what each of the kernels is told; √l positions to a chunk keep the fewest states."""
+    (b, l, d), (k, _, n) = u.shape, A.shape
+    settings = {"l": l, "k": k, "d": d, "n": n, "r": x.shape[3] - 2 * n, "chunk": math.isqrt(l)}
+    settings |= {"BLOCK_D": block, "BLOCK_N": 1 << (n - 1).bit_length()}
+    settings |= {"num_warps": 1, "enable_fp_fusion": True}  # said, as Triton's default is about to change
+    return (b * k, -(-d // block)), settings
+
+
+# Plain PyTorch
+
+
+def plain_backward(
+    dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Grads:
+    """As `selective_scan_backward`, through `chunked_scan`."""
+    with _recording():
+        return chunked_backward(dy, u, x, dt_weight, dt_bias, A, D, order)
+
+
+# By name, the fastest first: modules to import, forward, backward. mamba-ssm's scan is a module of its own that newer
+# versions leave out unless they are built with MAMBA_KEEP_CUDA_BUILD=TRUE.
+BACKENDS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor], Callable[..., Grads]]] = {
+    "mamba-ssm": (("selective_scan_cuda", "mamba_ssm.ops.selective_scan_interface"), mamba_scan, mamba_backward),
+    "triton": (("triton",), triton_scan, triton_backward),
+    "chunked PyTorch": ((), chunked_scan, plain_backward),
+}

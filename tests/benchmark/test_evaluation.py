@@ -1,0 +1,536 @@
+"""Evaluation against scikit-learn on a tiny real model, and cases worked by hand on one whose map is the brightness.
+
+The brightness model makes every number known: an image of one grey value v has a map of v / 255 everywhere.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from sklearn import metrics as sk
+from torch import Tensor, nn
+
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark import evaluation as evaluate
+from mambaad_cli.benchmark.evaluation import Result, Share, to_csv, to_json, to_markdown, to_table, worst, write_worst
+from mambaad_cli.benchmark.metrics import PixelMetrics
+from mambaad_cli.data import datasets, images
+from mambaad_cli.data.datasets import Sample
+from mambaad_cli.inspection.heatmap import VERDICT_COLOURS
+from mambaad_cli.inspection.model_file import Model, Settings, new_model
+from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.model.encoder import Encoder, build_encoder
+
+SIZE = (64, 64)
+
+
+class Seen(nn.Module):
+    """An encoder's net that shows its detector the image itself."""
+
+    feature_info = SimpleNamespace(channels=lambda: [3])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+
+class Brightness(nn.Module):
+    gain = 1.0
+
+    def anomaly_map(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
+        return self.gain * features[0].amax(1)
+
+
+def brightness_model(threshold: float | None = None, size: tuple[int, int] = SIZE) -> Model:
+    """Calls an image anomalous if any of its pixels is brighter than the threshold, 0…255."""
+    model = Model(Settings(size=size), Encoder(Seen(), [0.0] * 3, [1.0] * 3), Brightness())
+    model.scores = {} if threshold is None else {"nut": [float(np.float32(threshold) / np.float32(255))]}
+    return model
+
+
+def tiny_model() -> Model:
+    torch.manual_seed(0)
+    settings = Settings(encoder="test_resnet", size=SIZE, options={"depths": (1, 1, 1, 1), "directions": 2})
+    model = new_model(settings, encoder=build_encoder("test_resnet", (4, 8, 16)))
+    model.detector.eval()
+    return model
+
+
+def write(path: Path, picture: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), picture)
+    return path
+
+
+def grey(root: Path, defect: str, value: int, class_name: str = "nut", square: slice | None = None) -> Sample:
+    """A test image of one value; with `square` only there, the rest black, and that square its mask."""
+    picture = np.full(SIZE, value, np.uint8)
+    if square is not None:
+        picture = np.zeros(SIZE, np.uint8)
+        picture[square, square] = value
+    mask = None
+    if square is not None and defect != "good":
+        mask = write(root / class_name / "ground_truth" / defect / f"{value}_mask.png", (picture > 0) * np.uint8(255))
+    path = write(root / class_name / "test" / defect / f"{value}.png", picture)
+    return Sample(path, class_name, "test", defect, mask)
+
+
+def textured_tree(root: Path) -> dict[Path, np.ndarray]:
+    """An MVTec tree of two classes, 128 × 96 pixels; returns each test image's mask (128, 96)."""
+    rng = np.random.default_rng(0)
+    masks = {}
+    for name in ("gear", "nut"):
+        for kind, count in (("train/good", 1), ("test/good", 3), ("test/dent", 2), ("test/scratch", 2)):
+            for i in range(count):
+                picture = rng.normal(120, 20, (128, 96, 3))
+                mask = np.zeros((128, 96), bool)
+                if not kind.endswith("good"):
+                    y, x = rng.integers(0, 60, 2)
+                    mask[y : y + 40, x : x + 30] = mask[:9, :9] = True
+                    picture[mask] += 60
+                    write(root / name / "ground_truth" / Path(kind).name / f"{i}_mask.png", mask * np.uint8(255))
+                path = write(root / name / kind / f"{i}.png", picture.clip(0, 255).astype(np.uint8))
+                masks[path] = mask
+    return masks
+
+
+def expected_metrics(samples: list[Sample], masks: dict[Path, np.ndarray], model: Model) -> list[float]:
+    """The seven of one class by scikit-learn, image by image, masks scaled by Pillow."""
+    maps, truths, weights = [], [], []
+    for sample in samples:
+        with torch.inference_mode():
+            maps.append(model.anomaly_maps(images.resize(images.read(sample.path), SIZE)[None])[0].numpy())
+        mask = np.array(Image.fromarray(masks[sample.path]).resize(SIZE[::-1], Image.Resampling.NEAREST))
+        regions = cv2.connectedComponents(mask.astype(np.uint8))[1]
+        truths.append(mask)
+        weights.append(np.where(mask, 1 / np.bincount(regions.ravel())[regions], 1.0))
+    labels, scores = [sample.defect != "good" for sample in samples], [m.max() for m in maps]
+    pixels, values = np.ravel(truths), np.ravel(maps)
+    partial = sk.roc_auc_score(pixels, values, sample_weight=np.ravel(weights), max_fpr=0.3)
+    aupro = ((2 * partial - 1) * (0.3 - 0.045) + 0.045) / 0.3  # scikit-learn rescales it (McClish); undone
+    return [*three(labels, scores), *three(pixels, values), aupro]
+
+
+def three(labels: Any, scores: Any) -> list[float]:
+    precision, recall, _ = sk.precision_recall_curve(labels, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return [sk.roc_auc_score(labels, scores), sk.average_precision_score(labels, scores), f1.max()]
+
+
+def has_colour(sheet: np.ndarray, verdict: str) -> bool:
+    return bool((sheet == VERDICT_COLOURS[verdict]).all(2).any())
+
+
+def printed(table: Any) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("exact_pixels", [evaluate.EXACT_PIXELS, 0])
+def test_metrics_of_each_class_are_those_of_scikit_learn(tmp_path, monkeypatch, exact_pixels):
+    monkeypatch.setattr(evaluate, "EXACT_PIXELS", exact_pixels)
+    masks, model = textured_tree(tmp_path), tiny_model()
+    samples = datasets.load(tmp_path)
+    evaluation = evaluate.evaluate(model, samples, batch=3)
+    assert [one.name for one in evaluation.classes] == ["gear", "nut"]
+    for one in evaluation.classes:
+        own = [sample for sample in samples if sample.class_name == one.name and sample.split == "test"]
+        seven = expected_metrics(own, masks, model)
+        assert (one.pixel_error is None) == (exact_pixels > 0)
+        tolerance = 1e-5 + max(one.pixel_error or [0.0])
+        assert tolerance < 1e-2
+        assert list(one.metrics.values()) == pytest.approx([*seven, np.mean(seven)], abs=tolerance)
+        assert len(set(np.round(seven, 3))) > 3  # not a case where everything is 1
+
+
+def test_classes_do_not_depend_on_how_samples_are_mixed_nor_on_the_batch(tmp_path):
+    textured_tree(tmp_path)
+    samples, model = datasets.load(tmp_path), tiny_model()
+    mixed = samples[::2] + samples[1::2]
+    found = evaluate.evaluate(model, samples, batch=1), evaluate.evaluate(model, mixed, batch=8, workers=1)
+    means = [list(one.mean.values()) for one in found]
+    assert means[0] == pytest.approx(means[1], abs=1e-4)
+
+
+def test_training_images_are_not_looked_at(tmp_path):
+    test = [grey(tmp_path, "good", 10), grey(tmp_path, "bent", 20)]
+    gone = Sample(tmp_path / "gone.png", "nut", "train", "good", None)
+    (one,) = evaluate.evaluate(brightness_model(15), [gone, *test]).classes
+    assert (one.good, one.anomalous, one.unreadable) == (1, 1, [])
+    with pytest.raises(MambaADError, match="no test images"):
+        evaluate.evaluate(brightness_model(15), [gone])
+
+
+def test_mean_is_over_the_classes_that_have_the_metric(tmp_path):
+    samples = [
+        *(grey(tmp_path, "good", value, "nut", slice(0, 8)) for value in (10, 30)),
+        grey(tmp_path, "bent", 20, "nut", slice(32, 64)),  # AU-ROC 1/2
+        grey(tmp_path, "good", 10, "gear"),
+        grey(tmp_path, "bent", 20, "gear"),  # AU-ROC 1, no mask
+        grey(tmp_path, "good", 10, "bolt"),  # no AU-ROC
+    ]
+    evaluation = evaluate.evaluate(brightness_model(15), samples)
+    nut, gear, bolt = evaluation.classes
+    assert (nut.metrics["image_auroc"], gear.metrics["image_auroc"], bolt.image) == (0.5, 1.0, None)
+    assert evaluation.mean["image_auroc"] == 0.75
+    assert nut.metrics["mad"] == pytest.approx(np.mean([*nut.image, *nut.pixel]))
+    assert (gear.metrics["mad"], gear.pixel, bolt.pixel) == (None, None, None)
+    assert evaluation.mean["pixel_auroc"] == nut.pixel.auroc
+    assert evaluation.mean["mad"] == nut.metrics["mad"]
+
+
+def test_label_of_a_defect_too_small_for_the_resized_mask_is_still_anomalous(tmp_path):
+    samples = [grey(tmp_path, "good", 10), grey(tmp_path, "speck", 200, square=slice(20, 21))]
+    (one,) = evaluate.evaluate(brightness_model(5, size=(32, 32)), samples).classes
+    assert (one.good, one.anomalous) == (1, 1)
+    assert one.pixel is not None
+
+
+def test_mask_of_a_letterboxed_image_lies_on_the_image_alone(tmp_path):
+    picture, mask = np.full((32, 64), 50, np.uint8), np.zeros((32, 64), np.uint8)
+    picture[:, :16] = mask[:, :16] = 255
+    bad = Sample(write(tmp_path / "1.png", picture), "nut", "test", "bent", write(tmp_path / "1_mask.png", mask))
+    model = brightness_model(90)
+    model.settings = Settings(size=SIZE, letterbox=True)
+    (one,) = evaluate.evaluate(model, [bad]).classes
+    assert one.pixel == PixelMetrics(1.0, 1.0, 1.0, 1.0)
+
+
+# What is missing or broken
+
+
+@pytest.mark.parametrize(("defect", "counts"), [("good", (2, 0)), ("bent", (0, 2))])
+def test_one_kind_of_image_gives_dashes_not_a_crash(tmp_path, defect, counts):
+    evaluation = evaluate.evaluate(brightness_model(15), [grey(tmp_path, defect, value) for value in (10, 20)])
+    (one,) = evaluation.classes
+    assert (one.good, one.anomalous) == counts
+    assert set(evaluation.mean.values()) == {None}
+    assert to_markdown(evaluation).count("–") == 2 * 8
+    assert "–" in printed(to_table(evaluation))
+
+
+def test_anomalous_images_alone_still_have_pixel_metrics(tmp_path):
+    (one,) = evaluate.evaluate(brightness_model(15), [grey(tmp_path, "bent", 90, square=slice(8, 24))]).classes
+    assert one.pixel == PixelMetrics(1.0, 1.0, 1.0, 1.0)
+    assert one.metrics["mad"] is None
+
+
+def test_anomalous_image_without_mask_counts_for_image_metrics_only(tmp_path):
+    masked = grey(tmp_path, "bent", 90, square=slice(8, 24))
+    damaged = grey(tmp_path, "torn", 91, square=slice(8, 24))
+    damaged.mask.write_bytes(b"no image")
+    bare = grey(tmp_path, "bent", 5)
+    evaluation = evaluate.evaluate(brightness_model(15), [masked, damaged, bare, grey(tmp_path, "good", 50)])
+    (one,) = evaluation.classes
+    assert one.anomalous == 3
+    assert one.image.auroc == pytest.approx(2 / 3)
+    assert one.pixel.auroc == 1.0  # with the bare one, whose mask would be empty or full, it would be less
+    assert len(one.without_mask) == 2
+    assert any("2 of 3 anomalous images left out of pixel metrics" in line for line in evaluate.notes(evaluation))
+
+
+def test_empty_masks_give_no_pixel_metrics(tmp_path):
+    bad = grey(tmp_path, "bent", 90, square=slice(8, 24))
+    cv2.imwrite(str(bad.mask), np.zeros(SIZE, np.uint8))
+    (one,) = evaluate.evaluate(brightness_model(15), [bad, grey(tmp_path, "good", 5)]).classes
+    assert one.pixel is None
+    assert one.image is not None
+
+
+def test_unreadable_image_is_left_out_listed_and_counted(tmp_path):
+    samples = [grey(tmp_path, "good", 10), grey(tmp_path, "good", 11), grey(tmp_path, "bent", 20)]
+    samples[0].path.write_bytes(samples[0].path.read_bytes()[:60])
+    seen: list[Prediction] = []
+    evaluation = evaluate.evaluate(brightness_model(15), samples, on_result=seen.append)
+    (one,) = evaluation.classes
+    assert (one.good, one.anomalous, one.false_rejects) == (1, 1, Share(0, 1))
+    assert [line.split(": ")[0] for line in one.unreadable] == [str(samples[0].path)]
+    assert [prediction.verdict for prediction in seen] == ["error", "good", "anomalous"]
+    assert rows_of(to_csv(evaluation))[0]["unreadable"] == "1"
+    assert any(str(samples[0].path) in line for line in evaluate.notes(evaluation))
+
+
+def test_score_that_is_not_a_number_is_an_error_never_a_good_image(tmp_path):
+    model = brightness_model(15)
+    model.detector.gain = float("nan")
+    evaluation = evaluate.evaluate(model, [grey(tmp_path, "good", 10)])
+    assert len(evaluation.classes[0].unreadable) == 1
+    assert evaluation.classes[0].results == []
+
+
+def test_interrupt_keeps_the_classes_that_are_done(tmp_path):
+    samples = [grey(tmp_path, "good", 10, "nut"), grey(tmp_path, "good", 10, "gear"), grey(tmp_path, "good", 1, "bolt")]
+
+    def stop_at(class_name: str) -> Any:
+        def on_result(one: Prediction) -> None:
+            if one.class_name == class_name:
+                raise KeyboardInterrupt
+
+        return on_result
+
+    evaluation = evaluate.evaluate(brightness_model(15), samples, on_result=stop_at("gear"))
+    assert [one.name for one in evaluation.classes] == ["nut"]
+    assert evaluation.unfinished == ["gear", "bolt"]
+    assert evaluate.notes(evaluation)[-1] == "interrupted: nothing is known of gear, bolt"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.evaluate(brightness_model(15), samples, on_result=stop_at("nut"))
+
+
+# The threshold
+
+
+@pytest.mark.parametrize(
+    ("threshold", "false_rejects", "recall"),
+    [
+        (5, Share(3, 3), {"bent": Share(2, 2), "torn": Share(2, 2)}),
+        (45, Share(1, 3), {"bent": Share(1, 2), "torn": Share(2, 2)}),
+        (80, Share(0, 3), {"bent": Share(0, 2), "torn": Share(1, 2)}),
+        (90, Share(0, 3), {"bent": Share(0, 2), "torn": Share(0, 2)}),  # at the threshold is not above it
+    ],
+)
+def test_false_rejects_and_recall_are_those_of_the_models_own_threshold(tmp_path, threshold, false_rejects, recall):
+    samples = [
+        *(grey(tmp_path, "good", value) for value in (10, 30, 50)),
+        *(grey(tmp_path, "bent", value) for value in (20, 60)),
+        *(grey(tmp_path, "torn", value) for value in (70, 90)),
+    ]
+    (one,) = evaluate.evaluate(brightness_model(threshold), samples).classes
+    assert one.false_rejects == false_rejects
+    assert one.recall == recall
+    assert one.misses == Share(4 - sum(share.count for share in recall.values()), 4)
+
+
+def test_each_class_is_judged_by_its_own_threshold_whatever_its_folders_are_called(tmp_path):
+    samples = [grey(tmp_path / "nut", "good", 20, "gear"), grey(tmp_path / "gear", "good", 20, "nut")]
+    model = brightness_model()
+    model.scores = {"nut": [0.01], "gear": [0.5]}
+    model.trained_on = {"nut": 1, "gear": 1}
+    gear, nut = evaluate.evaluate(model, samples).classes
+    assert (gear.false_rejects, nut.false_rejects) == (Share(0, 1), Share(1, 1))
+
+
+def test_model_without_threshold_has_metrics_but_no_counts_of_mistakes(tmp_path):
+    samples = [grey(tmp_path, "good", 10), grey(tmp_path, "bent", 20)]
+    evaluation = evaluate.evaluate(brightness_model(None), samples)
+    (one,) = evaluation.classes
+    assert one.image.auroc == 1.0
+    assert (one.false_rejects, one.misses, one.recall) == (None, None, {})
+    assert worst(evaluation) == ([], [])
+    assert rows_of(to_csv(evaluation))[0]["misses"] == ""
+    assert any("no threshold yet" in line for line in evaluate.notes(evaluation))
+
+
+def test_a_threshold_from_training_images_is_noted(tmp_path):
+    model = brightness_model(15)
+    model.held_out = False
+    evaluation = evaluate.evaluate(model, [grey(tmp_path, "good", 10)])
+    (note,) = evaluate.notes(evaluation)
+    assert "threshold comes from training images" in note
+    assert json.loads(to_json(evaluation))["held_out"] is False
+
+
+def test_class_that_the_model_never_saw_is_noted(tmp_path):
+    model = brightness_model(15)
+    model.trained_on = {"nut": 5}
+    samples = [grey(tmp_path, "good", 10, "nut"), grey(tmp_path, "good", 10, "gear")]
+    assert evaluate.notes(evaluate.evaluate(model, samples)) == ["gear: the model was not trained on this class"]
+
+
+# Tables
+
+
+@pytest.fixture
+def two_classes(tmp_path):
+    """nut: image AU-ROC 1/2, AP 1/2, F1max 2/3, pixels with masks; [i]a|b: perfect, without masks."""
+    samples = [
+        *(grey(tmp_path, "good", value, "nut", slice(0, 8)) for value in (10, 30)),
+        grey(tmp_path, "bent", 20, "nut", slice(32, 64)),
+        *(grey(tmp_path, "good", value, "[i]a|b") for value in (1, 2)),
+        *(grey(tmp_path, "[red]torn", value, "[i]a|b") for value in (14, 40, 50)),
+    ]
+    return evaluate.evaluate(brightness_model(15), samples)
+
+
+def test_markdown_holds_both_tables_as_papers_print_them(two_classes):
+    lines = to_markdown(two_classes).splitlines()
+    pixel = two_classes.classes[0].pixel
+    four = " | ".join(f"{100 * value:.1f}" for value in pixel)
+    assert lines[0] == (
+        "| class | image AU-ROC | image AP | image F1max | pixel AU-ROC | pixel AP | pixel F1max | pixel AU-PRO | mAD "
+        "| false rejects | misses |"
+    )
+    assert lines[2] == f"| nut | 50.0 | 50.0 | 66.7 | {four} | {100 * two_classes.mean['mad']:.1f} | 1/2 | 0/1 |"
+    assert lines[3] == "| [i]a\\|b | 100.0 | 100.0 | 100.0 | – | – | – | – | – | 0/2 | 1/3 |"
+    assert lines[4].startswith("| mean | 75.0 | 75.0 | 83.3 |")
+    assert lines[4].endswith("| 1/4 | 1/4 |")
+    assert lines[6:] == [
+        "| class | defect | found | recall |",
+        "|:---|:---|---:|---:|",
+        "| nut | bent | 1/1 | 100.0 |",
+        "| [i]a\\|b | [red]torn | 2/3 | 66.7 |",
+    ]
+
+
+def test_pixel_metrics_worked_by_hand(two_classes):
+    # 3 · 4096 pixels; 1024 defect pixels of value 20; good: 64 of value 30, 64 of 10, the rest 0
+    good = 3 * 4096 - 1024
+    auroc, precision = 1 - 64 / good, 1024 / (1024 + 64)
+    # flat at full overlap from rate 64 / good on, nothing found before
+    expected = PixelMetrics(auroc, precision, 2 * precision / (precision + 1), 1 - 64 / good / 0.3)
+    assert two_classes.classes[0].pixel == pytest.approx(expected)
+
+
+def test_terminal_table_shows_names_as_they_are_in_80_columns(two_classes):
+    console = Console(width=80, file=io.StringIO())
+    console.print(to_table(two_classes))
+    console.print(evaluate.recall_table(two_classes))
+    text = console.file.getvalue()
+    assert "[red]torn" in text
+    assert [line.split()[-2:] for line in text.splitlines() if line.startswith(("nut ", "[i]a|b ", "mean"))][:3] == [
+        ["1/2", "0/1"],
+        ["0/2", "1/3"],
+        ["1/4", "1/4"],
+    ]
+
+
+def test_csv_has_a_row_a_class_and_their_mean(two_classes):
+    nut, other, mean = rows_of(to_csv(two_classes))
+    assert list(nut) == ["class", *evaluate.METRICS, "false_rejects", "good", "misses", "anomalous", "unreadable"]
+    assert [nut[key] for key in ("class", "image_auroc", "image_f1max", "false_rejects", "good")] == [
+        *("nut", "50.0", "66.7", "1", "2")
+    ]
+    assert [other[key] for key in ("class", "image_auroc", "pixel_ap", "mad", "misses", "anomalous")] == [
+        *("[i]a|b", "100.0", "", "", "1", "3")
+    ]
+    assert [mean[key] for key in ("class", "image_auroc", "false_rejects", "good", "misses", "anomalous")] == [
+        *("mean", "75.0", "1", "4", "1", "4")
+    ]
+
+
+def test_json_tells_everything_unrounded(two_classes):
+    whole = json.loads(to_json(two_classes))
+    nut, other = whole["classes"]
+    assert nut["image_f1max"] == pytest.approx(2 / 3, abs=1e-12)
+    assert nut["threshold"] == pytest.approx(15 / 255)
+    assert (nut["false_rejects"], nut["false_reject_rate"], nut["misses"], nut["miss_rate"]) == (1, 0.5, 0, 0.0)
+    assert other["recall"] == {"[red]torn": {"found": 2, "total": 3, "recall": 2 / 3}}
+    assert (other["pixel_aupro"], other["mad"], other["unreadable_images"]) == (None, None, [])
+    assert whole["mean"]["image_auroc"] == 0.75
+    assert whole["unfinished"] == []
+
+
+# The worst
+
+
+def test_worst_are_the_mistakes_furthest_from_their_thresholds(tmp_path):
+    samples = [
+        *(grey(tmp_path, "good", value, "nut") for value in (10, 60, 90)),
+        *(grey(tmp_path, "bent", value, "nut") for value in (30, 20, 80)),
+        grey(tmp_path, "good", 150, "gear"),  # 1.5 thresholds, less than nut's 60
+        grey(tmp_path, "bent", 40, "gear"),  # 0.4 thresholds, less than nut's 20
+    ]
+    model = brightness_model()
+    model.scores = {"nut": [40 / 255], "gear": [101 / 255]}
+    evaluation = evaluate.evaluate(model, samples)
+
+    def values(results: list[Result]) -> list[int]:
+        return [int(one.sample.path.stem) for one in results]
+
+    misses, alarms = worst(evaluation)
+    assert (values(misses), values(alarms)) == ([40, 20, 30], [90, 60, 150])
+    assert [values(some) for some in worst(evaluation, n=1)] == [[40], [90]]
+
+
+def test_worst_sheets_show_the_mistakes_and_vanish_with_them(tmp_path):
+    samples = [grey(tmp_path, "good", 60), grey(tmp_path, "bent", 20), grey(tmp_path, "bent", 30)]
+    folder, model = tmp_path / "out", brightness_model(40)
+    evaluation = evaluate.evaluate(model, samples)
+    paths = write_worst(evaluation, model, folder)
+    assert [path.name for path in paths] == ["worst_misses.png", "worst_false_alarms.png"]
+    misses, alarms = map(images.read, paths)
+    assert misses.shape[1] > 1.8 * alarms.shape[1]  # two pictures beside each other, and one
+    assert has_colour(alarms, "anomalous")
+    assert has_colour(misses, "good")
+    assert not has_colour(misses, "anomalous")
+    middle = alarms[alarms.shape[1] // 2, alarms.shape[1] // 2]
+    assert middle[0] > middle[2]  # it glows: above the threshold
+    assert (misses == 20).all(2).sum() > 200**2  # colder than half the good ones: the picture itself
+
+    better = brightness_model(25)
+    assert write_worst(evaluate.evaluate(better, samples[1:2]), better, folder) == paths[:1]
+    assert sorted(path.name for path in folder.iterdir()) == ["worst_misses.png"]
+
+
+def test_image_that_has_gone_since_is_left_out_of_the_sheet(tmp_path):
+    samples, model = [grey(tmp_path, "bent", 20)], brightness_model(40)
+    evaluation = evaluate.evaluate(model, samples)
+    samples[0].path.unlink()
+    assert write_worst(evaluation, model, tmp_path / "out") == []
+
+
+# Overlays
+
+
+def test_maps_writes_an_overlay_of_each_test_image_and_the_same_metrics(tmp_path):
+    data, folder = tmp_path / "data", tmp_path / "maps"
+    samples = [
+        grey(data, "good", 10, "nut"),
+        grey(data, "bent", 60, "nut", slice(0, 20)),
+        grey(data, "good", 10, "gear"),
+        grey(data, "bent", 70, "gear"),
+    ]
+    samples[2].path.write_bytes(b"")
+    seen: list[Prediction] = []
+    with_maps = evaluate.evaluate(brightness_model(40), samples, maps=folder, on_result=seen.append)
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+    overlays = {"nut/test/good/10.png", "nut/test/bent/60.png", "gear/test/bent/70.png"}
+    assert written == overlays | {"contact_sheet.png"}
+    assert len(seen) == 4
+    assert to_json(with_maps) == to_json(evaluate.evaluate(brightness_model(40), samples))
+
+
+def test_maps_never_replace_images_or_masks_of_the_dataset(tmp_path):
+    picture, mask = np.zeros(SIZE, np.uint8), np.full(SIZE, 255, np.uint8)
+    bad = Sample(
+        write(tmp_path / "test" / "ko" / "1.png", picture),
+        *("nut", "test", "ko"),
+        write(tmp_path / "ground_truth" / "ko" / "1.png", mask),
+    )
+    good = Sample(write(tmp_path / "test" / "ok" / "1.png", picture), "nut", "test", "good", None)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    for folder in (tmp_path / "test", tmp_path / "ground_truth"):
+        with pytest.raises(MambaADError, match="choose another"):
+            evaluate.evaluate(brightness_model(40), [bad, good], maps=folder)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_maps_of_images_anywhere_stay_inside_their_folder(tmp_path):
+    write(tmp_path / "else" / "1.png", np.zeros(SIZE, np.uint8))
+    write(tmp_path / "lists" / "2.png", np.zeros(SIZE, np.uint8))
+    paths = [tmp_path / "lists" / ".." / "else" / "1.png", tmp_path / "lists" / "2.png"]
+    evaluate.evaluate(
+        brightness_model(40), [Sample(path, "nut", "test", "good", None) for path in paths], maps=tmp_path / "a" / "b"
+    )
+    assert sorted(path.name for path in (tmp_path / "a").rglob("*.png")) == ["1.png", "2.png", "contact_sheet.png"]
+    assert (tmp_path / "a" / "b" / "else" / "1.png").exists()
+
+
+def test_maps_need_a_threshold(tmp_path):
+    with pytest.raises(MambaADError, match="no threshold yet"):
+        evaluate.evaluate(brightness_model(None), [grey(tmp_path, "good", 10)], maps=tmp_path / "maps")

