@@ -1,7 +1,48 @@
-"""mambaad: learn what good product images look like, then score, map and explain new ones."""
+"""mambaad: learn what good product images look like, then score, map and explain new ones.
 
-__version__ = "0.1.0"
+    import mambaad_cli as mambaad
+
+    model = mambaad.load("mambaad.safetensors")
+    one = model.predict("part.png")
+    print(one.verdict, one.score)
+
+Importing this package loads nothing heavy: what is named here is imported when it is first used.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.2.0"
+__all__ = ["FittedModel", "MambaADError", "Prediction", "Recipe", "Region", "fit", "load"]
+
+if TYPE_CHECKING:
+    from mambaad_cli.api import fit, load
+    from mambaad_cli.inspection.fitted_model import FittedModel
+    from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.inspection.regions import Region
+    from mambaad_cli.training.recipe import Recipe
+
+_WHERE = {
+    "fit": "mambaad_cli.api",
+    "load": "mambaad_cli.api",
+    "FittedModel": "mambaad_cli.inspection.fitted_model",
+    "Prediction": "mambaad_cli.inspection.predict",
+    "Region": "mambaad_cli.inspection.regions",
+    "Recipe": "mambaad_cli.training.recipe",
+}
+
+# OpenMP's threads wait for each other by spinning, for long: one other busy process then slows all of them several
+# times. A short spin costs little on a quiet machine. It must be set before torch loads its OpenMP.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class MambaADError(Exception):
     """What a user can mend. The command prints it as one line, `mambaad: …`, and ends with exit status 1."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -63,6 +63,21 @@ def share(n: int) -> slice:
     return slice(start, start + each + (rank() < more))
 
 
+def pick_device(device: str) -> str:
+    """The device that is meant by auto, cpu, cuda or cuda:N. Raises MambaADError for one that is not there."""
+    import torch
+
+    if device == "auto" and world() > 1 and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if device not in there:
+        raise MambaADError(f"no device {device!r} on this machine: leave out --device, or use {' or '.join(there)}")
+    return device
+
+
 def all_sum(x: "Tensor") -> "Tensor":
     """x, made in place the sum of all processes' x. Raises MambaADError where one of them is gone."""
     if world() > 1:
@@ -92,13 +107,13 @@ def from_first(value: T) -> T:
     return values[0]
 
 
-def sum_gradients(module: "nn.Module", loss: "Tensor") -> "Tensor":
+def sum_gradients(parameters: "Iterable[nn.Parameter]", loss: "Tensor") -> "Tensor":
     """Add up the gradients of all processes in place, and their losses: the whole batch's, where each had its share."""
     if world() == 1:
         return loss
     import torch
 
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    grads = [p.grad for p in parameters if p.grad is not None]
     whole = all_sum(torch.cat([loss.view(1), *(grad.flatten() for grad in grads)]))
     parts = whole.split([1, *(grad.numel() for grad in grads)])
     for grad, part in zip(grads, parts[1:], strict=True):

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,12 +9,15 @@ from pathlib import Path
 
 from mambaad_cli import MambaADError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on leaving it is renamed to `path`, on an error it is removed.
+    """Yield a temporary path beside `path`; at the end it is renamed to `path`, after an error it is removed.
 
-    Folders that are missing are made. Raises MambaADError naming `path` where the disk or the folder refuses.
+    Missing folders are made. Raises MambaADError where the disk or the folder refuses. It names `path`, or the other
+    file that could not be written or read inside the `with` block, such as a temporary file on another disk.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "new" / "note.txt"
@@ -27,18 +31,31 @@ def written_whole(path: Path) -> Iterator[Path]:
     half = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the ending stays: image writers choose the format by it
+        # keep the ending: image writers choose the format by it
         handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
         half = Path(name)
         os.close(handle)
         yield half
-        half.chmod(0o666 & ~_umask())  # mkstemp's, or the writer's own, may be for us alone
+        half.chmod(0o666 & ~_umask())  # mkstemp makes it readable for this user alone
         half.replace(path)
     except OSError as error:
-        raise MambaADError(f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise MambaADError(_refusal(error, path, half)) from error
     finally:
         if half is not None:
             half.unlink(missing_ok=True)
+
+
+def _refusal(error: OSError, path: Path, half: Path | None) -> str:
+    """One line that says what failed while `path` was written by way of `half`."""
+    reason = error.strerror or str(error)
+    if half is None or not isinstance(error.filename, str | bytes):  # a failed write does not tell its file's name
+        return f"cannot write {shown(path)}: {reason}"
+    other = Path(os.fsdecode(error.filename))
+    if half.name in str(other) or other.absolute() == path.absolute():
+        return f"cannot write {shown(path)}: {reason}"
+    if error.errno in DISK_FULL:
+        return f"cannot write {shown(other)}: {reason}"
+    return f"cannot write {shown(path)}: {shown(other)}: {reason}"
 
 
 def shown(path: str | Path) -> str:

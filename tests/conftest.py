@@ -12,13 +12,12 @@ import torch
 
 from mambaad_cli.data import images
 from mambaad_cli.files import shown
-from mambaad_cli.inspection.model_file import Model, Settings, new_model
+from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.model.encoder import build_encoder
-from mambaad_cli.training import fit
+from mambaad_cli.model.settings import Settings
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).parent / "golden"
-fit.PRESETS["small"]["views"] = 24  # 500 views of a few tiny images would take most of the tests' time
 TINY = {"depths": (1, 1, 1, 1), "directions": 2, "drop_path": 0.0}
 
 
@@ -40,12 +39,13 @@ def cookies() -> Path:
 
 
 @pytest.fixture
-def tiny_model() -> Model:
+def tiny_model() -> FittedModel:
     """An untrained model of 0.1 M parameters on 64 × 64 pixels, calibrated by hand: thresholds 3 (nut) and 4 (bolt)."""
     settings = Settings(encoder="test_resnet", size=(64, 64), options=dict(TINY))
     model = new_model(settings, build_encoder("test_resnet", (4, 8, 16)))
     model.detector.eval()
     model.scores = {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
+    model.held_out = {"nut", "bolt"}
     model.trained_on = {"nut": 9, "bolt": 8}
     return model
 

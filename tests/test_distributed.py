@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ import mambaad_cli
 from mambaad_cli import distributed
 from mambaad_cli.cli import app
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file as modelfile
-from mambaad_cli.inspection.model_file import Model, Settings
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.data_parallel import WholeBatchRandom, share_batch_norms
-from mambaad_cli.training import fit
+from mambaad_cli.model.settings import Settings
+from mambaad_cli.training.fit import fit
+from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.conftest import TINY
+from tests.training.conftest import Told
 
 ROOT = Path(mambaad_cli.__file__).parent.parent
 PROGRAM = """
@@ -46,20 +50,13 @@ def losses(name: str, weights: Path, goods: Path, model: Path) -> list[float]:
     """The loss curve of four steps on batches of five; the fitted model is saved where it is calibrated."""
     files = images.find([goods])
     settings = Settings(name, "test_resnet", (64, 64), False, RUNS[name]["options"])
+    recipe = RECIPES["small" if name == "mambaad" else name]
+    recipe = replace(recipe, epochs=2, batch=5, lr=RUNS[name]["lr"], views=0)
     told: list[float] = []
-    fitted = fit.fit(
-        files,
-        [file.group for file in files],
-        settings,
-        preset="small" if name == "mambaad" else name,
-        encoder_weights=weights,
-        epochs=2,
-        batch=5,
-        lr=RUNS[name]["lr"],
-        on_step=lambda step, steps, loss, images: told.append(loss),
-    )
+    progress = Told(lambda step, steps, loss, images: told.append(loss))
+    fitted = fit(files, [file.group for file in files], settings, recipe, RunOptions(encoder_weights=weights), progress)
     if fitted.scores:
-        modelfile.save(fitted, model)
+        model_file.save(fitted, model)
     return told
 
 
@@ -92,9 +89,9 @@ def test_two_processes_learn_as_one_does(name: str, goods: Path, weights: Path, 
     assert list(load_file(tmp_path / "two" / name)) == list(load_file(tmp_path / name))
 
 
-def test_two_processes_score_as_one_does(tiny_model: Model, goods: Path, tmp_path: Path) -> None:
+def test_two_processes_score_as_one_does(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> None:
     """Rows of unreadable images and of a last round that is not full among them."""
-    modelfile.save(tiny_model, tmp_path / "model.safetensors")
+    model_file.save(tiny_model, tmp_path / "model.safetensors")
     (goods / "nut" / "3.png").write_text("text")
     command = ["-m", "mambaad_cli", "score", goods, "--csv", "--batch", 3, "--model", tmp_path / "model.safetensors"]
     one = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment())

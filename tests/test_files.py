@@ -1,7 +1,9 @@
+import errno
 import os
 import resource
 import signal
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,62 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, ignored)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+def failure(path: Path, fails: Callable[[Path], object]) -> str:
+    """The message of an error while `path` is written."""
+    with pytest.raises(MambaADError) as caught, written_whole(path) as half:
+        fails(half)
+    return str(caught.value)
+
+
+def test_where_the_disk_is_full_the_file_meant_to_be_there_is_named(tmp_path: Path) -> None:
+    """/dev/full refuses every write as a full disk does, without the name of a file."""
+
+    def fails(half: Path) -> None:
+        half.unlink()
+        half.symlink_to("/dev/full")
+        half.write_text("x")
+
+    path = tmp_path / "new" / "a.txt"
+    assert failure(path, fails) == f"cannot write {path}: No space left on device"
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(
+    "named",
+    [lambda half: None, lambda half: str(half), lambda half: f"{half}.part", lambda half: os.path.abspath("a.txt")],  # noqa: PTH100
+    ids=["nothing", "the temporary file", "one beside it", "the target"],
+)
+def test_our_own_files_are_named_as_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, named: Callable[[Path], str | None]
+) -> None:
+    def fails(half: Path) -> None:
+        raise OSError(number, os.strerror(number), named(half))
+
+    monkeypatch.chdir(tmp_path)
+    assert failure(Path("a.txt"), fails) == f"cannot write a.txt: {os.strerror(number)}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("full", ["/tmp/cache\n1/features.bin", b"/tmp/cache\n1/features.bin"])
+def test_where_another_disk_is_full_the_file_on_that_disk_is_named(
+    tmp_path: Path, number: int, full: str | bytes
+) -> None:
+    def fails(half: Path) -> None:
+        raise OSError(number, os.strerror(number), full)
+
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    assert failure(path, fails) == f"cannot write /tmp/cache\\n1/features.bin: {os.strerror(number)}"
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_another_file_that_cannot_be_read_is_named_beside_the_target(tmp_path: Path) -> None:
+    message = failure(tmp_path / "a.txt", lambda half: half.write_text((tmp_path / "gone.txt").read_text()))
+    assert message == f"cannot write {tmp_path}/a.txt: {tmp_path}/gone.txt: No such file or directory"
 
 
 @given(st.text(alphabet=st.characters(), max_size=20))

@@ -11,10 +11,11 @@ from rich.text import Text
 
 from mambaad_cli.benchmark.comparison import Outcome, Study
 from mambaad_cli.benchmark.evaluation import METRICS
-from mambaad_cli.benchmark.speed import OUT_OF_MEMORY
+from mambaad_cli.benchmark.passes import OUT_OF_MEMORY
 from mambaad_cli.benchmark.speed_tables import UNKNOWN, machine_line, markdown_table, number, rich_table
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.rows import csv_line
+from mambaad_cli.training.recipe import as_dict
 
 
 class OverSeeds(NamedTuple):
@@ -102,7 +103,13 @@ def to_json(study: Study) -> str:
 def _whole(outcome: Outcome) -> dict[str, Any]:
     figures = {"metrics": metrics(outcome), "classes_image_auroc": class_metrics(outcome), "times": times(outcome)}
     plain = {name: {key: figure._asdict() for key, figure in of.items()} for name, of in figures.items()}
-    return {**outcome.variant._asdict(), **plain, "cells": outcome.cells, "error": outcome.error}
+    return {
+        **outcome.variant._asdict(),
+        "recipe": as_dict(outcome.variant.recipe),
+        **plain,
+        "cells": outcome.cells,
+        "error": outcome.error,
+    }
 
 
 def notes(study: Study) -> list[str]:

@@ -1,22 +1,18 @@
-"""Labelled samples -> table of metrics: how well a fitted model does on a benchmark's test images.
+"""Labelled samples -> metrics of each class: how well a fitted model does on a benchmark's test images.
 
 Nothing is tuned on them: the threshold is the model's own. A label is its sample's, never read from a resized mask.
 Anomaly maps are compared with their masks at the model's resolution, as in published numbers.
 """
 
-import heapq
-import json
 import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark.metrics import (
@@ -27,19 +23,17 @@ from mambaad_cli.benchmark.metrics import (
     mad,
     pixel_metrics,
 )
-from mambaad_cli.data import images
-from mambaad_cli.data.datasets import Sample, read_mask, resize_mask
+from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.data.loading import WORKERS
+from mambaad_cli.data.masks import read_mask, resize_mask
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.calibration import exceeds
-from mambaad_cli.inspection.heatmap import Tile, contact_sheet, overlay, thumbnail
-from mambaad_cli.inspection.model_file import Model
-from mambaad_cli.inspection.overlays import colour_scale, output_paths, write_maps
-from mambaad_cli.inspection.predict import BATCH, WORKERS, Prediction, predict
-from mambaad_cli.inspection.rows import csv_line
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.overlays import output_paths, write_maps
+from mambaad_cli.inspection.predict import BATCH, Prediction, PredictOptions, predict
 
 EXACT_PIXELS = 200_000_000  # of a class; they take 5 bytes each, and the metrics of more are streamed
-WORST = 12  # images of a contact sheet of misses or of false alarms
 METRICS = {
     "image_auroc": "image AU-ROC",
     "image_ap": "image AP",
@@ -50,8 +44,6 @@ METRICS = {
     "pixel_aupro": "pixel AU-PRO",
     "mad": "mAD",
 }
-TITLES = ["class", *METRICS.values(), "false rejects", "misses"]
-RECALL_TITLES = ["class", "defect", "found", "recall"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +91,7 @@ class ClassMetrics:
     name: str
     known: bool  # whether the model was trained on this class
     threshold: float | None
+    held_out: bool  # whether the threshold comes from images that the model was not trained on
     results: list[Result]  # of the images that could be read, in the samples' order
     image: ImageMetrics | None  # None where all images are good, or all anomalous
     pixel: PixelMetrics | None  # None where no mask marks a defect
@@ -153,7 +146,11 @@ class Evaluation:
 
     classes: list[ClassMetrics]
     unfinished: list[str]  # classes that an interrupt kept from being evaluated; they are not in `classes`
-    held_out: bool = True  # False: the threshold comes from images that the model was trained on
+
+    @property
+    def held_out(self) -> bool:
+        """Whether every class has a threshold from images that the model was not trained on."""
+        return all(one.held_out for one in self.classes)
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -176,16 +173,12 @@ def _total(shares: Iterable[Share | None]) -> Share | None:
     return Share(sum(one.count for one in known), sum(one.total for one in known)) if known else None
 
 
-# ---- evaluate ----
-
-
 def evaluate(
-    model: Model,
+    model: FittedModel,
     samples: Sequence[Sample],
     *,
     batch: int = BATCH,
     workers: int = WORKERS,
-    device: str = "cpu",
     maps: Path | None = None,
     on_result: Callable[[Prediction], None] = lambda one: None,
 ) -> Evaluation:
@@ -202,7 +195,8 @@ def evaluate(
     if not groups:
         raise MambaADError("the dataset has no test images: expected test/good/ and test/<defect>/, or split test")
     classes: list[ClassMetrics] = []
-    predictions = _measured(model, groups, classes, batch, workers, device, maps is not None, on_result)
+    options = PredictOptions(batch=batch, workers=workers, maps=maps is not None)
+    predictions = _measured(model, groups, classes, options, on_result)
     try:
         if maps is None:
             deque(predictions, maxlen=0)
@@ -211,7 +205,7 @@ def evaluate(
     except KeyboardInterrupt:
         if not classes:
             raise
-    return Evaluation(classes, list(groups)[len(classes) :], model.held_out)
+    return Evaluation(classes, list(groups)[len(classes) :])
 
 
 def _by_class(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
@@ -222,34 +216,44 @@ def _by_class(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 
 def _measured(
-    model: Model,
+    model: FittedModel,
     groups: dict[str, list[Sample]],
     classes: list[ClassMetrics],
-    batch: int,
-    workers: int,
-    device: str,
-    overlays: bool,
+    options: PredictOptions,
     on_result: Callable[[Prediction], None],
 ) -> Iterator[Prediction]:
     """Pass the predictions on, class by class, and add each class to `classes` when it is complete."""
     for name, own in groups.items():
         tally = _Tally(name, own, model)
         files = [ImageFile(sample.path, sample.path, name) for sample in own]
-        with_maps = overlays or tally.masked
-        found = predict(model, files, class_name=name, batch=batch, workers=workers, device=device, maps=with_maps)
-        for sample, one in zip(own, found, strict=True):
+        own_options = replace(options, class_name=known_class(model, name), maps=options.maps or tally.masked)
+        for sample, one in zip(own, predict(model, files, own_options), strict=True):
+            one = one._replace(class_name=name)
             tally.add(sample, one)
             on_result(one)
             yield one
         classes.append(tally.metrics())
 
 
+def known_class(model: FittedModel, name: str) -> str | None:
+    """The class as `predict` wants it told; None where the model does not know it, and finds what it looks like."""
+    return name if name in model.trained_on else None
+
+
+def _is_held_out(model: FittedModel, class_name: str) -> bool:
+    """Whether the class's threshold comes from images that the model was not trained on.
+
+    The threshold of a class that the model does not know is one of those it knows, so then of all of these.
+    """
+    return class_name in model.held_out if class_name in model.scores else set(model.scores) <= model.held_out
+
+
 class _Tally:
     """One class while its predictions come in."""
 
-    def __init__(self, name: str, samples: Sequence[Sample], model: Model) -> None:
+    def __init__(self, name: str, samples: Sequence[Sample], model: FittedModel) -> None:
         height, width = model.settings.size
-        self.name, self.threshold = name, model.threshold(name)
+        self.name, self.threshold, self.held_out = name, model.threshold(name), _is_held_out(model, name)
         self.known = not model.trained_on or name in model.trained_on
         self.masked = any(sample.mask is not None for sample in samples)
         self.pixels = _Pixels(streamed=len(samples) * height * width > EXACT_PIXELS)
@@ -263,7 +267,7 @@ class _Tally:
             return
         if not math.isfinite(one.score):
             raise MambaADError(f"{shown(sample.path)}: its score is {one.score}: fit the model again")
-        self.results.append(Result(sample, one.score, one.threshold))
+        self.results.append(Result(sample, one.score, self.threshold))
         if self.masked and one.anomaly_map is not None and one.picture is not None:
             self.add_pixels(sample, one.anomaly_map, one.picture.shape[:2])
 
@@ -283,6 +287,7 @@ class _Tally:
             self.name,
             self.known,
             self.threshold,
+            self.held_out,
             self.results,
             image,
             pixel,
@@ -325,7 +330,9 @@ def _drained(arrays: "deque[np.ndarray]") -> Iterator[np.ndarray]:
         yield arrays.popleft()
 
 
-def _write_overlays(predictions: Iterable[Prediction], samples: Sequence[Sample], model: Model, folder: Path) -> None:
+def _write_overlays(
+    predictions: Iterable[Prediction], samples: Sequence[Sample], model: FittedModel, folder: Path
+) -> None:
     """Write the overlay of each sample, in the dataset's own folders."""
     paths = [Path(os.path.abspath(sample.path)) for sample in samples]  # noqa: PTH100 (Path.absolute keeps ..)
     top = os.path.commonpath([path.parent for path in paths])
@@ -338,213 +345,3 @@ def _write_overlays(predictions: Iterable[Prediction], samples: Sequence[Sample]
         raise MambaADError(f"overlays in {shown(folder)} would replace the dataset's masks: choose another folder")
     named = (one._replace(file=file) for one, file in zip(predictions, files, strict=True))
     write_maps(named, files, model, folder)
-
-
-# ---- the worst ----
-
-
-def worst(evaluation: Evaluation, n: int = WORST) -> tuple[list[Result], list[Result]]:
-    """(misses, false alarms): at most n of each, the furthest on the wrong side of their threshold first."""
-    results = [one for metrics in evaluation.classes for one in metrics.results if one.threshold is not None]
-    misses = (one for one in results if one.sample.anomalous and not one.rejected)
-    alarms = (one for one in results if not one.sample.anomalous and one.rejected)
-    return heapq.nsmallest(n, misses, key=_margin), heapq.nlargest(n, alarms, key=_margin)
-
-
-def _margin(one: Result) -> float:
-    return one.margin
-
-
-def write_worst(
-    evaluation: Evaluation, model: Model, folder: Path, *, n: int = WORST, workers: int = WORKERS, device: str = "cpu"
-) -> list[Path]:
-    """Write worst_misses.png and worst_false_alarms.png, contact sheets of overlays; returns the files written.
-
-    Where there are none, there is no file, nor one left of an earlier evaluation.
-    """
-    written = []
-    for name, results in zip(("worst_misses.png", "worst_false_alarms.png"), worst(evaluation, n), strict=True):
-        path, tiles = folder / name, list(_tiles(results, model, workers, device))
-        if tiles:
-            images.write(path, contact_sheet(tiles))
-            written.append(path)
-        elif path.is_file():
-            path.unlink()
-    return written
-
-
-def _tiles(results: Sequence[Result], model: Model, workers: int, device: str) -> Iterator[Tile]:
-    """Overlays of a few images, which are scored again: sooner than keeping the pictures of all."""
-    files = [ImageFile(one.sample.path, one.sample.path, one.sample.class_name) for one in results]
-    predictions = predict(model, files, workers=workers, device=device, maps=True)
-    for one, again in zip(results, predictions, strict=True):
-        if again.anomaly_map is None or again.picture is None:
-            continue  # no longer there
-        sample, scale = one.sample, colour_scale(model, one.sample.class_name)
-        picture = overlay(thumbnail(again.picture), again.anomaly_map, scale)
-        title = f"{sample.class_name}/{sample.defect}/{sample.path.name}"
-        yield Tile(picture, shown(title), one.score, "anomalous" if one.rejected else "good")
-
-
-# ---- tables ----
-
-
-def to_table(evaluation: Evaluation) -> Table:
-    """Classes and their mean; metrics in per cent, – where undefined; false rejects and misses of so many images."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for i, title in enumerate(TITLES):
-        table.add_column(title.replace(" ", "\n"), justify="right" if i else "left", overflow="fold")
-    rows = _rows(evaluation)
-    for cells in rows:
-        table.add_row(*map(Text, cells), style="bold" if cells is rows[-1] else None)
-    return table
-
-
-def recall_table(evaluation: Evaluation) -> Table:
-    """Recall of each kind of defect at the model's threshold; without rows where the model has none."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, title in enumerate(RECALL_TITLES):
-        table.add_column(title, justify="left" if i < 2 else "right", overflow="fold")
-    for cells in _recall_rows(evaluation):
-        table.add_row(*map(Text, cells))
-    return table
-
-
-def to_markdown(evaluation: Evaluation) -> str:
-    """Both tables in Markdown, and the notes."""
-    parts = [_markdown(TITLES, _rows(evaluation), left=1)]
-    if recalls := _recall_rows(evaluation):
-        parts.append(_markdown(RECALL_TITLES, recalls, left=2))
-    if said := notes(evaluation):
-        parts.append("".join(f"- {line}\n" for line in said))
-    return "\n".join(parts)
-
-
-def to_csv(evaluation: Evaluation) -> str:
-    """Header, classes and their mean; metrics in per cent with one decimal, empty where undefined."""
-    counts = ("false_rejects", "good", "misses", "anomalous", "unreadable")
-    lines = [csv_line(["class", *METRICS, *counts])]
-    for values in (*map(_facts, evaluation.classes), _summary(evaluation)):
-        percents = ("" if values[key] is None else _percent(values[key]) for key in METRICS)
-        lines.append(csv_line([values["class"], *percents, *(values[key] for key in counts)]))
-    return "".join(lines)
-
-
-def to_json(evaluation: Evaluation) -> str:
-    """All that is known: metrics and rates in 0 … 1, unrounded; null where undefined."""
-    classes = [_facts(one) | _details(one) for one in evaluation.classes]
-    whole = {
-        "classes": classes,
-        "mean": _summary(evaluation),
-        "held_out": evaluation.held_out,
-        "unfinished": evaluation.unfinished,
-    }
-    return json.dumps(whole, indent=2) + "\n"
-
-
-def notes(evaluation: Evaluation) -> list[str]:
-    """What a reader of the table must know besides: a line for each thing left out or not as usual."""
-    lines = []
-    for one in evaluation.classes:
-        if not one.known:
-            lines.append(f"{one.name}: the model was not trained on this class")
-        if one.pixel_error is not None:
-            lines.append(f"{one.name}: pixel metrics are streamed, exact to ± {max(one.pixel_error):.1g}")
-        if one.without_mask:
-            left_out = f"{len(one.without_mask)} of {one.anomalous} anomalous images left out of pixel metrics"
-            lines.append(f"{one.name}: {left_out}, the first: {one.without_mask[0]}")
-        lines += [f"{one.name}: left out {line}" for line in one.unreadable]
-    if evaluation.classes and evaluation.false_rejects is None:
-        lines.append("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR to count its mistakes")
-    elif not evaluation.held_out:
-        lines.append(
-            "the threshold comes from training images, too few to hold some out, so it is too low: "
-            "mambaad calibrate MODEL GOOD_DIR sets it anew"
-        )
-    if evaluation.unfinished:
-        lines.append(f"interrupted: nothing is known of {', '.join(evaluation.unfinished)}")
-    return [shown(line) for line in lines]
-
-
-def _rows(evaluation: Evaluation) -> list[list[str]]:
-    """The cells of the table: a row for each class, then their mean with the counts of all."""
-    rows = [_row(one.name, one.metrics, one.false_rejects, one.misses) for one in evaluation.classes]
-    return [*rows, _row("mean", evaluation.mean, evaluation.false_rejects, evaluation.misses)]
-
-
-def _row(name: str, metrics: dict[str, float | None], false_rejects: Share | None, misses: Share | None) -> list[str]:
-    counts = ["–" if share is None else str(share) for share in (false_rejects, misses)]
-    return [shown(name), *map(_percent, metrics.values()), *counts]
-
-
-def _recall_rows(evaluation: Evaluation) -> list[list[str]]:
-    return [
-        [shown(one.name), shown(defect), str(share), _percent(share.rate)]
-        for one in evaluation.classes
-        for defect, share in one.recall.items()
-    ]
-
-
-def _percent(value: float | None) -> str:
-    """As papers print it.
-
-    >>> _percent(0.98649), _percent(None)
-    ('98.6', '–')
-    """
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    r"""A Markdown table, its first `left` columns aligned left.
-
-    >>> print(_markdown(["class", "mAD"], [["a|b", "86.0"]], left=1), end="")
-    | class | mAD |
-    |:---|---:|
-    | a\|b | 86.0 |
-    """
-    rule = [":---" if i < left else "---:" for i in range(len(titles))]
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in (titles, *rows)]
-    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]]) + "\n"
-
-
-def _facts(one: ClassMetrics) -> dict[str, Any]:
-    """A class's row for programs."""
-    counts = {"good": one.good, "anomalous": one.anomalous, "unreadable": len(one.unreadable)}
-    return {"class": one.name, **one.metrics, **_mistakes(one.false_rejects, one.misses), **counts}
-
-
-def _summary(evaluation: Evaluation) -> dict[str, Any]:
-    """The mean's row for programs, with the counts of all."""
-    facts = [_facts(one) for one in evaluation.classes]
-    counts = {key: sum(row[key] for row in facts) for key in ("good", "anomalous", "unreadable")}
-    return {
-        "class": "mean",
-        **evaluation.mean,
-        **_mistakes(evaluation.false_rejects, evaluation.misses),
-        **counts,
-    }
-
-
-def _mistakes(false_rejects: Share | None, misses: Share | None) -> dict[str, Any]:
-    return {
-        "false_rejects": false_rejects and false_rejects.count,
-        "false_reject_rate": false_rejects and false_rejects.rate,
-        "misses": misses and misses.count,
-        "miss_rate": misses and misses.rate,
-    }
-
-
-def _details(one: ClassMetrics) -> dict[str, Any]:
-    """What does not fit into a row."""
-    recall = {
-        defect: {"found": share.count, "total": share.total, "recall": share.rate}
-        for defect, share in one.recall.items()
-    }
-    return {
-        "trained_on": one.known,
-        "threshold": one.threshold,
-        "recall": recall,
-        "pixel_error": one.pixel_error and one.pixel_error._asdict(),
-        "without_mask": one.without_mask,
-        "unreadable_images": one.unreadable,
-    }

@@ -1,13 +1,17 @@
-"""What `mambaad doctor` tells: what is here, what is missing, and what that costs."""
+"""The machine: what `mambaad doctor` tells of it, and what a benchmark's numbers hold for."""
 
 import math
+import os
 import platform
+import re
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from mambaad_cli import MambaADError, __version__
@@ -15,9 +19,37 @@ from mambaad_cli.model.encoder import DEFAULT, pretrained_encoder
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.scan_orders import directions
 
+WATCHED = 0.2  # seconds for which the other processes are watched
+BUSY = 0.1  # share of the cores that they may take before the machine counts as busy
+
+
+def conditions(device: str, precision: str) -> dict[str, str]:
+    """What a benchmark's numbers hold for: the device, the threads and the software."""
+    on_gpu = device.startswith("cuda")
+    library = scan.kernel()
+    on_cpu = "chunked PyTorch" if library is None else f"fused C, {scan.ISA[library.mambaad_isa]}"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
+        "threads": str(torch.get_num_threads()),
+        "precision": precision,
+        "scan": "GPU" if on_gpu else on_cpu,
+        "mambaad": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found is not None:
+            return found[1]
+    return platform.processor() or platform.machine()
+
 
 def facts() -> dict[str, Any]:
-    """One value a line of the report; strings, numbers and flat dicts, fit for JSON."""
+    """What doctor reports, one value a line; strings, numbers and flat dicts, fit for JSON."""
+    load = load_fact(cores_taken_by_others(), cores())  # first, while this process is not busy itself
     return {
         "mambaad": __version__,
         "python": platform.python_version(),
@@ -25,6 +57,7 @@ def facts() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu features": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "load": load,
         **_scan_facts(),
         "gpu": _gpu(),
         **{f"gpu scan, {name}": found for name, found in _gpu_scans().items()},
@@ -32,6 +65,39 @@ def facts() -> dict[str, Any]:
         "cache of other encoders": _cache(),
         "cache of features": _temporary(),
     }
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_taken_by_others(seconds: float = WATCHED) -> float:
+    """How many cores the other processes keep busy, on average over so many seconds; of those that we can see."""
+    start, before = time.perf_counter(), _cpu_seconds()
+    time.sleep(seconds)
+    took, after = time.perf_counter() - start, _cpu_seconds()
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys()) / took
+
+
+def _cpu_seconds() -> dict[int, float]:
+    """CPU time of each other process since it started, by process id."""
+    known = {process.pid: process.info["cpu_times"] for process in psutil.process_iter(["cpu_times"])}
+    return {pid: times.user + times.system for pid, times in known.items() if times and pid != os.getpid()}
+
+
+def load_fact(taken: float, cores: int) -> str:
+    """Whether the machine is busy, `taken` cores of it with other processes.
+
+    >>> load_fact(0.1, 2)
+    'quiet'
+    >>> load_fact(1.88, 2)
+    '1.9 busy processes besides this one on 2 cores: fits and scores take longer'
+    """
+    if taken < BUSY * cores:
+        return "quiet"
+    room = f"{cores} core{'' if cores == 1 else 's'}"
+    return f"{taken:.1f} busy processes besides this one on {room}: fits and scores take longer"
 
 
 def _scan_facts() -> dict[str, Any]:

@@ -17,14 +17,15 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from mambaad_cli.benchmark.flops import count_flops
+from mambaad_cli.benchmark.passes import scoring_pass
 from mambaad_cli.benchmark.profile_score import untrained
-from mambaad_cli.benchmark.speed import count_flops, scoring
 from mambaad_cli.model import mambaad
 from mambaad_cli.model.encoder import build_encoder, for_inference
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.mambaad import MambaAD
 from mambaad_cli.model.scan_orders import directions
-from mambaad_cli.training.fit import PRESETS
+from mambaad_cli.model.settings import PRESETS
 
 STAGES = ((512, 8, 3), (256, 16, 4), (128, 32, 6), (64, 64, 3))  # the paper's at 256²: channels, side, blocks
 
@@ -105,7 +106,7 @@ def scan_backward(stages: list[tuple[list[Tensor], int]]) -> None:
 def network() -> None:
     """The paper's network beside its encoder alone, per pixel at two sizes, and beside the plain recurrence."""
     encoder = for_inference(build_encoder("resnet34", (4, 8, 16)))
-    detector = MambaAD(encoder.channels, **PRESETS["paper"]["options"]).eval()
+    detector = MambaAD(encoder.channels, **PRESETS["paper"].options).eval()
     one, small, large = (torch.rand(batch, 3, side, side) for batch, side in ((1, 256), (8, 256), (1, 1024)))
 
     def whole(images: Tensor) -> list[Tensor]:
@@ -134,7 +135,7 @@ def decoder_tasks(
     preset: str, channels: tuple[int, int, int], batch: int
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """A forward pass and a training step of a preset's decoder on the features of 256 × 256 pixels."""
-    detector = MambaAD(channels, **PRESETS[preset]["options"])
+    detector = MambaAD(channels, **PRESETS[preset].options)
     features = [torch.randn(batch, s, s, c).permute(0, 3, 1, 2) for c, s in zip(channels, (64, 32, 16), strict=True)]
     optimizer = detector.optimizer()
 
@@ -155,7 +156,7 @@ def whole_pass(preset: str, batch: int) -> Callable[[], Tensor]:
     """Encoder, decoder and anomaly map of images of 256 × 256 pixels, with random weights."""
     model = untrained(preset)
     model.encoder = for_inference(model.encoder)
-    return scoring(model, model.settings.size, batch, "cpu", "fp32")
+    return scoring_pass(model, model.settings.size, batch)
 
 
 def operators(name: str, task: Callable[[], object], least: float = 0.01) -> None:

@@ -18,12 +18,13 @@ import torch
 
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.data.loading import Input, read_ahead
 from mambaad_cli.inspection import model_file as modelfile
 from mambaad_cli.inspection import rows as report
-from mambaad_cli.inspection.model_file import Model, Settings, new_model
-from mambaad_cli.inspection.predict import BATCH, WORKERS, Input, Prediction, predict, read_ahead
+from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.inspection.predict import BATCH, Prediction, predict
 from mambaad_cli.model.encoder import build_encoder, for_inference
-from mambaad_cli.training.fit import PRESETS
+from mambaad_cli.model.settings import PRESETS, Settings
 
 
 def main() -> None:
@@ -56,16 +57,14 @@ def photos(folder: Path, count: int, side: int) -> list[ImageFile]:
     return images.find([folder])
 
 
-def untrained(preset: str) -> Model:
+def untrained(preset: str) -> FittedModel:
     """A model of random weights: they cost the same as trained ones."""
-    choices = PRESETS[preset]
-    settings = Settings(choices["detector"], choices["encoder"], options=choices["options"])
-    model = new_model(settings)
+    model = new_model(PRESETS[preset])
     model.detector.eval()
     return model
 
 
-def throughput(model: Model, files: Sequence[ImageFile], rounds: int) -> None:
+def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> None:
     """Print the time to the first score, and images/s of `score` over those of the bare model on the same batches."""
     inputs = [one for one in read_ahead([file.path for file in files], model.settings.size) if isinstance(one, Input)]
     batches = [torch.stack([one.pixels for one in inputs[i : i + BATCH]]) for i in range(0, len(inputs), BATCH)]
@@ -77,10 +76,10 @@ def throughput(model: Model, files: Sequence[ImageFile], rounds: int) -> None:
                 model.maps_of(folded(batch), model.settings.size).amax((1, 2))
 
     def score() -> None:
-        for _ in predict(model, files, workers=WORKERS):
+        for _ in predict(model, files):
             pass
 
-    first = min(seconds(lambda: next(predict(model, files, workers=WORKERS))) for _ in range(3))
+    first = min(seconds(lambda: next(predict(model, files))) for _ in range(3))
     times = [(seconds(bare), seconds(score)) for _ in range(rounds + 1)][1:]  # the first warms up
     ratios = [below / above for below, above in times]
     rates = [len(inputs) / statistics.median(column) for column in zip(*times, strict=True)]
@@ -98,7 +97,7 @@ def memory(files: Sequence[ImageFile], count: int) -> None:
     sizes: list[float] = []
 
     def watched() -> Iterator[Prediction]:
-        for i, one in enumerate(predict(model, many, workers=WORKERS), 1):
+        for i, one in enumerate(predict(model, many), 1):
             if i % 1000 == 0:
                 sizes.append(resident())
                 print(f"{i} images: {sizes[-1]:.0f} MB", file=sys.stderr, flush=True)

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mambaad_cli import MambaADError
-from mambaad_cli.benchmark.speed import TRAINING_BATCH, Benchmark, Result
+from mambaad_cli.benchmark.passes import TRAINING_BATCH
+from mambaad_cli.benchmark.speed import Benchmark, Result
 from mambaad_cli.files import written_whole
 from mambaad_cli.inspection.rows import csv_line
 
@@ -177,7 +178,7 @@ def to_json(benchmark: Benchmark) -> str:
 
 
 def machine_line(machine: dict[str, str]) -> str:
-    """What bench.machine says, on one line."""
+    """What machine.conditions says, on one line."""
     threads = f"{machine['threads']} thread{'' if machine['threads'] == '1' else 's'}"
     versions = f"mambaad {machine['mambaad']}, torch {machine['torch']}, Python {machine['python']}"
     return f"{machine['device']}, {threads}, {machine['precision']}; scan: {machine['scan']}; {versions}"

@@ -1,4 +1,4 @@
-"""More to learn from than the good images show: moved views of them, and features spoilt for the decoder to mend.
+"""Augmentation: randomly moved views of the good images, and corrupted features that the decoder learns to restore.
 
 Letters: b batch, c channels, h × w positions of a stage, H × W pixels.
 """
@@ -10,20 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT, TURN, ZOOM = 0.15, 3.0, 0.25  # at most: share of a side, degrees, natural logarithm
-NUDGE = 1 / 16  # at most: share of a side
+SHIFT, TURN, ZOOM = 0.15, 3.0, 0.25  # largest shift (share of a side), rotation (degrees), log of the scale
+NUDGE = 1 / 16  # largest shift by `nudged`, as a share of a side
 
 
 def with_moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> list[Tensor]:
-    """An image (c, H, W) and `views` less one moved views of it."""
+    """`views` views of an image (c, H, W): itself first, then randomly moved ones."""
     return [pixels, *(moved(pixels, views - 1, seed, flips) if views > 1 else ())]
 
 
 def moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> Tensor:
-    """An image (c, H, W) shifted, turned and scaled a little, at random: (views, c, H, W), mirrored at its border.
+    """Random views (views, c, H, W) of an image (c, H, W): slightly shifted, rotated and scaled, padded by reflection.
 
-    So a decoder does not learn few images by heart: what stands where varies as it does between photos. With `flips`
-    half the views are mirrored along each axis as well.
+    They keep a decoder from overfitting to a few images: positions vary as they do between photos. With `flips` half of
+    the views are also mirrored along each axis.
     """
     generator = torch.Generator().manual_seed(seed)
     shift, turn, zoom = (2 * torch.rand(views, n, generator=generator) - 1 for n in (2, 1, 1))
@@ -40,7 +40,7 @@ def moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> Tensor:
 
 
 def nudged(pixels: Tensor, seed: int) -> Tensor:
-    """An image (c, H, W) shifted by whole pixels, as the next photo may be, at random: mirrored at its border."""
+    """An image (c, H, W) randomly shifted by whole pixels, as the next photo may be, and padded by reflection."""
     generator = torch.Generator().manual_seed(seed)
     reach = [int(NUDGE * side) for side in pixels.shape[1:]]
     top, left = (int(torch.randint(2 * most + 1, (), generator=generator)) for most in reach)
@@ -49,23 +49,24 @@ def nudged(pixels: Tensor, seed: int) -> Tensor:
 
 
 def cut_paste(features: Sequence[Tensor], share: float = 0.7, most: int = 3, largest: float = 0.375) -> list[Tensor]:
-    """Spoil a share of the images (b, c, h, w a stage): up to `most` rectangles come from other places and images.
+    """Corrupt the features of a share of the images: up to `most` rectangles are copied from other places and images.
 
-    This is CutPaste (Li et al., CVPR 2021) on cached features instead of pixels. `largest` is a rectangle's longest
-    side at most, in shares of the image's.
+    This is CutPaste (Li et al., CVPR 2021) on features instead of pixels. `features` holds one tensor (b, c, h, w) for
+    each stage; the same rectangles are replaced in all stages. `largest` is the longest side that a rectangle may have,
+    as a share of the image's. The decoder learns to restore the original features from the corrupted copies returned.
     """
-    spoilt = [stage.clone() for stage in features]
-    b = len(spoilt[0])
+    corrupted = [stage.clone() for stage in features]
+    b = len(corrupted[0])
     counts = torch.where(torch.rand(b) < share, torch.randint(1, most + 1, (b,)), 0).tolist()
     others = torch.randint(b, (b, most)).tolist()
     places = torch.rand(b, most, 6).tolist()  # shares: height, width, then top and left of the target and of the source
     for image, count in enumerate(counts):
         for other, (high, wide, *corners) in zip(others[image][:count], places[image][:count], strict=True):
-            for stage, copy in zip(features, spoilt, strict=True):
+            for stage, copy in zip(features, corrupted, strict=True):
                 rows, columns = stage.shape[2:]
                 h, w = max(1, round(high * largest * rows)), max(1, round(wide * largest * columns))
                 top, from_top = (round(corner * (rows - h)) for corner in corners[::2])
                 left, from_left = (round(corner * (columns - w)) for corner in corners[1::2])
                 piece = stage[other, :, from_top : from_top + h, from_left : from_left + w]
                 copy[image, :, top : top + h, left : left + w] = piece
-    return spoilt
+    return corrupted

@@ -2,26 +2,24 @@
 
 Letters: h rows, w columns. An image is an array (h, w, 3) of RGB in 0…255; the model takes a tensor (3, h, w) in 0…1.
 
-OpenCV decodes. It does not say why a file failed, returns grey or random pixels for some broken ones and believes any
-size, so the few header bytes that tell completeness, size, orientation and transparency are read here first.
+OpenCV decodes, after image_headers has read what OpenCV does not check: completeness, size, orientation, transparency.
 """
 
 import os
-import re
 import stat
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
-from operator import add
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from natsort import natsort_keygen, ns
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.image_headers import Header, read_header
 from mambaad_cli.files import shown, written_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -30,7 +28,9 @@ MAX_PIXELS = 2**28  # 268 million: 16384 × 16384
 OPENCV_PIXELS = 2**30  # its own limit, which can only be changed before it is imported
 MAX_BYTES = 2**31 - 1  # OpenCV counts bytes in an int
 
-# Its warnings repeat, without a file name, what ImageError says with one.
+_natural_parts = natsort_keygen(alg=ns.IGNORECASE)
+
+# OpenCV's warnings repeat, without a file name, what ImageError says with one.
 if "OPENCV_LOG_LEVEL" not in os.environ:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -56,6 +56,15 @@ class ImageError(MambaADError):
 
 
 # ---- find ----
+
+
+def natural_order(name: str) -> tuple[Any, str]:
+    """Sort key of a file name: numbers by value, letters whatever their case; the name itself decides between equals.
+
+    >>> sorted(["b10.png", "b02.png", "B2.png"], key=natural_order)
+    ['B2.png', 'b02.png', 'b10.png']
+    """
+    return _natural_parts(name), name
 
 
 def find(paths: Sequence[Path]) -> list[ImageFile]:
@@ -98,25 +107,19 @@ def _entries(folder: str, real: str) -> list[tuple[str, str, bool]]:
     """(path, real path, is a folder) of the visible sub-folders and images right in a folder, in natural order."""
     try:
         with os.scandir(folder) as listed:
-            visible = sorted((entry for entry in listed if not entry.name.startswith(".")), key=_natural)
+            visible = [entry for entry in listed if not entry.name.startswith(".")]
     except OSError as error:
         raise MambaADError(f"cannot list {shown(folder)}: {error.strerror}") from error
     entries = []
-    for entry in visible:
+    for entry in sorted(visible, key=lambda entry: natural_order(entry.name)):
         if entry.is_symlink():
-            # os.path.isdir, for DirEntry.is_dir raises for a link to itself
+            # os.path.isdir, for DirEntry.is_dir raises where a link points to itself
             target, is_folder = os.path.realpath(entry.path), os.path.isdir(entry.path)  # noqa: PTH112
-        else:  # no realpath: it would be most of the time that 20,000 files take
+        else:  # without realpath, which would take most of the time for 20,000 files
             target, is_folder = os.path.join(real, entry.name), entry.is_dir()  # noqa: PTH118
         if is_folder or entry.name.lower().endswith(SUFFIXES):
             entries.append((entry.path, target, is_folder))
     return entries
-
-
-def _natural(entry: "os.DirEntry[str]") -> tuple[list[str | int], str]:
-    """Sort key: numbers by value, letters whatever their case; the name itself decides between equals."""
-    parts = re.split(r"([0-9]+)", entry.name.casefold())
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], entry.name
 
 
 # ---- read ----
@@ -128,16 +131,16 @@ def read(path: Path) -> np.ndarray:
     - The content decides on the format, not the name: PNG, JPEG, BMP, TIFF (its first page) or WebP.
     - 16 bits are divided by 257, so that 65535 becomes 255: nothing is clipped, nothing stretched.
     - Floats (TIFF) count as 0…1, as in scikit-image; other values are refused, for their white is unknown.
-    - Transparent pixels lie on white, as a viewer shows them; colours hidden under them do not show.
+    - Transparent pixels are shown on white, as a viewer shows them; a colour stored under full transparency is lost.
     - Exif orientation is applied, wherever the format has one.
 
     Thread-safe; other threads run while OpenCV decodes.
-    Raises ImageError, and MambaADError where MAMBAAD_MAX_PIXELS (default 268435456) is not a number. Damage between
-    the intact ends of a JPEG, TIFF or WebP can go unnoticed: the decoders themselves hide it (libjpeg warns on stderr).
+    Raises ImageError, and MambaADError where MAMBAAD_MAX_PIXELS (default 268435456) is not a number. Damage in the
+    middle of a JPEG, TIFF or WebP can go unnoticed, because the decoders themselves hide it (libjpeg warns on stderr).
     """
     data = _content(path)
     try:
-        header = _header(data)
+        header = read_header(data)
     except (EOFError, struct.error, IndexError):
         raise ImageError(path, "truncated: the file ends before the image does") from None
     except ValueError as error:
@@ -158,7 +161,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def _content(path: Path) -> bytes:
-    """All bytes of a regular file; others, such as a pipe, could make us wait for ever."""
+    """All bytes of a regular file; reading any other, such as a pipe, could wait without end."""
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -178,7 +181,7 @@ def _content(path: Path) -> bytes:
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    """Keep a small file from claiming all memory."""
+    """Refuse a size that no image has, or that would take all memory: a small file may claim any size."""
     limit = os.environ.get("MAMBAAD_MAX_PIXELS", str(MAX_PIXELS))
     if not limit.isdecimal():
         raise MambaADError(f"MAMBAAD_MAX_PIXELS is {limit!r}: expected a number of pixels, such as {MAX_PIXELS}")
@@ -210,7 +213,7 @@ def _oriented(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:
-    """Any pixel type to uint8 or float32, in 0…255. Raises ValueError for one whose white is unknown."""
+    """Pixels of any type as uint8 or float32 in 0…255. Raises ValueError for a type whose white is unknown."""
     if image.dtype == np.uint8:
         return image
     if image.dtype == np.uint16:
@@ -225,206 +228,66 @@ def _scaled(image: np.ndarray) -> np.ndarray:
     return image.astype(np.float32) * np.float32(255)
 
 
-def _rgb(image: np.ndarray, header: "_Header") -> np.ndarray:
-    """What OpenCV decoded, grey or BGR or BGRA in 0…255, as RGB; transparent pixels lie on white."""
+def _rgb(image: np.ndarray, header: Header) -> np.ndarray:
+    """RGB from what OpenCV decoded: grey, BGR or BGRA in 0…255; transparent pixels are shown on white."""
     if header.white_is_zero and image.dtype != np.uint8:
-        image = 255 - image  # OpenCV does so itself for 8 bits
+        image = 255 - image  # OpenCV itself inverts images of 8 bits
     if image.ndim == 2:
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
     if image.shape[2] == 3:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     rgb, alpha = cv2.cvtColor(image, cv2.COLOR_BGRA2RGB), image[..., 3:]
-    if header.alpha == "none" or alpha.min() == 255:
-        return rgb
+    return rgb if header.alpha == "none" else _on_white(rgb, alpha, header.alpha == "premultiplied")
+
+
+def _on_white(rgb: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
+    """Colours (h, w, 3) with their opacity (h, w, 1), both in 0…255, on white: of the same type."""
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgb)
     opacity = alpha.astype(np.float32) / 255
-    on_white = (rgb if header.alpha == "premultiplied" else rgb * opacity) + 255 * (1 - opacity)
-    return (on_white.round() if image.dtype == np.uint8 else on_white).clip(0, 255).astype(image.dtype)
+    on_white = (rgb if premultiplied else rgb * opacity) + 255 * (1 - opacity)
+    return (on_white.round() if rgb.dtype == np.uint8 else on_white).clip(0, 255).astype(rgb.dtype)
 
 
-# ---- headers: each reader raises EOFError, struct.error or IndexError where the file ends too early ----
+# ---- pictures in memory ----
 
 
-class _Header(NamedTuple):
-    """What has to be known before and after decoding."""
+def as_rgb(picture: Any) -> np.ndarray:
+    """A picture as `read` would give it: (h, w, 3) RGB, uint8, or float32 in 0…255 where it holds more than 8 bits.
 
-    width: int
-    height: int
-    body: bytes  # what OpenCV is to decode
-    orientation: int = 1  # what is left to do: OpenCV turns TIFF itself
-    alpha: str = "straight"  # what a fourth channel means: straight, premultiplied or none, no transparency
-    clear_grey: int | None = None  # the decoded grey that counts as transparent
-    white_is_zero: bool = False
+    picture: an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), colours in the order RGB, of uint8, of uint16 with
+        white at 65535, or of floats in 0…1; or a PIL image. A fourth channel is opacity: the picture lies on white.
 
+    Raises MambaADError for anything else.
 
-def _header(data: bytes) -> _Header:
-    """Read the header of any of our formats. Raises ValueError for what is none."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png(data)
-    if data.startswith(b"\xff\xd8\xff"):
-        return _jpeg(data)
-    if data.startswith(b"BM"):
-        return _bmp(data)
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _tiff(data)
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _webp(data)
-    raise ValueError("not an image: expected PNG, JPEG, BMP, TIFF or WebP")
-
-
-def _png(data: bytes) -> _Header:
-    """Walk the chunks to IEND (PNG specification, section 5).
-
-    Only chunks with pixels go on to OpenCV: libpng warns on stderr of odd colour profiles, which nobody asked for.
+    >>> as_rgb(np.full((2, 3), 65535, np.uint16))[0, 0].tolist()
+    [255.0, 255.0, 255.0]
     """
-    view = memoryview(data)
-    kept, exif, clear, kind, start = [view[:8]], b"", b"", b"", 8
-    while kind != b"IEND":
-        (length,) = struct.unpack_from(">I", data, start)
-        kind, content, end = data[start + 4 : start + 8], view[start + 8 : start + 8 + length], start + 12 + length
-        if end > len(data):
-            raise EOFError
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
-            if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
-                raise ValueError(f"damaged: the checksum of its {kind.decode()} chunk is wrong")
-            kept.append(view[start:end])
-        if kind == b"eXIf":
-            exif = bytes(content)
-        if kind == b"tRNS":
-            clear = bytes(content)
-        start = end
-    width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
-    clear_grey = None
-    if colours == 0 and clear:
-        clear_grey = int.from_bytes(clear, "big") * (1 if depth == 16 else 255 // (2**depth - 1))
-    return _Header(width, height, b"".join(kept), _orientation(exif), clear_grey=clear_grey)
-
-
-# a marker with a length, or the end of the image; not a stuffed zero (00), a restart (d0…d7) or padding (ff)
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
-
-
-def _jpeg(data: bytes) -> _Header:
-    """Walk the segments and scans to the end-of-image marker (ITU T.81, annex B); cameras append to it.
-
-    Thumbnails bring markers of their own, but inside a segment, which is stepped over.
-    """
-    width = height = 0
-    orientation, at = 1, 2
-    while True:
-        found = _JPEG_MARKER.search(data, at)
-        if found is None:
-            raise EOFError
-        marker, at = data[found.end() - 1], found.end()
-        if marker == 0xD9:
-            return _Header(width, height, data, orientation)
-        (length,) = struct.unpack_from(">H", data, at)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack_from(">HH", data, at + 3)
-        if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
-            orientation = _orientation(data[at + 8 : at + length])
-        at += length
-
-
-def _bmp(data: bytes) -> _Header:
-    """Bitmap header of OS/2 (12 bytes, 16-bit sizes) or Windows (40 and more; a negative height is top-down)."""
-    offset, size = struct.unpack_from("<II", data, 10)
-    if size not in (12, 40, 52, 56, 64, 108, 124):
-        raise ValueError("not an image: expected PNG, JPEG, BMP, TIFF or WebP")
-    width, height, _, bits = struct.unpack_from("<HHHH" if size == 12 else "<iiHH", data, 18)
-    compression = 0 if size == 12 else struct.unpack_from("<I", data, 30)[0]
-    row = (width * bits + 31) // 32 * 4
-    if compression in (0, 3) and offset + row * abs(height) > len(data):
-        raise EOFError
-    return _Header(width, abs(height), data)
-
-
-def _webp(data: bytes) -> _Header:
-    """RIFF chunks (WebP container specification): one of three kinds gives the size, EXIF the orientation."""
-    end = 8 + struct.unpack_from("<I", data, 4)[0]
-    width = height = 0
-    orientation, start = 1, 12
-    while start + 8 <= end:
-        kind, length = struct.unpack_from("<4sI", data, start)
-        at = start + 8
-        if at + length > len(data):
-            raise EOFError
-        if kind == b"VP8X":
-            width, height = (1 + int.from_bytes(data[at + i : at + i + 3], "little") for i in (4, 7))
-        elif kind == b"VP8 " and not width:
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, at + 6))
-        elif kind == b"VP8L" and not width:
-            (packed,) = struct.unpack_from("<I", data, at + 1)
-            width, height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
-        elif kind == b"EXIF":
-            orientation = _orientation(data[at : at + length].removeprefix(b"Exif\0\0"))
-        start = at + length + length % 2
-    return _Header(width, height, data, orientation)
-
-
-# the TIFF tags that matter here, by their numbers in TIFF 6.0
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, STRIPS, ORIENTATION, CHANNELS = 256, 257, 258, 262, 273, 274, 277
-STRIP_BYTES, PLANES, TILES, TILE_BYTES, EXTRA_CHANNEL = 279, 284, 324, 325, 338
-
-
-def _tiff(data: bytes) -> _Header:
-    """First page of a TIFF. Refuses the kinds that OpenCV gives wrong pixels for."""
-    tags = _tags(data)
-    if WIDTH not in tags or HEIGHT not in tags:
-        raise ValueError("damaged: a TIFF without width or height")
-    for starts, sizes in ((STRIPS, STRIP_BYTES), (TILES, TILE_BYTES)):
-        if max(map(add, tags.get(starts, ()), tags.get(sizes, ())), default=0) > len(data):
-            raise EOFError
-    bits, channels, colours = tags.get(BITS, (1,))[0], tags.get(CHANNELS, (1,))[0], tags.get(PHOTOMETRIC, (1,))[0]
-    if bits > 8 and (colours > 2 or (colours == 2 and channels < 3)):
-        raise ValueError(f"a TIFF of {bits} bits that is neither grey nor RGB")
-    if channels == 2:
-        raise ValueError("a grey TIFF with transparency, which OpenCV does not decode: save it as PNG")
-    if channels > 1 and bits > 8 and tags.get(PLANES, (1,))[0] == 2:
-        raise ValueError("a TIFF in separate colour planes, which OpenCV does not decode: save it interleaved")
-    extra, alpha = tags.get(EXTRA_CHANNEL, (0,))[0], "none"
-    if extra in (1, 2):  # libtiff multiplies 8-bit colours by their alpha, OpenCV leaves others as they are
-        alpha = "premultiplied" if extra == 1 or bits == 8 else "straight"
-    return _Header(tags[WIDTH][0], tags[HEIGHT][0], data, alpha=alpha, white_is_zero=colours == 0)
-
-
-def _orientation(exif: bytes) -> int:
-    """The orientation in an Exif block, 1…8; 1, upright, where it has none or is damaged."""
+    if hasattr(picture, "convert"):  # a PIL image; its 16-bit greys stay what they are
+        picture = np.asarray(picture if picture.mode.startswith("I;16") else picture.convert("RGBA"))
+    if not isinstance(picture, np.ndarray) or picture.ndim not in (2, 3) or 0 in picture.shape:
+        kind = f"an array of shape {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise MambaADError(f"{kind} is no picture: expected a path, a PIL image or an array (h, w, 3) in RGB order")
+    channels = 1 if picture.ndim == 2 else picture.shape[2]
+    if channels not in (1, 3, 4):
+        raise MambaADError(f"an array of shape {picture.shape} is no picture: expected (h, w), (h, w, 3) or (h, w, 4)")
     try:
-        orientation = _tags(exif)[ORIENTATION][0]
-    except (KeyError, IndexError, struct.error):
-        return 1
-    return orientation if 1 <= orientation <= 8 else 1
-
-
-def _tags(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The tags above from the first directory of a TIFF file, or of an Exif block, which is a small one."""
-    order = {b"II": "<", b"MM": ">"}[data[:2]]
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF: the same with 64-bit offsets
-    count, entry, offset, first = ("Q", "HHQ", "Q", 8) if big else ("H", "HHI", "I", 4)
-    (start,) = struct.unpack_from(order + offset, data, first)
-    (entries,) = struct.unpack_from(order + count, data, start)
-    start += struct.calcsize(order + count)
-    tags = {}
-    for at in range(start, start + entries * (20 if big else 12), 20 if big else 12):
-        tag, kind, length = struct.unpack_from(order + entry, data, at)
-        letter = {3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is None or not WIDTH <= tag <= EXTRA_CHANNEL:
-            continue
-        values, at_values = struct.Struct(f"{order}{length}{letter}"), at + struct.calcsize(order + entry)
-        if values.size > struct.calcsize(order + offset):
-            (at_values,) = struct.unpack_from(order + offset, data, at_values)
-        tags[tag] = values.unpack_from(data, at_values)
-    return tags
+        scaled = _scaled(np.ascontiguousarray(picture))
+    except ValueError as error:
+        raise MambaADError(f"this array is no picture: it {error}") from None
+    if channels == 1:
+        return cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB)
+    return _on_white(scaled[..., :3], scaled[..., 3:]) if channels == 4 else scaled
 
 
 # ---- scale ----
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """Scale an image (h, w, 3) in 0…255 to size (height, width): a float32 tensor (3, height, width) in 0…1.
+    """Scale an image (h, w, 3) in 0…255 to size (height, width); return a float32 tensor (3, height, width) in 0…1.
 
     Bilinear and antialiased, the same as Pillow's, which the paper's pipeline uses, to within 1/255. uint8 stays uint8
-    while it is scaled, as in Pillow: ten times faster than float.
+    while it is scaled, as in Pillow, which is ten times faster than scaling floats.
 
     >>> resize(np.full((4, 6, 3), 51, np.uint8), (2, 3))[0]
     tensor([[0.2000, 0.2000, 0.2000],
@@ -436,7 +299,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
 
 
 def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int, int, int]]:
-    """Scale an image into size (height, width) keeping its aspect, centred; its edge pixels fill the rest.
+    """Scale an image to fit into size (height, width), keeping its aspect, in the centre; edge pixels fill the rest.
 
     Returns the tensor (3, height, width) in 0…1 and the box (top, left, height, width) of the image in it.
 
@@ -456,7 +319,7 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, t
 def write(path: Path, image: np.ndarray) -> None:
     """Write uint8 RGB (h, w, 3) or grey (h, w) of uint8 or uint16, whole or not at all, in the format of the suffix.
 
-    Raises MambaADError where the suffix names no format of ours, or none for 16 bits, and where the disk refuses.
+    Raises MambaADError for a suffix that is not in SUFFIXES, 16 bits in a format of 8, and where the disk refuses.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:

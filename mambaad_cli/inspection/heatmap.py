@@ -20,7 +20,7 @@ PAPER, MAT, INK, FAINT_INK = WHITE, (238, 238, 240), (34, 36, 42), (120, 122, 13
 FONT, BOLD_FONT = cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX
 OPACITY = 0.62  # of the glow at its hottest: the part stays visible through it
 BAND = 1 << 19  # pixels blended at a time, so that a huge picture needs little memory beside itself
-RAW16_FULL = 4.0  # raw16 reaches 65535 at this many thresholds
+RAW16_THRESHOLD, RAW16_UNIT = 32768, 16384  # raw16: code of the threshold, codes for as much as the threshold's size
 HUGE = 1e30  # stands for infinity where values are interpolated: infinity times 0 would be NaN
 
 
@@ -28,7 +28,25 @@ class ColourScale(NamedTuple):
     """The one scale of a model, in units of its anomaly maps; the image score is a map's maximum."""
 
     cold: float  # what good images reach everywhere: the median of the maxima of their maps
-    threshold: float  # the model's decision threshold
+    threshold: float  # the model's decision threshold; maps and thresholds may be negative
+
+    @property
+    def span(self) -> float:
+        """From cold to the threshold; half the threshold's size where it does not lie above cold.
+
+        >>> ColourScale(1.0, 2.0).span, ColourScale(-2.0, -2.0).span, ColourScale(0.0, 0.0).span
+        (1.0, 1.0, 1.0)
+        """
+        span = self.threshold - self.cold
+        return span if span > 0 else abs(self.threshold) / 2 or 1.0
+
+    def margin(self, score: float) -> float:
+        """How far a score lies above the threshold, in units of `span`: comparable between classes.
+
+        >>> ColourScale(-3.0, -2.0).margin(-1.0), ColourScale(1.0, 2.0).margin(1.5)
+        (1.0, -0.5)
+        """
+        return (score - self.threshold) / self.span
 
 
 class Tile(NamedTuple):
@@ -44,16 +62,12 @@ def heat(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
     """The heat of each value, float32 in 0…1: 0 up to cold, 0.5 at the threshold, towards 1 far above it.
 
     Linear up to the threshold, then 1 - 0.5 / r with r the distance from cold in units of threshold - cold: monotone
-    and smooth at the threshold. If the threshold is not above cold, cold is moved to half the threshold. NaN counts as
-    hottest: a broken map must not look good.
+    and smooth at the threshold. NaN counts as hottest: a broken map must not look good.
 
     >>> heat(np.array([[0.5, 1.0, 1.5, 2.0, 5.0]]), ColourScale(cold=1.0, threshold=2.0)).tolist()
     [[0.0, 0.0, 0.25, 0.5, 0.875]]
     """
-    span = scale.threshold - scale.cold
-    if not span > 0:
-        span = abs(scale.threshold) / 2 or 1.0
-    span = max(span, 1 / HUGE)  # a smaller one is 0 in float32
+    span = max(scale.span, 1 / HUGE)  # a smaller one is 0 in float32
     with np.errstate(over="ignore"):
         ratio = np.maximum(1 + (_finite(anomaly_map) - scale.threshold) / span, 0)
     return np.where(ratio <= 1, ratio / 2, 1 - 0.5 / np.maximum(ratio, 1)).astype(np.float32)
@@ -101,16 +115,18 @@ def framed(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> n
 
 
 def raw16(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
-    """The map as uint16, comparable between all images of one model: map / (4 · threshold) · 65535, rounded, clipped.
+    """The map as uint16, comparable between all images of one class: 32768 is the threshold, 0 … 65535 two sizes of it
+    below and above.
 
-    Back: map = code · 4 · threshold / 65535, so the threshold lies at code 16384 and values from four thresholds on
-    are all 65535, as NaN is.
+    Back: map = threshold + (code − 32768) / 16384 · |threshold|. With a positive threshold, 16384 is a map of 0 and
+    lower codes are negative values. What lies farther out is cut off; NaN is 65535. A threshold of 0 has the size 1.
 
-    >>> raw16(np.array([[0.0, 0.5, 1.0, 9.0]]), ColourScale(cold=0.2, threshold=0.5)).tolist()
-    [[0, 16384, 32768, 65535]]
+    >>> raw16(np.array([[-0.25, 0.0, 0.5, 1.0, 9.0]]), ColourScale(cold=0.2, threshold=0.5)).tolist()
+    [[8192, 16384, 32768, 49152, 65535]]
     """
-    full = RAW16_FULL * max(scale.threshold, 1e-30)
-    return np.rint(np.clip(_finite(anomaly_map).astype(np.float64) / full, 0, 1) * 65535).astype(np.uint16)
+    size = max(abs(scale.threshold), 1e-30) if scale.threshold else 1.0
+    code = RAW16_THRESHOLD + (_finite(anomaly_map).astype(np.float64) - scale.threshold) / size * RAW16_UNIT
+    return np.rint(np.clip(code, 0, 65535)).astype(np.uint16)
 
 
 def thumbnail(image: np.ndarray, tile: int = 224) -> np.ndarray:

@@ -15,8 +15,8 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.files import shown, written_whole
+from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import ColourScale, Tile, contact_sheet, framed, overlay, raw16, thumbnail
-from mambaad_cli.inspection.model_file import Model
 from mambaad_cli.inspection.predict import Prediction
 from mambaad_cli.inspection.rows import Lines, json_line, row
 
@@ -38,7 +38,7 @@ class Small(NamedTuple):
 def write_maps(
     predictions: Iterable[Prediction],
     files: Sequence[ImageFile],
-    model: Model,
+    model: FittedModel,
     folder: Path,
     raw: str | None = None,
     regions: bool = False,
@@ -46,7 +46,7 @@ def write_maps(
 ) -> "Counter[str]":
     """Write each overlay below `folder`, and at the end contact sheets, worst first; returns the verdicts.
 
-    `raw` adds the map itself: "png" 16 bits, value / 65535 · 4 · threshold; "npy" float32. `regions` frames those of
+    `raw` adds the map itself: "png" 16 bits, see heatmap.raw16; "npy" float32. `regions` frames those of
     the predictions on the overlays and lists them in `folder`/regions.jsonl, a row an image. Raises MambaADError where
     an output would lie on an input.
     """
@@ -76,12 +76,12 @@ def write_maps(
                 with written_whole(path.with_suffix(".map.npy")) as half:
                     np.save(half, one.anomaly_map)
             tile = overlay(thumbnail(one.picture), one.anomaly_map, scale)
-            small.append(_small(tile, title, one.score, one.verdict, one.score / scale.threshold))
+            small.append(_small(tile, title, one.score, one.verdict, scale.margin(one.score)))
     _write_sheets(small, folder)
     return counts
 
 
-def colour_scale(model: Model, class_name: str) -> ColourScale:
+def colour_scale(model: FittedModel, class_name: str) -> ColourScale:
     """One scale for all images of a class: cold where half the good images never come, the threshold in its middle."""
     cold, threshold = model.cold(class_name), model.threshold(class_name)
     if cold is None or threshold is None:

@@ -1,41 +1,43 @@
 """Images in, one Prediction each out, in order: decoded in worker threads while the model works.
 
-Letters: b batch, H × W pixels of the model's input.
+Letters: b batch, H × W pixels of the model's input, h × w pixels of a picture.
 """
 
-import dataclasses
-import itertools
 import math
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mambaad_cli.data import images
+from mambaad_cli import MambaADError
+from mambaad_cli.data import images, loading
 from mambaad_cli.data.images import ImageError, ImageFile
+from mambaad_cli.data.loading import Input, within
+from mambaad_cli.inspection import heatmap
 from mambaad_cli.inspection.calibration import exceeds
-from mambaad_cli.inspection.model_file import Model
-from mambaad_cli.inspection.recognition import Recognised
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.recognition import Recognised, signature
 from mambaad_cli.inspection.regions import Region, find_regions
-from mambaad_cli.model.encoder import for_inference
 
 BATCH = 8
-WORKERS = 2
-Box = tuple[int, int, int, int]  # top, left, height, width
+Image: TypeAlias = "str | Path | np.ndarray | Any"  # any: a PIL image, which need not be installed
 
 
-class Input(NamedTuple):
-    """One image as the model takes it."""
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is asked for beside score and verdict."""
 
-    pixels: Tensor  # (3, H, W) in 0 … 1
-    box: Box | None  # where the image itself lies in it, if it was letterboxed
-    picture: np.ndarray | None  # (h, w, 3) as read, where it was asked for
-    shape: tuple[int, int]  # h, w as read
+    class_name: str | None = None  # of all images; None: what their folders say, else recognised
+    batch: int = BATCH  # images that go through the model together
+    workers: int = loading.WORKERS  # threads that read files
+    maps: bool = False  # a Prediction carries its anomaly map and its picture
+    review: float | None = None  # the share of good images that may get the verdict review or anomalous
+    min_area: float | None = None  # a Prediction carries its regions of at least so many pixels of the picture
+    distances: bool = False  # a Prediction carries its distance from what its product looks like
 
 
 class Prediction(NamedTuple):
@@ -48,63 +50,166 @@ class Prediction(NamedTuple):
     verdict: str  # good, review, anomalous, unknown (like no product), uncalibrated or error
     error: str
     anomaly_map: np.ndarray | None = None  # (H, W) float32 of the image itself, where it was asked for
-    picture: np.ndarray | None = None
+    picture: np.ndarray | None = None  # (h, w, 3) RGB, where the map was asked for
     p_value: float | None = None  # how often a good image scores as high, as far as the calibration can tell
     certainty: float | None = None  # 0 … 1 that it is this class, where that was recognised and not told
     regions: tuple[Region, ...] | None = None  # what exceeds the threshold, where it was asked for
+    cold: float | None = None  # what half the good images of its class never exceed
+    distance: float | None = None  # squared, from the mean of its class, where it was asked for
+
+    @property
+    def urgency(self) -> float:
+        """How far the score lies above the threshold, in units that the images of all classes share.
+
+        Without a threshold it is the score itself. Where there is no score it is infinite: such images come first.
+        """
+        if self.score is None:
+            return math.inf
+        scale = self.colour_scale
+        return self.score if scale is None else scale.margin(self.score)
+
+    @property
+    def colour_scale(self) -> heatmap.ColourScale | None:
+        """The one that all images of its class share; None without a threshold."""
+        if self.threshold is None:
+            return None
+        return heatmap.ColourScale(self.threshold if self.cold is None else self.cold, self.threshold)
+
+    def overlay(self) -> np.ndarray:
+        """The picture with its anomaly map glowing over it and the threshold as a line: (h, w, 3) uint8 RGB.
+
+        Raises MambaADError where there is no map, or no threshold to tell hot from cold.
+        """
+        if self.anomaly_map is None or self.picture is None:
+            raise MambaADError(f"{self.file.path} has no anomaly map: {self.error or 'ask predict for this one image'}")
+        if self.colour_scale is None:
+            raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
+        return heatmap.overlay(self.picture, self.anomaly_map, self.colour_scale)
 
 
 def predict(
-    model: Model,
-    files: Sequence[ImageFile],
-    *,
-    class_name: str | None = None,
-    batch: int = BATCH,
-    workers: int = WORKERS,
-    device: str = "cpu",
-    maps: bool = False,
-    review: float | None = None,
-    min_area: float | None = None,
+    model: FittedModel, files: Sequence[ImageFile], options: PredictOptions | None = None
 ) -> Iterator[Prediction]:
     """Score files in their order, each on its own merits: an unreadable one gives a Prediction with its error.
 
-    With `maps` a Prediction carries its anomaly map and the picture as read, with `min_area` the regions of at least so
-    many pixels of the picture. `class_name` overrides what the files' folders say; what neither tells is recognised.
-    `review` is the share of good images that may get the verdict review or anomalous.
+    Raises MambaADError for a class that the model does not know.
     """
-    model = dataclasses.replace(model, encoder=for_inference(model.encoder))
-    inputs = read_ahead([file.path for file in files], model.settings.size, model.settings.letterbox, workers, maps)
-    pairs = zip(files, inputs, strict=True)
-    while group := list(itertools.islice(pairs, batch)):
-        told = [class_name or class_of(file, model) for file, _ in group]
+    options = options or PredictOptions()
+    check_class(model, options.class_name)
+    size, letterbox = model.settings.size, model.settings.letterbox
+    inputs = loading.read_ahead([file.path for file in files], size, letterbox, options.workers, options.maps)
+    yield from _judged(model.for_inference(), zip(files, inputs, strict=True), options)
+
+
+def predict_images(model: FittedModel, pictures: Sequence[Image], options: PredictOptions) -> list[Prediction]:
+    """Score pictures that are in memory already, and files by their paths, in this thread."""
+    check_class(model, options.class_name)
+    pairs = []
+    for picture in pictures:
+        path = Path(picture) if isinstance(picture, str | Path) else Path()
+        pairs.append((ImageFile(path, Path(path.name), ""), _input(model, picture, options.maps)))
+    return list(_judged(model.for_inference(), iter(pairs), options))
+
+
+def check_class(model: FittedModel, class_name: str | None) -> None:
+    """Raises MambaADError for a class that the model does not know."""
+    if class_name is not None and model.trained_on and class_name not in model.trained_on:
+        raise MambaADError(f"the model knows no class {class_name!r}: choose {', '.join(model.trained_on)}")
+
+
+def _input(model: FittedModel, picture: Image, keep: bool) -> Input | ImageError:
+    """A picture, or the file of one, as the model takes it."""
+    try:
+        pixels = images.read(Path(picture)) if isinstance(picture, str | Path) else images.as_rgb(picture)
+    except ImageError as error:
+        return error
+    return loading.prepared(pixels, model.settings.size, model.settings.letterbox, keep)
+
+
+def _judged(
+    model: FittedModel, pairs: Iterator[tuple[ImageFile, Input | ImageError]], options: PredictOptions
+) -> Iterator[Prediction]:
+    """One Prediction an image, a batch at a time."""
+    for group in _grouped(pairs, options.batch):
+        told = [options.class_name or class_of(file, model) for file, _ in group]
         readable = [i for i, (_, one) in enumerate(group) if isinstance(one, Input)]
-        pixels = [one for _, one in group if isinstance(one, Input)]
-        results = iter(_run(model, pixels, [told[i] for i in readable], device))
+        inputs = [one for _, one in group if isinstance(one, Input)]
+        looks = iter(_looked_at(model, inputs, [told[i] for i in readable], options.distances))
         for (file, one), name in zip(group, told, strict=True):
             if isinstance(one, ImageError):
                 yield Prediction(file, name, None, None, "error", one.reason)
-                continue
-            anomaly_map, look = next(results)
-            certainty = None
-            if not name and look is not None:
-                name, certainty = look.name if look.known else "", look.certainty
-            unknown = certainty is not None and not name
-            score, threshold = float(anomaly_map.max()), None if unknown else model.threshold(name)
-            if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
-                yield Prediction(file, name, None, None, "error", "the model gives no finite score: fit it anew")
-                continue
-            if unknown:
-                prediction = Prediction(file, name, score, None, "unknown", "", certainty=certainty)
             else:
-                verdict = verdict_of(score, threshold, None if review is None else model.threshold(name, review))
-                p_value = model.p_value(name, score)
-                prediction = Prediction(file, name, score, threshold, verdict, "", p_value=p_value, certainty=certainty)
-            if maps:
-                prediction = prediction._replace(anomaly_map=anomaly_map.numpy(), picture=one.picture)
-            if min_area is not None and threshold is not None:
-                found = find_regions(anomaly_map.numpy(), threshold, one.shape, min_area)
-                prediction = prediction._replace(regions=found)
-            yield prediction
+                yield _prediction(model, file, one, next(looks), options)
+
+
+def _grouped(
+    pairs: Iterator[tuple[ImageFile, Input | ImageError]], batch: int
+) -> Iterator[list[tuple[ImageFile, Input | ImageError]]]:
+    """Batches of the images; a smaller one where the pictures that they keep are large."""
+    group, kept = [], 0
+    for file, one in pairs:
+        group.append((file, one))
+        kept += one.picture.nbytes if isinstance(one, Input) and one.picture is not None else 0
+        if len(group) == batch or kept > loading.BYTES_AHEAD // 2:
+            yield group
+            group, kept = [], 0
+    if group:
+        yield group
+
+
+class _Look(NamedTuple):
+    """What the model makes of one image."""
+
+    anomaly_map: Tensor  # (H, W), cut to the image where that was letterboxed
+    class_name: str  # told, or recognised
+    recognised: Recognised | None  # where the class was not told
+    distance: float | None
+
+
+@torch.inference_mode()
+def _looked_at(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], distances: bool) -> list[_Look]:
+    if not inputs:
+        return []
+    stacked = torch.stack([one.pixels for one in inputs]).to(model.device)
+    features = model.features(stacked)
+    looks: list[Recognised | None] = [None] * len(inputs)
+    if model.recogniser is not None and not all(told):
+        looks[:] = model.recognised(features)
+    classes = [name or (look.name if look else "") for name, look in zip(told, looks, strict=True)]
+    far: list[float | None] = [None] * len(inputs)
+    if model.recogniser is not None and distances:
+        known = model.recogniser.distances(signature(features).cpu())
+        names = model.recogniser.names
+        far[:] = [
+            float(row[names.index(name)]) if name in names else None for row, name in zip(known, classes, strict=True)
+        ]
+    maps = model.maps_of(features, (stacked.shape[2], stacked.shape[3]), classes).float().cpu()
+    return [
+        _Look(within(anomaly_map, one.box), name, None if own else look, distance)
+        for one, anomaly_map, name, own, look, distance in zip(inputs, maps, classes, told, looks, far, strict=True)
+    ]
+
+
+def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, options: PredictOptions) -> Prediction:
+    """The verdict on an image that was read."""
+    score, recognised = float(look.anomaly_map.max()), look.recognised
+    if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
+        return Prediction(file, look.class_name, None, None, "error", "the model gives no finite score: fit it anew")
+    certainty = recognised.certainty if recognised else None
+    if recognised is not None and not recognised.known:
+        found = Prediction(file, "", score, None, "unknown", "", certainty=certainty)
+    else:
+        name = look.class_name
+        threshold, review = model.threshold(name), options.review
+        verdict = verdict_of(score, threshold, None if review is None else model.threshold(name, review))
+        found = Prediction(file, name, score, threshold, verdict, "", p_value=model.p_value(name, score))
+        found = found._replace(certainty=certainty, cold=model.cold(name), distance=look.distance)
+    if options.maps:
+        found = found._replace(anomaly_map=look.anomaly_map.numpy(), picture=one.picture)
+    if options.min_area is not None and found.threshold is not None:
+        regions = find_regions(look.anomaly_map.numpy(), found.threshold, one.shape, options.min_area)
+        found = found._replace(regions=regions)
+    return found
 
 
 def verdict_of(score: float, threshold: float | None, review: float | None = None) -> str:
@@ -120,70 +225,11 @@ def verdict_of(score: float, threshold: float | None, review: float | None = Non
     return "review" if review is not None and exceeds(score, review) else "good"
 
 
-def class_of(file: ImageFile, model: Model) -> str:
-    """The product of a file: a folder on its way that is named like one, or the only product there is."""
+def class_of(file: ImageFile, model: FittedModel) -> str:
+    """The product of a file: a parent folder named like a known product, or the only product there is."""
     known = list(model.trained_on)
     if len(known) == 1:
         return known[0]
+    if not file.path.name:  # a picture that came without a file
+        return ""
     return next((part for part in reversed(file.path.absolute().parts[:-1]) if part in known), "")
-
-
-@torch.inference_mode()
-def _run(
-    model: Model, inputs: Sequence[Input], classes: Sequence[str], device: str
-) -> list[tuple[Tensor, Recognised | None]]:
-    """Of each input the anomaly map (H, W), cut to the image where that was letterboxed, and what it looks like."""
-    if not inputs:
-        return []
-    stacked = torch.stack([one.pixels for one in inputs]).to(device)
-    features = model.features(stacked)
-    looks: list[Recognised | None] = [None] * len(inputs)
-    if model.recogniser is not None and not all(classes):
-        looks[:] = model.recognised(features)
-        classes = [name or look.name for name, look in zip(classes, looks, strict=True) if look]
-    maps = model.maps_of(features, (stacked.shape[2], stacked.shape[3]), classes).float().cpu()
-    return [(within(one_map, one.box), look) for one, one_map, look in zip(inputs, maps, looks, strict=True)]
-
-
-def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
-    """The part of a map (H, W) that lies on the image: padding is neither shown nor scored."""
-    if box is None:
-        return anomaly_map
-    top, left, height, width = box
-    return anomaly_map[top : top + height, left : left + width]
-
-
-def read_ahead(
-    paths: Iterable[Path],
-    size: tuple[int, int],
-    letterbox: bool = False,
-    workers: int = WORKERS,
-    pictures: bool = False,
-) -> Iterator[Input | ImageError]:
-    """Read and scale images in worker threads, a few ahead of whoever takes them, in the order given.
-
-    A file that cannot be read comes out as its error. Memory holds what is ahead and no more.
-    """
-
-    def read(path: Path) -> Input | ImageError:
-        try:
-            picture = images.read(path)
-        except ImageError as error:
-            return error
-        pixels, box = images.letterbox(picture, size) if letterbox else (images.resize(picture, size), None)
-        return Input(pixels, box, picture if pictures else None, picture.shape[:2])
-
-    waiting: deque[Future[Input | ImageError]] = deque()
-    remaining = iter(paths)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for path in itertools.islice(remaining, 4 * workers + BATCH):
-                waiting.append(pool.submit(read, path))
-            while waiting:
-                done = waiting.popleft().result()
-                for path in itertools.islice(remaining, 1):
-                    waiting.append(pool.submit(read, path))
-                yield done
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 
 from mambaad_cli import MambaADError
-from mambaad_cli.inspection.model_file import Model, Settings, new_model, read_state_dict
-from mambaad_cli.training.fit import PRESETS
+from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.inspection.weights_file import read_state_dict
+from mambaad_cli.model.settings import PRESETS
 
 UNUSED = re.compile(r"\.conv33\.|\.scans\.index_flat(_inv)?$")
 
@@ -54,13 +55,13 @@ RENAMED = [
 ]
 
 
-def import_published(path: Path) -> Model:
+def import_published(path: Path) -> FittedModel:
     """The model of a published checkpoint, of either layout; it has no threshold yet.
 
     Raises MambaADError for a file that holds more than tensors, and for any tensor missing, unexpected or of another
     shape, by its published name.
     """
-    model = new_model(Settings(encoder=PRESETS["paper"]["encoder"], options=PRESETS["paper"]["options"]))
+    model = new_model(PRESETS["paper"])
     own = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     own |= {f"detector.{name}": tensor for name, tensor in model.detector.state_dict().items()}
     found = {

@@ -17,11 +17,11 @@ ROOM = 1.5  # an image is unknown farther out than so many times the farthest go
 
 
 class Recognised(NamedTuple):
-    """The nearest product; `certainty` 0 … 1 tells how much nearer than the next; `known`: near enough to be it."""
+    """The nearest product of an image."""
 
     name: str
-    certainty: float
-    known: bool
+    certainty: float  # 0 … 1: how much nearer it is than the next product
+    known: bool  # whether the image is near enough to show this product at all
 
 
 class Recogniser(NamedTuple):
@@ -45,6 +45,10 @@ class Recogniser(NamedTuple):
         offsets = signatures[:, None] - self.means
         return ((offsets @ self.precision) * offsets).sum(-1)
 
+    def with_limit_of(self, distances: Sequence[float]) -> "Recogniser":
+        """The same with its limit from the squared distances of good images that the means do not know."""
+        return self._replace(limit=ROOM * max(distances))
+
 
 def signature(features: Sequence[Tensor]) -> Tensor:
     """(n, s) from (n, c, h, w) a stage: mean and deviation over the positions of the two coarsest stages."""
@@ -53,23 +57,28 @@ def signature(features: Sequence[Tensor]) -> Tensor:
 
 
 def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> Recogniser:
-    """From signatures (n, s) and the product of each; the limit comes from images that the means do not know.
+    """From signatures (n, s) and the product of each.
+
+    The limit comes from images that the means do not know: from the `held_out` ones, and from each of the others with
+    the mean that its product would have without it.
 
     >>> points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
     >>> recogniser = learn(points, ["nut", "nut", "bolt", "bolt"], [1])
     >>> recogniser(torch.tensor([[8.0, 0.5]]))[0].name
     'bolt'
     """
-    kinds = list(dict.fromkeys(names))
-    labels = torch.tensor([kinds.index(name) for name in names])
+    products = list(dict.fromkeys(names))
+    labels = torch.tensor([products.index(name) for name in names])
     taught = torch.ones(len(labels), dtype=torch.bool)
     taught[list(held_out)] = False
     points = signatures.double()
-    means = torch.stack([points[taught & (labels == i)].mean(0) for i in range(len(kinds))])
+    means = torch.stack([points[taught & (labels == i)].mean(0) for i in range(len(products))])
     spread = points[taught] - means[labels[taught]]
-    covariance = spread.T @ spread / max(1, len(spread) - len(kinds))
+    covariance = spread.T @ spread / max(1, len(spread) - len(products))
     diagonal = covariance.diagonal().clamp(min=1e-6)
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(diagonal)
-    recogniser = Recogniser(kinds, means.float(), torch.linalg.inv(covariance).float(), 0.0)
-    own = recogniser.distances(signatures.float()).gather(1, labels[:, None])
-    return recogniser._replace(limit=ROOM * float(own.max()))
+    recogniser = Recogniser(products, means.float(), torch.linalg.inv(covariance).float(), 0.0)
+    own = recogniser.distances(signatures.float()).gather(1, labels[:, None])[:, 0]
+    count = torch.bincount(labels[taught], minlength=len(products))[labels]
+    left_out = torch.where(taught & (count > 1), count / (count - 1).clamp(min=1), 1.0)  # moves the mean that much away
+    return recogniser.with_limit_of((own * left_out.square()).tolist())

@@ -25,7 +25,7 @@ from mambaad_cli.inspection.regions import json_object
 COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")
 STYLES = {"anomalous": "red", "review": "yellow", "unknown": "magenta", "good": "green", "error": "magenta"}
 WORST = 50  # rows of the table; all of them are in --csv
-BAR = 24  # characters
+BAR, FULL = 24, 4.0  # characters of a bar; it is full so many spans above the threshold
 
 
 def row(prediction: Prediction, regions: bool = False) -> dict[str, Any]:
@@ -148,12 +148,7 @@ def worst_first(predictions: Iterable[Prediction], counts: "Counter[str]") -> It
             counts[one.verdict] += 1
             yield one
 
-    def urgency(one: Prediction) -> float:
-        if one.score is None:
-            return float("inf")
-        return one.score / one.threshold if one.threshold else one.score
-
-    yield from heapq.nlargest(WORST, seen(), key=urgency)
+    yield from heapq.nlargest(WORST, seen(), key=lambda one: one.urgency)
 
 
 def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter[str]":
@@ -189,12 +184,15 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
 
 
 def bar(one: Prediction, highest: float, style: str) -> Text:
-    """The score as a bar, its middle marking the threshold (without one: the highest score fills it)."""
+    """The score as a bar, its middle marking the threshold; without one, the highest score fills it.
+
+    It grows with the distance from the threshold, since scores and thresholds may be negative.
+    """
     if one.score is None:
         return Text()
-    share = one.score / (2 * one.threshold) if one.threshold else one.score / (highest or 1.0)
+    share = one.score / (highest or 1.0) if one.colour_scale is None else 0.5 + one.urgency / (2 * FULL)
     filled = round(max(0.0, min(1.0, share)) * BAR)
     marks = ["━"] * filled + [" "] * (BAR - filled)
-    if one.threshold and filled < BAR // 2:
+    if one.colour_scale is not None and filled < BAR // 2:
         marks[BAR // 2] = "┊"
     return Text("".join(marks), style=style)

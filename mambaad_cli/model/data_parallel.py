@@ -1,4 +1,4 @@
-"""A process's share of a batch, trained on as the whole batch would be by one process.
+"""Training on a share of each batch per process, with the same result as one process on the whole batch.
 
 Letters: b images of the share, c channels, h × w positions.
 """
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mambaad_cli.model.detector import Detector
+
 Sum = Callable[[Tensor], Tensor]  # in place over all processes
 
 
 class WholeBatchNorm(nn.BatchNorm2d):
     """Batch norm by the mean and variance over all processes' shares, (b, c, h, w) to the same.
 
-    torch's SyncBatchNorm is for GPUs alone.
+    torch's SyncBatchNorm works on GPUs only.
     """
 
     all_sum: Sum
@@ -41,7 +43,7 @@ class WholeBatchNorm(nn.BatchNorm2d):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum over all processes. Each input counts in everyone's output, so gradients are summed as well."""
+    """The sum over all processes. Each input counts in the output of every process, so gradients are summed as well."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, all_sum: Sum) -> Tensor:
@@ -53,8 +55,8 @@ class _Summed(torch.autograd.Function):
         return ctx.all_sum(dy.clone()), None
 
 
-def share_batch_norms(detector: nn.Module, all_sum: Sum) -> None:
-    """Turn each batch norm, its parameters and statistics untouched, into one over all processes."""
+def share_batch_norms(detector: nn.Module | Detector, all_sum: Sum) -> None:
+    """Turn each batch norm into one over all processes; its parameters and statistics stay as they are."""
     for module in detector.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = WholeBatchNorm
@@ -64,8 +66,8 @@ def share_batch_norms(detector: nn.Module, all_sum: Sum) -> None:
 class WholeBatchRandom(TorchDispatchMode):
     """Random numbers are drawn for all `n` images of the batch, and those of our share are used.
 
-    So dropout, drop path and jitter are what one process would have drawn, where all start from one seed. The first
-    axis of what is drawn must be the images', or images times something.
+    So dropout, drop path and jitter are what one process would have drawn, if all processes start from one seed. The
+    first axis of what is drawn must be that of the images, or a multiple of it.
     """
 
     def __init__(self, own: slice, n: int) -> None:
@@ -96,7 +98,7 @@ class WholeBatchRandom(TorchDispatchMode):
         return rows // (self.own.stop - self.own.start) * self.n
 
     def _like_all(self, x: Tensor) -> Tensor:
-        """As many rows as all have, lying in memory in the same order of axes: numbers are drawn in that order."""
+        """As many rows as all processes have, with the same order of axes in memory: numbers are drawn in that order."""
         size = (self._all(x.shape[0]), *x.shape[1:])
         order = sorted(range(x.ndim), key=lambda axis: (-x.stride()[axis], axis == 0))
         whole = torch.ones([size[axis] for axis in order], dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""The frozen pretrained encoder: images in, feature maps of a few strides out.
+"""The frozen pretrained encoder: images in, feature maps at a few strides out.
 
 Letters: b batch, H × W pixels, c channels, h × w positions of a stage.
 """
@@ -56,7 +56,8 @@ class Encoder(nn.Module):
 def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -> Encoder:
     """The timm model `name` cut after its last needed stage; its weights from timm's hub or cache if `pretrained`.
 
-    Raises MambaADError where timm knows no such model, it has no stage of a stride, or its weights cannot be had.
+    Raises MambaADError where timm has no such model, where the model has no stage of a stride, and where its weights
+    cannot be found.
     """
     timm_name = _TIMM_NAME.get(name, name)
     try:
@@ -87,8 +88,11 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
 
 
 def pretrained_encoder(name: str, strides: Sequence[int], state: Mapping[str, Tensor] | None = None) -> Encoder:
-    """An encoder with pretrained weights: from `state`, a timm state dict of the whole model, if given; for the
-    default from the package installed with mambaad; else from timm's hub or cache. Never random weights in silence."""
+    """An encoder with pretrained weights, never with random ones.
+
+    They come from `state`, a timm state dict of the whole model, if it is given; for the default encoder from the
+    package that is installed with mambaad; otherwise from timm's hub or cache.
+    """
     if state is None and name != DEFAULT:
         return build_encoder(name, strides, pretrained=True)
     encoder = build_encoder(name, strides)
@@ -113,10 +117,10 @@ def load_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None
 
 
 def for_inference(encoder: Encoder) -> Encoder:
-    """A copy that gives the same faster: frozen batch norms are folded into the convolutions before them, and
-    TensorFlow's padding is left to the convolutions.
+    """A copy that gives the same features faster: frozen batch norms are folded into the convolutions before them, and
+    the convolutions do TensorFlow's padding themselves.
 
-    A net whose modules run in another order than they are listed would come out wrong: it is returned as it was.
+    This fails for a net whose modules run in another order than they are listed in: such a net is returned unchanged.
     """
     fast = copy.deepcopy(encoder)
     for module in list(fast.net.modules()):
@@ -136,10 +140,10 @@ def for_inference(encoder: Encoder) -> Encoder:
 
 
 class _SamePadded(nn.Module):
-    """A convolution padded as TensorFlow does, without a padded copy of what it is given.
+    """A convolution with TensorFlow's padding, without a padded copy of its input.
 
-    TensorFlow pads so that ⌈side / stride⌉ positions come out: by one more behind than before, where the total is odd.
-    A row of zeros before the kernel makes the two alike.
+    TensorFlow pads so that ⌈side / stride⌉ positions come out. Where the total padding is odd, it is larger by one at the
+    end. A row of zeros before the kernel makes both sides equal.
     """
 
     def __init__(self, conv: Conv2dSame) -> None:
@@ -158,13 +162,13 @@ class _SamePadded(nn.Module):
 
 
 def _activation_of(norm: nn.BatchNorm2d) -> nn.Module:
-    """timm's BatchNormAct2d also drops and activates; of a plain one nothing is left."""
+    """What a folded batch norm leaves: timm's BatchNormAct2d also drops out and activates, a plain one does nothing else."""
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     return nn.Sequential(*rest) if rest else nn.Identity()
 
 
 def _do_not_wait_for_a_network() -> None:
-    """Where the hub's name cannot be resolved, look into the cache alone: its client would retry for a minute."""
+    """Where the hub's name cannot be resolved, use the cache only: the hub's client would retry for a minute."""
     import huggingface_hub.constants as hub
 
     proxies = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
@@ -177,9 +181,9 @@ def _do_not_wait_for_a_network() -> None:
 
 
 def _cut(net: Any) -> None:
-    """timm's EfficientNet feature nets keep, and run, the blocks behind the last stage that is asked for."""
+    """Remove the blocks behind the last stage that is used: timm's EfficientNet feature nets keep and run them."""
     blocks = getattr(net, "blocks", None)
-    module = net.feature_info.module_name()[-1]  # of the stages asked for
+    module = net.feature_info.module_name()[-1]  # of the last stage that is used
     if isinstance(blocks, nn.Sequential) and module.startswith("blocks."):
         net.blocks = blocks[: int(module.split(".")[1]) + 1]
 

@@ -1,31 +1,33 @@
-"""MambaAD (He et al., NeurIPS 2024, arXiv 2404.06564): a Half-FPN bottleneck and a Mamba decoder that rebuild a frozen
-encoder's features; where they cannot, the image is anomalous.
+"""MambaAD (He et al., NeurIPS 2024, arXiv 2404.06564): a Half-FPN bottleneck and a Mamba decoder that reconstruct
+the features of a frozen encoder. Where the reconstruction fails, the image is anomalous.
 
-Between modules everything is channels last, (b, h, w, c), so that each product with a weight matrix reads rows as they
-lie. Letters: b batch, h × w positions, c channels, d inner channels, k directions, n states, r rank of dt.
+Between modules all tensors are channels last, (b, h, w, c), so that a product with a weight matrix reads contiguous
+rows. Letters: b batch, h × w positions, c channels, d inner channels, k directions, n states, r rank of dt.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mambaad_cli.model import anomaly_map as anomaly
+from mambaad_cli.model.anomaly_map import Residual, fuse, residuals
 from mambaad_cli.model.kernels.fused_norms import gated_norm, normed_silu
 from mambaad_cli.model.kernels.selective_scan import selective_scan
+from mambaad_cli.model.losses import LOSSES, cosine_distances
 from mambaad_cli.model.scan_orders import directions as walks
 
 
 class HSSBlock(nn.Module):
     """Hybrid State Space block (section 3.3): x + DropPath(SS2D(LayerNorm(x))), (b, h, w, c) to the same.
 
-    SS2D scans the grid along `directions` walks of one `order`, each with projections and states of its own, adds the
-    results and gates them.
+    SS2D runs a selective scan over the grid in several `directions` of one scan `order`, each with projections and states
+    of its own, then adds the results and gates them.
     """
 
     def __init__(self, channels: int, order: str, directions: int, drop_path: float = 0.0, states: int = 16) -> None:
@@ -45,13 +47,13 @@ class HSSBlock(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Mamba's own (section 3.6 there): softplus(dt_bias) log-uniform in 0.001 … 0.1, A = −1 … −n."""
+        """As in Mamba (section 3.6 there): softplus(dt_bias) log-uniform in 0.001 … 0.1, A = −1 … −n."""
         rank, inner = self.dt_weight.shape[2], self.D.shape[1]
         nn.init.uniform_(self.x_weight, -(inner**-0.5), inner**-0.5)
         nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
         with torch.no_grad():
             step = torch.exp(torch.rand_like(self.dt_bias) * math.log(0.1 / 0.001) + math.log(0.001))
-            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus backwards
+            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
             self.A_log.copy_(torch.log(torch.arange(1, self.states + 1)).expand_as(self.A_log))
         for linear in (self.in_proj, self.out_proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
@@ -61,7 +63,7 @@ class HSSBlock(nn.Module):
 
     def _ss2d(self, x: Tensor) -> Tensor:
         b, h, w, _ = x.shape
-        for_scan, for_gate = self.in_proj.weight.chunk(2)  # two products: each result lies in one piece
+        for_scan, for_gate = self.in_proj.weight.chunk(2)  # two products, so that each result is contiguous
         u = F.silu(convolve(F.linear(x, for_scan), self.conv))
         selected = F.linear(u, self.x_weight.flatten(0, 1))
         order = _walks_on(x.device, self.order, h, w, self.directions)
@@ -94,10 +96,11 @@ class LocalBranch(nn.Module):
 
 
 class LSSModule(nn.Module):
-    """Locality-Enhanced State Space module (section 3.2): HSS blocks in cascade for the whole, two convolutions beside
-    them for the surroundings. (b, h, w, c) to the same. Without local branches it is the cascade alone.
+    """Locality-Enhanced State Space module (section 3.2): HSS blocks in cascade for global context, and two
+    convolutional branches beside them for local context. (b, h, w, c) to the same. Without local branches it is the
+    cascade alone.
 
-    With `recompute` training keeps only its input and computes the rest again for the backward pass.
+    With `recompute` training keeps only the input and computes the rest again in the backward pass.
     """
 
     recompute = False
@@ -151,7 +154,7 @@ class MambaDecoder(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        # fall linearly along the decoder
+        # the drop-path rates fall linearly along the decoder
         rates = iter(torch.linspace(drop_path, 0, sum(depths)).tolist())
         self.expands = nn.ModuleList(PatchExpand(c, finer) for c, finer in pairwise(channels))
         self.stages = nn.ModuleList(
@@ -167,11 +170,11 @@ class MambaDecoder(nn.Module):
     def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """(b, h, w, c) and the finer grids' sizes, coarse to fine, to one (b, h, w, c) for each of these."""
         x = self.stages[0](x)
-        rebuilt = []
+        reconstructed = []
         for expand, stage, size in zip(self.expands, self.stages[1:], sizes, strict=True):
             x = stage(expand(x, size))
-            rebuilt.append(x)
-        return rebuilt
+            reconstructed.append(x)
+        return reconstructed
 
 
 class Bottleneck(nn.Module):
@@ -191,7 +194,7 @@ class Bottleneck(nn.Module):
 
 
 class HalfFPN(nn.Module):
-    """Brings three scales together at the coarsest, then halves it once more (section 3.1): (b, c, h, w) each."""
+    """Merges three scales at the coarsest resolution, then halves that once more (section 3.1): (b, c, h, w) each."""
 
     def __init__(self, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
@@ -216,18 +219,18 @@ class HalfFPN(nn.Module):
 
 
 class MambaAD(nn.Module):
-    """The detector: rebuilds the encoder's features of strides 4, 8 and 16.
+    """The detector: reconstructs the encoder's features of strides 4, 8 and 16.
 
     channels        the encoder's, finest first; the decoder's are the same, with twice the coarsest before them
     depths          HSS blocks of the four stages, coarse to fine
     order           sweep, scan, zorder, zigzag or hilbert
-    directions      2, 4, 8, or 6: the walks of 8 that differ (Hilbert's and the boustrophedon's only, see orders.py)
-    local_branches  off: a plain Mamba decoder
+    directions      2, 4, 8, or 6: those of the 8 that are distinct (only for hilbert and scan, see scan_orders.py)
+    local_branches  False: a plain Mamba decoder
     drop_path       of the first block; the rates fall linearly to 0
-    loss            "mse" as in the paper; "cosine", what the anomaly map measures; "hard-cosine", more of the rare
+    loss            "mse" as in the paper; "cosine", what the map measures; "hard-cosine", with more weight on the rare
     """
 
-    strides = (4, 8, 16)
+    strides: ClassVar[tuple[int, ...]] = (4, 8, 16)
 
     def __init__(
         self,
@@ -240,47 +243,47 @@ class MambaAD(nn.Module):
         loss: str = "mse",
     ) -> None:
         super().__init__()
-        self.loss_function = anomaly.LOSSES[loss]
+        self.loss_function = LOSSES[loss]
         widths = [2 * channels[-1], *reversed(channels)]
         self.bottleneck = HalfFPN(channels, widths[0])
         self.decoder = MambaDecoder(widths, depths, order, directions, local_branches, drop_path)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features as the decoder rebuilds them: shapes as given, finest first."""
+        """The reconstructed features: the same shapes, finest first."""
         x = self.bottleneck(features).permute(0, 2, 3, 1)
         sizes = [(f.shape[2], f.shape[3]) for f in reversed(features)]
         return [y.permute(0, 3, 1, 2) for y in reversed(self.decoder(x, sizes))]
 
     def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
-        """A scalar that falls as good features are rebuilt better, from themselves or from what is `seen` of them."""
+        """A scalar that falls as good features are reconstructed better, from themselves or from corrupted ones (`seen`)."""
         return self.loss_function(features, self(features if seen is None else seen))
 
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """How far each scale is from what the decoder expects: (b, h, w) each, 0 … 2."""
-        return anomaly.cosine_distances(features, self(features))
+        """Cosine distance of the features from their reconstruction: (b, h, w) for each scale, 0 … 2."""
+        return cosine_distances(features, self(features))
 
-    def residuals(self, features: Sequence[Tensor]) -> list[anomaly.Residual]:
-        """What it could not rebuild at each scale."""
-        return anomaly.residuals(features, self(features))
+    def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
+        """What it cannot reconstruct at each scale."""
+        return residuals(features, self(features))
 
     def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """(b, *size), higher where the image is less like what was learnt."""
-        return anomaly.fuse(self.distances(features), size)
+        return fuse(self.distances(features), size)
 
     def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
-        """AdamW as in section 4.1; weight decay takes in A_log as well."""
+        """AdamW as in section 4.1; weight decay applies to A_log as well."""
         return torch.optim.AdamW(self.parameters(), lr=lr or 0.005, betas=(0.9, 0.999), weight_decay=1e-4, fused=True)
 
 
 @lru_cache(maxsize=64)
 def _walks_on(device: torch.device, order: str, h: int, w: int, k: int) -> Tensor:
-    """`directions` as a tensor there, made once a grid; a normal tensor, whoever asks first."""
+    """`directions` as a tensor on a device, made once per grid; a normal tensor, even if made in inference mode."""
     with torch.inference_mode(False):
         return torch.from_numpy(walks(order, h, w, k).copy()).to(device)
 
 
 def module_depths(depth: int) -> list[int]:
-    """How a stage's blocks are cut into LSS modules: threes, else twos as in the paper; one odd block takes a module.
+    """How a stage's blocks are grouped into LSS modules: by threes, else by twos as in the paper; an odd one is alone.
 
     >>> module_depths(6), module_depths(4), module_depths(5), module_depths(1)
     ([3, 3], [2, 2], [2, 2, 1], [1])
@@ -290,13 +293,13 @@ def module_depths(depth: int) -> list[int]:
 
 
 def conv_norm(channels: int, out_channels: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Sequential:
-    """A convolution that keeps the size (but for its stride) and its batch norm."""
+    """A convolution that keeps the size (except for its stride), followed by batch norm."""
     conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution of (b, h, w, c), which is a channels-last image of the usual kind."""
+    """Apply a convolution to (b, h, w, c), which is an ordinary channels-last image."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

@@ -4,13 +4,14 @@ Letters: b batch, c channels, h × w positions of a feature map, H × W pixels o
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaad_cli.model.anomaly_map import cosine_distances, fuse
+from mambaad_cli.model.anomaly_map import Residual, fuse, residuals
+from mambaad_cli.model.losses import cosine_distances
 
 Block: TypeAlias = Literal["basic", "bottleneck", "wide"]
 Resample: TypeAlias = Literal["down", "same", "up"]
@@ -24,7 +25,7 @@ DEPTHS = (3, 4, 6)  # blocks of the decoder at strides 16, 8, 4: in this order t
 class ResidualBlock(nn.Module):
     """A ResNet block, (b, c_in, h, w) -> (b, c_out, …); the 3×3 convolution (2×2 transposed for "up") changes the size.
 
-    With `width` it is a bottleneck block of that inner width, without a basic block of two convolutions. A decoder's
+    With `width` it is a bottleneck block of that inner width; without, a basic block of two convolutions. A decoder's
     features may have both signs: `relu=False` leaves out the ReLU that ends the block.
     """
 
@@ -48,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 
 class MultiScaleFusion(nn.Module):
-    """Brings three maps to the coarsest one's size by stride-2 convolutions and stacks them: (b, 3·c3, h3, w3)."""
+    """Brings three maps to the size of the coarsest by stride-2 convolutions and stacks them: (b, 3·c3, h3, w3)."""
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
@@ -65,17 +66,18 @@ class MultiScaleFusion(nn.Module):
 
 
 class ReverseDistillation(nn.Module):
-    """RD4AD: a decoder rebuilds the encoder's features from a one-class embedding that has no room for anomalies.
+    """RD4AD: a decoder reconstructs the encoder's features from a one-class embedding that has no room for anomalies.
 
     channels: of the encoder's maps at strides 4, 8, 16.
     bottleneck_width: width per group of 64 planes in the embedding's bottleneck blocks. 64 is what benchmarks print as
-        RD4AD (80.6 M parameters with WideResNet50-2), 128 what its authors trained (108.7 M). Basic blocks have none.
-    block: "basic" as in ResNet18/34, "bottleneck" as in ResNet50, "wide" as in WideResNet50-2. By default the encoder's
-        own for ResNet34's and WideResNet50-2's channels and "basic" for all others. Those two encoders end a stage
-        in ReLU, and so does their decoder; for others its stages end without, since their features may be negative.
+        RD4AD (80.6 M parameters with WideResNet50-2), 128 what its authors trained (108.7 M). Basic blocks do not use it.
+    block: "basic" as in ResNet18/34, "bottleneck" as in ResNet50, "wide" as in WideResNet50-2. By default it is
+        the encoder's own for the channels of ResNet34 and WideResNet50-2, and "basic" for all others. These two
+        encoders end a stage in ReLU, and so does their decoder. For other encoders the decoder's stages end without
+        ReLU, since features may be negative.
     """
 
-    strides = (4, 8, 16)
+    strides: ClassVar[tuple[int, ...]] = (4, 8, 16)
 
     def __init__(self, channels: Sequence[int], bottleneck_width: int = 64, block: Block | None = None) -> None:
         super().__init__()
@@ -92,22 +94,26 @@ class ReverseDistillation(nn.Module):
         self.apply(_initialise)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """Features rebuilt from the embedding: maps of the same shapes, finest first."""
+        """Features reconstructed from the embedding: maps of the same shapes, finest first."""
         x = self.embedding(self.fusion(features))
-        rebuilt = []
+        reconstructed = []
         for stage, feature in zip(self.decoder, reversed(features), strict=True):
             x = fit_size(stage(x), feature.shape[-2:])
-            rebuilt.append(x)
-        return rebuilt[::-1]
+            reconstructed.append(x)
+        return reconstructed[::-1]
 
-    def loss(self, features: Sequence[Tensor]) -> Tensor:
+    def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
         """1 − cosine similarity of the flattened maps: mean over the batch, summed over the scales."""
-        pairs = zip(features, self(features), strict=True)
+        pairs = zip(features, self(features if seen is None else seen), strict=True)
         return torch.stack([1 - F.cosine_similarity(f.flatten(1), r.flatten(1)).mean() for f, r in pairs]).sum()
 
     def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """1 − cosine similarity per position, upsampled to `size` pixels, summed and smoothed: (b, H, W), 0 … 6."""
         return fuse(cosine_distances(features, self(features)), size)
+
+    def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
+        """What it cannot reconstruct, one Residual per scale."""
+        return residuals(features, self(features))
 
     def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
         """The paper's: Adam, learning rate 0.005 unless given."""
@@ -117,7 +123,7 @@ class ReverseDistillation(nn.Module):
 def fit_size(x: Tensor, size: Sequence[int]) -> Tensor:
     """Make (b, c, …, …) exactly `size` at its bottom and right: crop, or repeat the last row and column.
 
-    Sides that strides don't divide leave an encoder's maps a position off: 13 rows halved are 7, doubled again 14.
+    Where a stride does not divide a side, maps of the encoder differ by one position: 13 rows halved are 7, doubled 14.
 
     >>> fit_size(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), (1, 3)).tolist()
     [[[[1.0, 2.0, 2.0]]]]
@@ -141,7 +147,7 @@ def _width(block: Block, c_out: int, width_per_group: int) -> int | None:
 
 
 def _spatial(c_in: int, c_out: int, resample: Resample = "same") -> nn.Conv2d | nn.ConvTranspose2d:
-    """The convolution of a block that looks at its neighbours and changes the size."""
+    """The convolution of a block that sees neighbouring positions and changes the size."""
     if resample == "up":
         return nn.ConvTranspose2d(c_in, c_out, 2, stride=2, bias=False)
     return nn.Conv2d(c_in, c_out, 3, stride=2 if resample == "down" else 1, padding=1, bias=False)

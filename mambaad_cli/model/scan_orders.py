@@ -1,7 +1,7 @@
-"""Scan orders and directions: how a selective scan walks over an h × w grid.
+"""Scan orders and directions: the order in which a selective scan visits the positions of an h × w grid.
 
 Five orders (MambaAD, section 3.3), each for any grid: `sweep` (raster), `scan` (boustrophedon), `zorder` (Morton),
-`zigzag` (anti-diagonals) and `hilbert`. A walk is a permutation of the flat indices row · w + column.
+`zigzag` (anti-diagonals) and `hilbert`. A scan order is a permutation of the flat indices row · w + column.
 
 Letters: h rows, w columns, l = h·w positions, k directions.
 """
@@ -26,7 +26,7 @@ def sweep(h: int, w: int) -> np.ndarray:
 
 
 def scan(h: int, w: int) -> np.ndarray:
-    """Row by row, turning at each end (boustrophedon): neighbours stay neighbours.
+    """The boustrophedon: row by row, turning at each end, so that each position is a neighbour of the one before.
 
     >>> scan(2, 3).tolist()
     [0, 1, 2, 5, 4, 3]
@@ -37,7 +37,7 @@ def scan(h: int, w: int) -> np.ndarray:
 
 
 def zorder(h: int, w: int) -> np.ndarray:
-    """By Morton code, the bits of row and column interleaved; a grid that is no power of two skips what it lacks.
+    """By Morton code: the bits of row and column interleaved. Codes of positions outside the grid are skipped.
 
     >>> zorder(2, 3).tolist()
     [0, 1, 3, 4, 2, 5]
@@ -60,9 +60,9 @@ def zigzag(h: int, w: int) -> np.ndarray:
 def hilbert(h: int, w: int) -> np.ndarray:
     """Hilbert's curve, generalised to any rectangle: every position is a neighbour of the one before.
 
-    At a square of 2ⁿ it is the classical curve. Elsewhere it runs along the longer side from one corner to the next,
-    the rectangle cut as in Červený's "Generalized Hilbert space-filling curve"; where that side is odd and the other
-    even no path of neighbours joins these corners, and it runs along the other side.
+    On a square with sides of 2ⁿ it is the classical curve. On other grids it runs along the longer side from one corner
+    to the next, and the rectangle is cut as in Červený's "Generalized Hilbert space-filling curve". Where the longer
+    side is odd and the other one even, no path of neighbours joins these corners: then it runs along the other side.
 
     >>> hilbert(2, 2).tolist()
     [0, 2, 3, 1]
@@ -77,7 +77,7 @@ def hilbert(h: int, w: int) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _hilbert_path(a: int, b: int) -> np.ndarray:
-    """(a·b, 2) coordinates of a walk over an a × b rectangle from (0, 0) to (a − 1, 0)."""
+    """(a·b, 2) coordinates of a path over an a × b rectangle from (0, 0) to (a − 1, 0)."""
     if a == 1 or b == 1:
         path = np.zeros((a * b, 2), dtype=np.int64)
         path[:, 0 if b == 1 else 1] = np.arange(a * b)
@@ -93,7 +93,7 @@ def _hilbert_path(a: int, b: int) -> np.ndarray:
 
 
 def _even_half(side: int) -> int:
-    """About half of a side, even where it can be: only even parts can be walked there and back."""
+    """About half of a side, an even number where possible: only an even part can be crossed there and back."""
     half = side // 2
     return half + (half % 2 if side > 2 else 0)
 
@@ -116,11 +116,11 @@ WALKS: dict[str, Callable[[int, int], np.ndarray]] = {
 
 
 def directions(order: str, h: int, w: int, k: int) -> np.ndarray:
-    """(k, l) int32: k walks of one order over an h × w grid (MambaAD, section 3.3).
+    """(k, l) int32: one scan order in k directions over an h × w grid (MambaAD, section 3.3).
 
-    Forward: the map as is, transposed, rotated by 90°, rotated and transposed; then the same four backwards. 2: as is
-    and backwards; 4: also the transposed pair; 8: all. On a square of 2ⁿ two of Hilbert's eight walks, and two of the
-    boustrophedon's, are another one once more; 6 leaves these two out. Raises MambaADError for an unknown order or k.
+    Forward: the grid as is, transposed, rotated by 90°, rotated and transposed; then the same four backwards. 2: as is
+    and backwards; 4: also the transposed pair; 8: all. On a square of 2ⁿ two of the eight directions of Hilbert's curve,
+    and two of the boustrophedon's, repeat others; 6 leaves these two out. Raises MambaADError for an unknown order or k.
 
     >>> directions("sweep", 2, 2, 4).tolist()
     [[0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0], [3, 1, 2, 0]]
@@ -133,7 +133,7 @@ def directions(order: str, h: int, w: int, k: int) -> np.ndarray:
     return _directions(order, h, w, k)
 
 
-# Which of the four forward views repeats another's walk backwards.
+# Which of the four forward directions repeats another one backwards.
 _REPEATED = {"hilbert": 3, "scan": 2}
 
 
@@ -145,5 +145,5 @@ def _directions(order: str, h: int, w: int, k: int) -> np.ndarray:
         del views[_REPEATED[order]]
     forward = [view.ravel()[WALKS[order](*view.shape)] for view in views[: k // 2]]
     walks = np.ascontiguousarray(forward + [walk[::-1] for walk in forward], dtype=np.int32)
-    walks.setflags(write=False)  # shared by all who ask
+    walks.setflags(write=False)  # all callers share it
     return walks

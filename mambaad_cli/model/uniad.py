@@ -6,12 +6,13 @@ H × W pixels of the anomaly map.
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaad_cli.model.anomaly_map import fuse
+from mambaad_cli.model.anomaly_map import Residual, fuse, residuals
 
 
 class EncoderLayer(nn.Module):
@@ -59,32 +60,39 @@ class DecoderLayer(nn.Module):
         return self.norms[2](x + self.feed_forward(x))
 
 
+class TransformerSizes(NamedTuple):
+    """Of UniAD's encoder and decoder, as published."""
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 8
+    hidden: int = 1024  # of the feed-forward networks
+    dropout: float = 0.1
+
+
 class UniAD(nn.Module):
-    """A transformer rebuilds an image's feature tokens; where it looks at others, a token's neighbours are hidden.
+    """A transformer reconstructs an image's feature tokens; a token cannot attend to its neighbours.
 
     channels: of the encoder's maps, finest first; any number of maps, all resized to the grid of the last.
     grid: rows and columns the position and query embeddings are learned for (an image's sides over 16). Other grids
         interpolate them.
-    neighbourhood: odd side of the square around itself that a position may not see.
-    jitter: in training a token gets Gaussian noise with a deviation of its norm / jitter.
+    neighbourhood: odd side of the square around a position that it cannot attend to.
+    jitter: in training Gaussian noise is added to a token; its standard deviation is the norm of the token / jitter.
+    sizes: of the transformer, see TransformerSizes.
     """
 
-    strides = (2, 4, 8, 16)
+    strides: ClassVar[tuple[int, ...]] = (2, 4, 8, 16)
 
     def __init__(
         self,
         channels: Sequence[int],
         grid: tuple[int, int] = (16, 16),
-        width: int = 256,
-        layers: int = 4,
-        heads: int = 8,
-        hidden: int = 1024,
-        dropout: float = 0.1,
         neighbourhood: int = 7,
         jitter: float = 20.0,
+        **sizes: Any,
     ) -> None:
         super().__init__()
-        rows, columns = grid
+        (rows, columns), (width, layers, heads, hidden, dropout) = grid, TransformerSizes(**sizes)
         self.neighbourhood, self.jitter = neighbourhood, jitter
         self.rows = nn.Parameter(torch.rand(1, width // 2, rows, 1))
         self.columns = nn.Parameter(torch.rand(1, width // 2, 1, columns))
@@ -96,7 +104,7 @@ class UniAD(nn.Module):
         self.project_out = nn.Linear(width, sum(channels))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The encoder's features on one grid, and the same rebuilt: two (b, h, w, c), float32."""
+        """The encoder's features on one grid, and the same reconstructed: two (b, h, w, c), float32."""
         target = _stack(features)
         size = (target.shape[1], target.shape[2])
         position = self._position(size)
@@ -109,15 +117,19 @@ class UniAD(nn.Module):
             tokens = layer(tokens, encoded, position, mask, size)
         return target, self.project_out(tokens).unflatten(1, size)
 
-    def loss(self, features: Sequence[Tensor]) -> Tensor:
-        """Mean squared error of the rebuilt features against those without jitter."""
-        target, rebuilt = self(features)
-        return F.mse_loss(rebuilt, target)
+    def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
+        """Mean squared error of the reconstructed features against those without jitter."""
+        target, reconstructed = self(features if seen is None else seen)
+        return F.mse_loss(reconstructed, target if seen is None else _stack(features))
 
     def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """L2 distance over the channels at each position, upsampled bilinearly to `size` pixels: (b, H, W), ≥ 0."""
-        target, rebuilt = self(features)
-        return fuse([torch.linalg.vector_norm(rebuilt - target, dim=-1)], size, sigma=0)
+        target, reconstructed = self(features)
+        return fuse([torch.linalg.vector_norm(reconstructed - target, dim=-1)], size, sigma=0)
+
+    def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
+        """What it cannot reconstruct of the stacked features: one scale."""
+        return residuals(*([tokens.permute(0, 3, 1, 2)] for tokens in self(features)))
 
     def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
         """The paper's: AdamW, learning rate 1e-4 unless given, weight decay 1e-4."""
@@ -138,15 +150,15 @@ class UniAD(nn.Module):
 
 
 def neighbour_mask(h: int, w: int, neighbourhood: int = 7) -> Tensor:
-    """Which positions of an h × w grid are hidden from which: (l, l) bool, row = who looks, True = hidden.
+    """Which positions of an h × w grid are hidden from which: (l, l) bool, the row is the position that attends, True means hidden.
 
     A position's `neighbourhood` × `neighbourhood` square (odd) is hidden. On a grid so small that some position would
-    see nothing, the square shrinks until everyone sees something; a grid of one position hides nothing.
+    see nothing, the square shrinks until every position sees something; a grid of one position hides nothing.
 
     >>> neighbour_mask(1, 4, 3).int().tolist()
     [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
     """
-    # 2 · radius + 1 < longest side: even from its middle one end stays in sight.
+    # 2 · radius + 1 < longest side: even from the middle of that side one end stays visible
     radius = min((neighbourhood - 1) // 2, max(h, w) // 2 - 1)
     near_rows = (torch.arange(h)[:, None] - torch.arange(h)).abs() <= radius
     near_columns = (torch.arange(w)[:, None] - torch.arange(w)).abs() <= radius
@@ -157,7 +169,7 @@ def neighbour_mask(h: int, w: int, neighbourhood: int = 7) -> Tensor:
 def _mask_on(device: torch.device, h: int, w: int, neighbourhood: int) -> Tensor:
     """The neighbour mask as attention adds it to its logits, −inf where hidden, else 0: (l, l), made once a grid.
 
-    A normal tensor, whoever asks first.
+    It is a normal tensor, even if the first caller is in inference mode.
     """
     with torch.inference_mode(False):
         hidden = neighbour_mask(h, w, neighbourhood).to(device)

@@ -4,25 +4,29 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mambaad_cli import MambaADError
+from mambaad_cli import MambaADError, __version__
 from mambaad_cli.benchmark import comparison as study
+from mambaad_cli.benchmark import comparison_results as kept_results
 from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark.comparison import Budget, Dataset, Study, Variant
+from mambaad_cli.benchmark.comparison import Budget, Conditions, Dataset, Study
+from mambaad_cli.benchmark.comparison_variants import Variant, ablation, choose, recipes
 from mambaad_cli.data import images
-from mambaad_cli.inspection.model_file import Model
+from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training import fit
+from mambaad_cli.training.recipe import RECIPES, Recipe
 from tests.conftest import TINY, picture
 
 SIZE = (64, 64)
 VARIANTS = [
-    Variant("first", "small", "test_resnet", TINY),
-    Variant("second", "small", "test_resnet", TINY | {"order": "sweep"}),
+    Variant("first", "mambaad", "test_resnet", TINY, RECIPES["small"]),
+    Variant("second", "mambaad", "test_resnet", TINY | {"order": "sweep"}, RECIPES["small"]),
 ]
 
 
@@ -57,12 +61,12 @@ def few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fitted(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def fitted(tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Instead of fitting, an untrained model; returns what was asked for: (scan order, seed) each."""
     calls = []
 
-    def pretend(files: Any, classes: Any, settings: Any, *, seed: int, **_: Any) -> Model:
-        calls.append((settings.options.get("order", "hilbert"), seed))
+    def pretend(files: Any, classes: Any, settings: Any, recipe: Recipe, *_: Any) -> FittedModel:
+        calls.append((settings.options.get("order", "hilbert"), recipe.seed))
         return tiny_model
 
     monkeypatch.setattr(fit, "fit", pretend)
@@ -71,20 +75,20 @@ def fitted(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
 
 @pytest.fixture
 def run(data: Dataset, tmp_path: Path) -> Callable[..., Study]:
-    def compared(variants: list[Variant] = VARIANTS, data: Dataset = data, **choices: Any) -> Study:
-        how: dict[str, Any] = {"size": SIZE, "budget": Budget(epochs=1), "results": tmp_path / "kept.jsonl"}
-        return study.run(variants, data, **(how | choices))
+    def compared(variants: list[Variant] = VARIANTS, results: Path = tmp_path / "kept.jsonl", **choices: Any) -> Study:
+        conditions = {"size": SIZE, "budget": Budget(epochs=1)} | choices
+        return study.run(variants, data, Conditions(**conditions), results)
 
     return compared
 
 
-def failing(which: str, error: BaseException, fit_: Callable[..., Model]) -> Callable[..., Model]:
+def failing(which: str, error: BaseException, fit_: Callable[..., FittedModel]) -> Callable[..., FittedModel]:
     """The same fit, but for one scan order."""
 
-    def fails(files: Any, classes: Any, settings: Any, **how: Any) -> Model:
+    def fails(files: Any, classes: Any, settings: Any, *how: Any) -> FittedModel:
         if settings.options.get("order", "hilbert") == which:
             raise error
-        return fit_(files, classes, settings, **how)
+        return fit_(files, classes, settings, *how)
 
     return fails
 
@@ -93,7 +97,7 @@ def failing(which: str, error: BaseException, fit_: Callable[..., Model]) -> Cal
 
 
 def test_the_usual_detectors_learn_and_are_measured_on_the_same_images(data: Dataset, tmp_path: Path) -> None:
-    found = study.run(study.choose(), data, size=SIZE, budget=Budget(epochs=1), results=tmp_path / "kept.jsonl")
+    found = study.run(choose(), data, Conditions(Budget(epochs=1), SIZE), tmp_path / "kept.jsonl")
     assert [outcome.variant.detector for outcome in found.outcomes] == ["mambaad", "rd4ad", "uniad"]
     for outcome in found.outcomes:
         (cell,) = outcome.cells
@@ -104,8 +108,14 @@ def test_the_usual_detectors_learn_and_are_measured_on_the_same_images(data: Dat
         assert cell["classes"]["bolt"]["pixel_auroc"] is None
         assert cell["mean"]["pixel_auroc"] == cell["classes"]["nut"]["pixel_auroc"] is not None
         assert min(cell["fit_seconds"], cell["score_seconds"]) > 0
-        batch = min(fit.PRESETS[outcome.variant.preset]["batch"], 10)  # ten of the twelve images are trained on
+        batch = min(outcome.variant.recipe.batch, 10)  # ten of the twelve images are trained on
         assert cell["steps"] == math.ceil(10 / batch)
+
+
+def test_minutes_take_the_place_of_a_recipes_steps_and_epochs_of_both() -> None:
+    small, paper = RECIPES["small"], RECIPES["paper"]
+    assert Budget(minutes=2.0).limited(small) == replace(small, max_minutes=2.0)
+    assert Budget(epochs=3).limited(paper) == replace(paper, epochs=3)
 
 
 # What is kept
@@ -129,7 +139,7 @@ def test_a_finished_cell_is_never_fitted_again(run: Callable[..., Study], fitted
         {"budget": Budget(minutes=1.0)},
         {"variants": [VARIANTS[0]._replace(options=TINY | {"local_branches": False})]},
         {"variants": [VARIANTS[0]._replace(encoder="test_resnet2")]},
-        {"variants": [VARIANTS[0]._replace(preset="paper")]},
+        {"variants": [VARIANTS[0]._replace(recipe=RECIPES["paper"])]},
         {"encoder_weights": Path(__file__)},
     ],
 )
@@ -138,6 +148,18 @@ def test_what_changes_a_result_is_fitted_anew(
 ) -> None:
     run(VARIANTS[:1])
     run(**({"variants": VARIANTS[:1]} | changed))
+    assert len(fitted) == 2
+
+
+def test_cells_of_other_code_are_fitted_anew(
+    run: Callable[..., Study], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(VARIANTS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_results, "source_digest", lambda: "another")
+        assert len(run(VARIANTS[:1]).outcomes[0].cells) == 1
+    assert len(fitted) == 2
+    run(VARIANTS[:1])  # the first one's cell is still there
     assert len(fitted) == 2
 
 
@@ -233,7 +255,7 @@ def test_a_bug_keeps_its_traceback(
 def test_where_nothing_can_be_fitted_the_first_reason_is_the_error(
     run: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> Model:
+    def fails(*_: Any, **__: Any) -> FittedModel:
         raise MambaADError("2 readable images")
 
     monkeypatch.setattr(fit, "fit", fails)
@@ -265,47 +287,9 @@ def test_a_dataset_without_either_side_is_refused_before_anything_is_fitted(
         study.read_dataset(tmp_path)
 
 
-# Variants
-
-
-def test_all_variants_share_one_encoder_unless_each_has_its_own() -> None:
-    assert {one.encoder for one in study.choose(["mambaad", "rd4ad"], "resnet34")} == {"resnet34"}
-    assert [one.encoder for one in study.choose(encoder="own")] == [
-        *("efficientnet_lite0", "wide_resnet50_2", "efficientnet_b4")
-    ]
-
-
-def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(MambaADError, match="no detector 'patchcore'.*mambaad, mambaad-small, mambaad-paper, rd4ad"):
-        study.choose(["rd4ad", "patchcore"])
-
-
-def test_the_ablation_is_the_papers_and_the_grid_of_orders_and_directions() -> None:
-    plain, local, hybrid, *grid = study.ablation()
-    own = fit.PRESETS["small"]["options"]
-    assert plain.options == own | {"order": "sweep", "directions": 2, "local_branches": False}
-    assert local.options == own | {"order": "sweep", "directions": 2, "local_branches": True}
-    assert hybrid.options == own | {"order": "hilbert", "directions": 8, "local_branches": True}
-    walked = {(one.options["order"], one.options["directions"]) for one in grid}
-    orders = ("sweep", "scan", "zorder", "zigzag", "hilbert")
-    assert len(grid) == 17
-    assert walked == {(order, k) for order in orders for k in (2, 4, 8)} | {("scan", 6), ("hilbert", 6)}
-
-
-def test_every_variant_of_the_ablation_can_be_built() -> None:
-    for variant in study.ablation():
-        fit.DETECTORS[variant.detector]([8, 8, 8], **variant.options)
-
-
 def test_steps_that_the_grid_has_too_are_fitted_once(run: Callable[..., Study], fitted: list[Any]) -> None:
-    run([one._replace(encoder="test_resnet", options=TINY | one.options) for one in study.ablation()[:4]])
+    run([one._replace(encoder="test_resnet", options=TINY | one.options) for one in ablation()[:4]])
     assert len(fitted) == 3  # "with LSS modules" is the grid's "sweep, 2"
-
-
-@pytest.mark.parametrize("names", [["rd4ad"], ["mambaad"]])
-def test_the_ablation_is_of_one_mambaad(names: list[str]) -> None:
-    with pytest.raises(MambaADError, match="of one MambaAD"):
-        study.ablation(names)
 
 
 def test_cells_say_what_they_are_of(run: Callable[..., Study], fitted: list[Any], tmp_path: Path) -> None:
@@ -313,24 +297,16 @@ def test_cells_say_what_they_are_of(run: Callable[..., Study], fitted: list[Any]
     cell = json.loads((tmp_path / "kept.jsonl").read_text())
     assert (cell["variant"], cell["seed"], cell["budget"]["epochs"]) == ("second", 42, 1)
     assert cell["settings"]["options"]["order"] == "sweep"
-    assert cell["machine"]["mambaad"]
-
-
-@pytest.mark.parametrize("name", ["small", "paper"])
-def test_each_recipe_differs_from_the_first_in_one_choice(name: str) -> None:
-    base, *others = study.recipes([f"mambaad-{name}"])
-    assert base.name == f"MambaAD {name}"
-    assert len(others) >= 5
-    for one in others:
-        options = {name for name in {**one.options, **base.options} if one.options.get(name) != base.options.get(name)}
-        assert len(options) + len(one.changed) == 1, one.name
-        assert all(fit.PRESETS[name][choice] != value for choice, value in one.changed), one.name
+    assert (cell["recipe"]["lr"], cell["recipe"]["epochs"]) == (RECIPES["small"].lr, 1)
+    assert cell["mambaad"] == __version__
+    assert cell["code"] == kept_results.source_digest()
 
 
 def test_a_recipe_is_fitted_with_what_it_changes(
-    run: Callable[..., Study], tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Study], tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(fit, "fit", lambda *_, changed, **__: asked.append(changed) or tiny_model)
-    run([one._replace(encoder="test_resnet") for one in study.recipes()[:3]])
-    assert asked == [{}, {"cut_paste": False}, {"normalise": False}]
+    monkeypatch.setattr(fit, "fit", lambda files, classes, settings, recipe, *_: asked.append(recipe) or tiny_model)
+    run([one._replace(encoder="test_resnet") for one in recipes()[:3]])
+    same = replace(RECIPES["small"], epochs=1, keep_examples=False)
+    assert asked == [same, replace(same, cut_paste=False), replace(same, distance="published")]

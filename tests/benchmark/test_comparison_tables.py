@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from mambaad_cli.benchmark import comparison_tables as study_report
-from mambaad_cli.benchmark.comparison import Budget, Dataset, Outcome, Study, Variant
+from mambaad_cli.benchmark.comparison import Budget, Dataset, Outcome, Study
+from mambaad_cli.benchmark.comparison_variants import Variant
 from mambaad_cli.benchmark.evaluation import METRICS
 from mambaad_cli.data.datasets import Sample
+from mambaad_cli.training.recipe import RECIPES
 
 MACHINE = {"device": "Abacus", "threads": "1", "precision": "fp32", "scan": "beads"} | dict.fromkeys(
     ("mambaad", "torch", "python"), "0"
@@ -32,9 +34,11 @@ def made_up() -> Study:
     """One detector with two seeds, one that failed after its first, one that never was."""
     samples = [Sample(Path(f"{name}.png"), name, "test", "good", None) for name in ("nut", "bolt")]
     outcomes = [
-        Outcome(Variant("MambaAD small", "small", "lite", {}), [cell(0.9, 0.8, 10), cell(1.0, 0.6, 30)]),
-        Outcome(Variant("RD4AD", "rd4ad", "lite", {}), [cell(0.75, 0.5, 5)], "out of memory"),
-        Outcome(Variant("UniAD", "uniad", "lite", {}), [], "no weights"),
+        Outcome(
+            Variant("MambaAD small", "mambaad", "lite", {}, RECIPES["small"]), [cell(0.9, 0.8, 10), cell(1.0, 0.6, 30)]
+        ),
+        Outcome(Variant("RD4AD", "rd4ad", "lite", {}, RECIPES["rd4ad"]), [cell(0.75, 0.5, 5)], "out of memory"),
+        Outcome(Variant("UniAD", "uniad", "lite", {}, RECIPES["uniad"]), [], "no weights"),
     ]
     data = Dataset(Path("parts"), samples[:1], samples, "f")
     return Study(MACHINE, data, (64, 96), Budget(minutes=2.0), [42, 43], outcomes)
@@ -106,5 +110,6 @@ def test_json_reads_back_with_every_seed() -> None:
     assert first["metrics"]["image_auroc"]["mean"] == pytest.approx(0.7)
     assert first["classes_image_auroc"]["bolt"]["mean"] == pytest.approx(0.45)
     assert [one["classes"]["nut"]["image_auroc"] for one in first["cells"]] == [0.9, 1.0]
+    assert first["recipe"]["batch"] == RECIPES["small"].batch
     assert (third["cells"], third["error"]) == ([], "no weights")
     assert whole["budget"] == {"epochs": None, "minutes": 2.0}

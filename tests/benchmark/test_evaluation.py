@@ -1,13 +1,7 @@
-"""Evaluation against scikit-learn on a tiny real model, and cases worked by hand on one whose map is the brightness.
+"""Evaluation against scikit-learn on a tiny real model, and cases worked by hand on one whose map is the brightness."""
 
-The brightness model makes every number known: an image of one grey value v has a map of v / 255 everywhere.
-"""
-
-import csv
-import io
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -15,72 +9,30 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from sklearn import metrics as sk
-from torch import Tensor, nn
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark.evaluation import Result, Share, to_csv, to_json, to_markdown, to_table, worst, write_worst
+from mambaad_cli.benchmark.evaluation import Share
+from mambaad_cli.benchmark.evaluation_sheets import worst
+from mambaad_cli.benchmark.evaluation_tables import notes, to_csv, to_json, to_markdown, to_table
 from mambaad_cli.benchmark.metrics import PixelMetrics
 from mambaad_cli.data import datasets, images
 from mambaad_cli.data.datasets import Sample
-from mambaad_cli.inspection.heatmap import VERDICT_COLOURS
-from mambaad_cli.inspection.model_file import Model, Settings, new_model
+from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.inspection.predict import Prediction
-from mambaad_cli.model.encoder import Encoder, build_encoder
-
-SIZE = (64, 64)
-
-
-class Seen(nn.Module):
-    """An encoder's net that shows its detector the image itself."""
-
-    feature_info = SimpleNamespace(channels=lambda: [3])
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [images]
+from mambaad_cli.model.encoder import build_encoder
+from mambaad_cli.model.settings import Settings
+from tests.benchmark.brightness import SIZE, brightness_model, grey, write
+from tests.benchmark.test_evaluation_tables import printed, rows_of
 
 
-class Brightness(nn.Module):
-    gain = 1.0
-
-    def anomaly_map(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        return self.gain * features[0].amax(1)
-
-
-def brightness_model(threshold: float | None = None, size: tuple[int, int] = SIZE) -> Model:
-    """Calls an image anomalous if any of its pixels is brighter than the threshold, 0…255."""
-    model = Model(Settings(size=size), Encoder(Seen(), [0.0] * 3, [1.0] * 3), Brightness())
-    model.scores = {} if threshold is None else {"nut": [float(np.float32(threshold) / np.float32(255))]}
-    return model
-
-
-def tiny_model() -> Model:
+def tiny_model() -> FittedModel:
     torch.manual_seed(0)
     settings = Settings(encoder="test_resnet", size=SIZE, options={"depths": (1, 1, 1, 1), "directions": 2})
     model = new_model(settings, encoder=build_encoder("test_resnet", (4, 8, 16)))
     model.detector.eval()
     return model
-
-
-def write(path: Path, picture: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), picture)
-    return path
-
-
-def grey(root: Path, defect: str, value: int, class_name: str = "nut", square: slice | None = None) -> Sample:
-    """A test image of one value; with `square` only there, the rest black, and that square its mask."""
-    picture = np.full(SIZE, value, np.uint8)
-    if square is not None:
-        picture = np.zeros(SIZE, np.uint8)
-        picture[square, square] = value
-    mask = None
-    if square is not None and defect != "good":
-        mask = write(root / class_name / "ground_truth" / defect / f"{value}_mask.png", (picture > 0) * np.uint8(255))
-    path = write(root / class_name / "test" / defect / f"{value}.png", picture)
-    return Sample(path, class_name, "test", defect, mask)
 
 
 def textured_tree(root: Path) -> dict[Path, np.ndarray]:
@@ -102,7 +54,7 @@ def textured_tree(root: Path) -> dict[Path, np.ndarray]:
     return masks
 
 
-def expected_metrics(samples: list[Sample], masks: dict[Path, np.ndarray], model: Model) -> list[float]:
+def expected_metrics(samples: list[Sample], masks: dict[Path, np.ndarray], model: FittedModel) -> list[float]:
     """The seven of one class by scikit-learn, image by image, masks scaled by Pillow."""
     maps, truths, weights = [], [], []
     for sample in samples:
@@ -123,20 +75,6 @@ def three(labels: Any, scores: Any) -> list[float]:
     precision, recall, _ = sk.precision_recall_curve(labels, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return [sk.roc_auc_score(labels, scores), sk.average_precision_score(labels, scores), f1.max()]
-
-
-def has_colour(sheet: np.ndarray, verdict: str) -> bool:
-    return bool((sheet == VERDICT_COLOURS[verdict]).all(2).any())
-
-
-def printed(table: Any) -> str:
-    console = Console(width=200, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def rows_of(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 # Metrics
@@ -242,7 +180,7 @@ def test_anomalous_image_without_mask_counts_for_image_metrics_only(tmp_path):
     assert one.image.auroc == pytest.approx(2 / 3)
     assert one.pixel.auroc == 1.0  # with the bare one, whose mask would be empty or full, it would be less
     assert len(one.without_mask) == 2
-    assert any("2 of 3 anomalous images left out of pixel metrics" in line for line in evaluate.notes(evaluation))
+    assert any("2 of 3 anomalous images left out of pixel metrics" in line for line in notes(evaluation))
 
 
 def test_empty_masks_give_no_pixel_metrics(tmp_path):
@@ -263,7 +201,7 @@ def test_unreadable_image_is_left_out_listed_and_counted(tmp_path):
     assert [line.split(": ")[0] for line in one.unreadable] == [str(samples[0].path)]
     assert [prediction.verdict for prediction in seen] == ["error", "good", "anomalous"]
     assert rows_of(to_csv(evaluation))[0]["unreadable"] == "1"
-    assert any(str(samples[0].path) in line for line in evaluate.notes(evaluation))
+    assert any(str(samples[0].path) in line for line in notes(evaluation))
 
 
 def test_score_that_is_not_a_number_is_an_error_never_a_good_image(tmp_path):
@@ -287,7 +225,7 @@ def test_interrupt_keeps_the_classes_that_are_done(tmp_path):
     evaluation = evaluate.evaluate(brightness_model(15), samples, on_result=stop_at("gear"))
     assert [one.name for one in evaluation.classes] == ["nut"]
     assert evaluation.unfinished == ["gear", "bolt"]
-    assert evaluate.notes(evaluation)[-1] == "interrupted: nothing is known of gear, bolt"
+    assert notes(evaluation)[-1] == "interrupted: nothing is known of gear, bolt"
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(brightness_model(15), samples, on_result=stop_at("nut"))
 
@@ -333,155 +271,38 @@ def test_model_without_threshold_has_metrics_but_no_counts_of_mistakes(tmp_path)
     assert (one.false_rejects, one.misses, one.recall) == (None, None, {})
     assert worst(evaluation) == ([], [])
     assert rows_of(to_csv(evaluation))[0]["misses"] == ""
-    assert any("no threshold yet" in line for line in evaluate.notes(evaluation))
+    assert any("no threshold yet" in line for line in notes(evaluation))
 
 
 def test_a_threshold_from_training_images_is_noted(tmp_path):
     model = brightness_model(15)
-    model.held_out = False
+    model.held_out = set()
     evaluation = evaluate.evaluate(model, [grey(tmp_path, "good", 10)])
-    (note,) = evaluate.notes(evaluation)
-    assert "threshold comes from training images" in note
+    (note,) = notes(evaluation)
+    assert note.startswith("the threshold comes from training images")
     assert json.loads(to_json(evaluation))["held_out"] is False
+
+
+def test_classes_whose_threshold_comes_from_training_images_are_named(tmp_path):
+    model = brightness_model()
+    model.scores = {"nut": [0.01], "gear": [0.5]}
+    model.held_out = {"nut"}
+    samples = [grey(tmp_path, "good", 10, name) for name in ("nut", "gear", "bolt")]
+    evaluation = evaluate.evaluate(model, samples)
+    assert [one.held_out for one in evaluation.classes] == [True, False, False]  # a bolt has gear's
+    (note,) = notes(evaluation)
+    assert note.startswith("gear, bolt: the threshold comes from training images")
+    whole = json.loads(to_json(evaluation))
+    assert (whole["held_out"], [one["held_out"] for one in whole["classes"]]) == (False, [True, False, False])
+    model.held_out = {"nut", "gear"}
+    assert notes(evaluate.evaluate(model, samples)) == []
 
 
 def test_class_that_the_model_never_saw_is_noted(tmp_path):
     model = brightness_model(15)
     model.trained_on = {"nut": 5}
     samples = [grey(tmp_path, "good", 10, "nut"), grey(tmp_path, "good", 10, "gear")]
-    assert evaluate.notes(evaluate.evaluate(model, samples)) == ["gear: the model was not trained on this class"]
-
-
-# Tables
-
-
-@pytest.fixture
-def two_classes(tmp_path):
-    """nut: image AU-ROC 1/2, AP 1/2, F1max 2/3, pixels with masks; [i]a|b: perfect, without masks."""
-    samples = [
-        *(grey(tmp_path, "good", value, "nut", slice(0, 8)) for value in (10, 30)),
-        grey(tmp_path, "bent", 20, "nut", slice(32, 64)),
-        *(grey(tmp_path, "good", value, "[i]a|b") for value in (1, 2)),
-        *(grey(tmp_path, "[red]torn", value, "[i]a|b") for value in (14, 40, 50)),
-    ]
-    return evaluate.evaluate(brightness_model(15), samples)
-
-
-def test_markdown_holds_both_tables_as_papers_print_them(two_classes):
-    lines = to_markdown(two_classes).splitlines()
-    pixel = two_classes.classes[0].pixel
-    four = " | ".join(f"{100 * value:.1f}" for value in pixel)
-    assert lines[0] == (
-        "| class | image AU-ROC | image AP | image F1max | pixel AU-ROC | pixel AP | pixel F1max | pixel AU-PRO | mAD "
-        "| false rejects | misses |"
-    )
-    assert lines[2] == f"| nut | 50.0 | 50.0 | 66.7 | {four} | {100 * two_classes.mean['mad']:.1f} | 1/2 | 0/1 |"
-    assert lines[3] == "| [i]a\\|b | 100.0 | 100.0 | 100.0 | – | – | – | – | – | 0/2 | 1/3 |"
-    assert lines[4].startswith("| mean | 75.0 | 75.0 | 83.3 |")
-    assert lines[4].endswith("| 1/4 | 1/4 |")
-    assert lines[6:] == [
-        "| class | defect | found | recall |",
-        "|:---|:---|---:|---:|",
-        "| nut | bent | 1/1 | 100.0 |",
-        "| [i]a\\|b | [red]torn | 2/3 | 66.7 |",
-    ]
-
-
-def test_pixel_metrics_worked_by_hand(two_classes):
-    # 3 · 4096 pixels; 1024 defect pixels of value 20; good: 64 of value 30, 64 of 10, the rest 0
-    good = 3 * 4096 - 1024
-    auroc, precision = 1 - 64 / good, 1024 / (1024 + 64)
-    # flat at full overlap from rate 64 / good on, nothing found before
-    expected = PixelMetrics(auroc, precision, 2 * precision / (precision + 1), 1 - 64 / good / 0.3)
-    assert two_classes.classes[0].pixel == pytest.approx(expected)
-
-
-def test_terminal_table_shows_names_as_they_are_in_80_columns(two_classes):
-    console = Console(width=80, file=io.StringIO())
-    console.print(to_table(two_classes))
-    console.print(evaluate.recall_table(two_classes))
-    text = console.file.getvalue()
-    assert "[red]torn" in text
-    assert [line.split()[-2:] for line in text.splitlines() if line.startswith(("nut ", "[i]a|b ", "mean"))][:3] == [
-        ["1/2", "0/1"],
-        ["0/2", "1/3"],
-        ["1/4", "1/4"],
-    ]
-
-
-def test_csv_has_a_row_a_class_and_their_mean(two_classes):
-    nut, other, mean = rows_of(to_csv(two_classes))
-    assert list(nut) == ["class", *evaluate.METRICS, "false_rejects", "good", "misses", "anomalous", "unreadable"]
-    assert [nut[key] for key in ("class", "image_auroc", "image_f1max", "false_rejects", "good")] == [
-        *("nut", "50.0", "66.7", "1", "2")
-    ]
-    assert [other[key] for key in ("class", "image_auroc", "pixel_ap", "mad", "misses", "anomalous")] == [
-        *("[i]a|b", "100.0", "", "", "1", "3")
-    ]
-    assert [mean[key] for key in ("class", "image_auroc", "false_rejects", "good", "misses", "anomalous")] == [
-        *("mean", "75.0", "1", "4", "1", "4")
-    ]
-
-
-def test_json_tells_everything_unrounded(two_classes):
-    whole = json.loads(to_json(two_classes))
-    nut, other = whole["classes"]
-    assert nut["image_f1max"] == pytest.approx(2 / 3, abs=1e-12)
-    assert nut["threshold"] == pytest.approx(15 / 255)
-    assert (nut["false_rejects"], nut["false_reject_rate"], nut["misses"], nut["miss_rate"]) == (1, 0.5, 0, 0.0)
-    assert other["recall"] == {"[red]torn": {"found": 2, "total": 3, "recall": 2 / 3}}
-    assert (other["pixel_aupro"], other["mad"], other["unreadable_images"]) == (None, None, [])
-    assert whole["mean"]["image_auroc"] == 0.75
-    assert whole["unfinished"] == []
-
-
-# The worst
-
-
-def test_worst_are_the_mistakes_furthest_from_their_thresholds(tmp_path):
-    samples = [
-        *(grey(tmp_path, "good", value, "nut") for value in (10, 60, 90)),
-        *(grey(tmp_path, "bent", value, "nut") for value in (30, 20, 80)),
-        grey(tmp_path, "good", 150, "gear"),  # 1.5 thresholds, less than nut's 60
-        grey(tmp_path, "bent", 40, "gear"),  # 0.4 thresholds, less than nut's 20
-    ]
-    model = brightness_model()
-    model.scores = {"nut": [40 / 255], "gear": [101 / 255]}
-    evaluation = evaluate.evaluate(model, samples)
-
-    def values(results: list[Result]) -> list[int]:
-        return [int(one.sample.path.stem) for one in results]
-
-    misses, alarms = worst(evaluation)
-    assert (values(misses), values(alarms)) == ([40, 20, 30], [90, 60, 150])
-    assert [values(some) for some in worst(evaluation, n=1)] == [[40], [90]]
-
-
-def test_worst_sheets_show_the_mistakes_and_vanish_with_them(tmp_path):
-    samples = [grey(tmp_path, "good", 60), grey(tmp_path, "bent", 20), grey(tmp_path, "bent", 30)]
-    folder, model = tmp_path / "out", brightness_model(40)
-    evaluation = evaluate.evaluate(model, samples)
-    paths = write_worst(evaluation, model, folder)
-    assert [path.name for path in paths] == ["worst_misses.png", "worst_false_alarms.png"]
-    misses, alarms = map(images.read, paths)
-    assert misses.shape[1] > 1.8 * alarms.shape[1]  # two pictures beside each other, and one
-    assert has_colour(alarms, "anomalous")
-    assert has_colour(misses, "good")
-    assert not has_colour(misses, "anomalous")
-    middle = alarms[alarms.shape[1] // 2, alarms.shape[1] // 2]
-    assert middle[0] > middle[2]  # it glows: above the threshold
-    assert (misses == 20).all(2).sum() > 200**2  # colder than half the good ones: the picture itself
-
-    better = brightness_model(25)
-    assert write_worst(evaluate.evaluate(better, samples[1:2]), better, folder) == paths[:1]
-    assert sorted(path.name for path in folder.iterdir()) == ["worst_misses.png"]
-
-
-def test_image_that_has_gone_since_is_left_out_of_the_sheet(tmp_path):
-    samples, model = [grey(tmp_path, "bent", 20)], brightness_model(40)
-    evaluation = evaluate.evaluate(model, samples)
-    samples[0].path.unlink()
-    assert write_worst(evaluation, model, tmp_path / "out") == []
+    assert notes(evaluate.evaluate(model, samples)) == ["gear: the model was not trained on this class"]
 
 
 # Overlays

@@ -10,16 +10,16 @@ import pytest
 from rich.console import Console
 
 from mambaad_cli import MambaADError
-from mambaad_cli.benchmark import speed as bench
 from mambaad_cli.benchmark import speed_tables as bench_report
-from mambaad_cli.benchmark.speed import Benchmark, Result, Row
-from tests.benchmark.test_speed import MAMBAAD, RD4AD, SIZE, UNIAD
+from mambaad_cli.benchmark.detectors import Row
+from mambaad_cli.benchmark.speed import Benchmark, Result, Timing, run
+from tests.benchmark.rows import MAMBAAD, RD4AD, SIZE, UNIAD
 
 
 @pytest.fixture(scope="module")
 def measured() -> Benchmark:
     """All three at two resolutions."""
-    return bench.run([MAMBAAD, RD4AD, UNIAD], [(96, 64), SIZE], seconds=0.01, threads=1)
+    return run([MAMBAAD, RD4AD, UNIAD], [(96, 64), SIZE], Timing(seconds=0.01, threads=1))
 
 
 def made_up() -> Benchmark:

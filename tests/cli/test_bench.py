@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from mambaad_cli.benchmark import comparison as study
+from mambaad_cli.model.settings import PRESETS
 from mambaad_cli.training import fit
+from mambaad_cli.training.recipe import RECIPES
 from tests.benchmark.test_comparison import write_tree
 from tests.cli.test_commands import complaint, model, run  # noqa: F401 (model is a fixture)
 from tests.conftest import TINY
+from tests.training.conftest import VIEWS
 
 TINY_FIT = ("--encoder", "test_resnet", "--encoder-weights", "weights.safetensors", "--res", 64, "--epochs", 1)
 
@@ -24,7 +28,9 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset in a folder of its own, weights of a tiny encoder beside it, and detectors as tiny."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "PASSING", 0.0)
-    monkeypatch.setitem(fit.PRESETS["small"], "options", fit.PRESETS["small"]["options"] | TINY)
+    small = PRESETS["small"]
+    monkeypatch.setitem(PRESETS, "small", replace(small, options=small.options | TINY))
+    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS))
     torch.manual_seed(7)
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
     return write_tree(tmp_path / "parts")
@@ -85,7 +91,7 @@ def test_bench_with_data_prints_a_row_a_detector_and_goes_on_from_its_results(
 def test_bench_of_a_detector_that_cannot_be_fitted_has_its_row_and_exit_status_1(
     parts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(fit.PRESETS["rd4ad"], "lr", 1e30)  # diverges
+    monkeypatch.setitem(RECIPES, "rd4ad", replace(RECIPES["rd4ad"], lr=1e30))  # diverges
     result = run("bench", "--data", "parts", "--detectors", "mambaad-small,rd4ad", *TINY_FIT, "--epochs", 9)
     assert result.exit_code == 1
     assert "MambaAD small" in result.stdout

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,17 @@ from typer.testing import CliRunner, Result
 
 import mambaad_cli
 from mambaad_cli import MambaADError
-from mambaad_cli.cli import FitProgress, app, product_name
+from mambaad_cli.cli import app
+from mambaad_cli.cli.fit_progress import FitProgress
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file as modelfile
-from mambaad_cli.inspection.model_file import Model
-from mambaad_cli.training import fit
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.recalibration import product_name
+from mambaad_cli.model.settings import PRESETS
+from mambaad_cli.training import loop
+from mambaad_cli.training.recipe import RECIPES
 from tests.conftest import TINY, picture
+from tests.training.conftest import VIEWS
 
 ROOT = Path(mambaad_cli.__file__).parent.parent
 
@@ -56,11 +63,11 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def model(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def model(tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The tiny model's file, the current folder's default."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MAMBAAD_MODEL", raising=False)
-    modelfile.save(tiny_model, tmp_path / "mambaad.safetensors")
+    model_file.save(tiny_model, tmp_path / "mambaad.safetensors")
     return tmp_path / "mambaad.safetensors"
 
 
@@ -68,7 +75,9 @@ def model(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def fitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """`mambaad fit FOLDER` of a tiny network for three steps, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(fit.PRESETS["small"], "options", fit.PRESETS["small"]["options"] | TINY)
+    small = PRESETS["small"]
+    monkeypatch.setitem(PRESETS, "small", replace(small, options=small.options | TINY))
+    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS))
     torch.manual_seed(7)
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
 
@@ -176,15 +185,15 @@ def test_whoever_stops_reading_ends_the_command_quietly(model: Path, goods: Path
 def test_ctrl_c_ends_with_status_130_and_keeps_what_was_done(
     model: Path, goods: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maps_of, calls = Model.maps_of, []
+    maps_of, calls = FittedModel.maps_of, []
 
-    def interrupted(self: Model, *arguments: Any) -> torch.Tensor:
+    def interrupted(self: FittedModel, *arguments: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return maps_of(self, *arguments)
 
-    monkeypatch.setattr(Model, "maps_of", interrupted)
+    monkeypatch.setattr(FittedModel, "maps_of", interrupted)
     result = run("score", goods, "--csv", "-o", "rows.csv", "--batch", 2)
     assert (result.exit_code, result.stdout) == (130, "")
     assert len(rows(Path("rows.csv").read_text())) == 4
@@ -198,14 +207,14 @@ def test_fit_takes_sub_folders_as_classes_and_writes_a_model(fitting: Callable[.
     assert result.exit_code == 0
     for name in ("bolt", "nut"):
         assert f"{name}: learnt from 5 good images, 1 held out for the threshold" in result.stdout
-    model = modelfile.load(Path("mambaad.safetensors"))
+    model = model_file.load(Path("mambaad.safetensors"))
     assert model.trained_on == {"bolt": 5, "nut": 5}
     assert not list(Path.cwd().glob(".*"))
 
 
 def test_fit_takes_a_flat_folder_as_one_class_of_its_name(fitting: Callable[..., Result], goods: Path) -> None:
     assert fitting(goods / "nut").exit_code == 0
-    assert modelfile.load(Path("mambaad.safetensors")).trained_on == {"nut": 5}
+    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"nut": 5}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +241,7 @@ def test_fit_leaves_out_unreadable_images_says_so_and_ends_with_status_1(
     result = fitting(goods)
     assert result.exit_code == 1
     assert f"mambaad: left out {goods}/nut/9\\n.png: not an image" in result.stderr
-    assert modelfile.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 5}
+    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 5}
 
 
 def test_fit_refuses_too_few_images_in_one_line(fitting: Callable[..., Result], goods: Path) -> None:
@@ -264,35 +273,31 @@ def test_fit_says_where_a_class_has_too_few_images_for_a_threshold_of_its_own(
     for name in ("0", "1", "2"):
         (goods / "nut" / f"{name}.png").unlink()
     result = fitting(goods)
-    assert modelfile.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 3}
+    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 3}
     assert any(line.startswith("mambaad: nut: too few images") for line in result.stderr.splitlines())
 
 
 @pytest.mark.parametrize(
-    ("n", "promised"),
-    [
-        (5, ("1 held-out good", "50% false rejects on average, 95% with 95%", "1 held-out image cannot", "1 in 2;")),
-        (10, ("2 held-out good", "33.3% false rejects on average, 77.6% with 95%", "2 held-out images", "1 in 3;")),
-        (20, ("4 held-out good", "20% false rejects on average, 52.7% with 95%", "4 held-out images", "1 in 5;")),
-        (40, ("8 held-out good", "11.1% false rejects on average, 31.2% with 95%", "8 held-out images", "1 in 9;")),
-    ],
+    ("n", "average", "confident"),
+    [(5, "50%", "95%"), (10, "33.3%", "77.6%"), (20, "20%", "52.7%"), (40, "11.1%", "31.2%")],
 )
 def test_few_images_give_a_model_that_says_what_its_promise_is_worth(
-    fitting: Callable[..., Result], tmp_path: Path, n: int, promised: tuple[str, ...]
+    fitting: Callable[..., Result], tmp_path: Path, n: int, average: str, confident: str
 ) -> None:
+    held_out = n // 5
     for i in range(n):
         images.write(tmp_path / "nut" / f"{i}.png", picture(i))
     result = fitting("nut")
     assert result.exit_code == 0
     stated, complained = result.stdout, result.stderr
-    assert promised[0] in stated
-    assert f"promises at most {promised[1]} confidence" in stated
-    assert complained.startswith(f"mambaad: nut: {promised[2]}")
-    assert f"cannot promise 1%, only {promised[3]} 99 do: mambaad calibrate MODEL GOOD_DIR" in complained
+    assert f"{held_out} held-out good" in stated
+    assert f"at most {average} false rejects on average, less than {confident} with 95% confidence" in stated
+    assert complained.startswith(f"mambaad: nut: {held_out} held-out image{'s' if held_out > 1 else ''} cannot")
+    assert f"cannot promise 1%, only 1 in {held_out + 1}; 99 do: mambaad calibrate MODEL GOOD_DIR" in complained
     assert complained.count("\n") == 1
     found = rows(run("score", "nut", "--csv").stdout)
     assert {row["verdict"] for row in found} <= {"good", "anomalous"}
-    assert min(float(row["p_value"]) for row in found) >= 1 / (n // 5 + 1) - 1e-6
+    assert min(float(row["p_value"]) for row in found) >= 1 / (held_out + 1) - 1e-6
 
 
 def test_three_images_promise_nothing_and_say_so(fitting: Callable[..., Result], tmp_path: Path) -> None:
@@ -301,7 +306,7 @@ def test_three_images_promise_nothing_and_say_so(fitting: Callable[..., Result],
     result = fitting("nut")
     assert result.exit_code == 0
     assert "promises at most" not in result.stdout
-    assert "mambaad: nut: too few images to hold some out: the threshold promises nothing" in result.stderr
+    assert "mambaad: nut: no image was held out: the threshold promises nothing" in result.stderr
     assert {(row["verdict"], row["p_value"]) for row in rows(run("score", "nut", "--csv").stdout)} == {("good", "")}
 
 
@@ -309,7 +314,7 @@ def test_fit_promises_what_it_is_asked_for(fitting: Callable[..., Result], goods
     result = fitting(goods / "nut", "--max-false-reject", "50 %")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "promises at most 50% false rejects on average" in result.stdout
-    assert modelfile.load(Path("mambaad.safetensors")).max_false_reject == 0.5
+    assert model_file.load(Path("mambaad.safetensors")).max_false_reject == 0.5
 
 
 @pytest.mark.parametrize("path", ["goods", "weights.safetensors/a.safetensors"])
@@ -319,16 +324,16 @@ def test_a_model_that_cannot_be_written_is_one_line_before_any_training(
     def train(*_: object) -> None:
         raise AssertionError("trained for nothing")
 
-    monkeypatch.setattr(fit.Run, "advance", train)
+    monkeypatch.setattr(loop.TrainingLoop, "advance", train)
     assert path in complaint(fitting(goods, "--model", path))
 
 
 def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_training_is_kept(
     fitting: Callable[..., Result], goods: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "SAVE_EVERY", -1.0)
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     with monkeypatch.context() as full:
-        full.setattr(modelfile, "save", disk_is_full)
+        full.setattr(model_file, "save", disk_is_full)
         assert "disk full" in complaint(fitting(goods))
     done = fitting(goods, "--resume")
     assert done.exit_code == 0
@@ -338,7 +343,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_training_is_kept(
     assert all(torch.equal(tensor, once[name]) for name, tensor in load_file("mambaad.safetensors").items())
 
 
-def disk_is_full(model: Model, path: Path) -> None:
+def disk_is_full(model: FittedModel, path: Path) -> None:
     raise MambaADError(f"cannot write {path}: disk full")
 
 
@@ -405,6 +410,47 @@ def test_add_takes_the_models_own_settings(model: Path, goods: Path) -> None:
     result = run("fit", goods, "--add", "--res", 64, "--scan", "sweep")
     assert result.exit_code == 2
     assert all(option in result.stderr for option in ("--res", "--scan"))
+
+
+@pytest.mark.parametrize(("option", "why"), [(["--folds", 3], "one training"), (["--no-examples"], "forgotten")])
+def test_add_refuses_what_it_cannot_do_by_its_true_reason(
+    model: Path, goods: Path, option: list[object], why: str
+) -> None:
+    result = run("fit", goods, "--add", *option, TERMINAL_WIDTH="200", COLUMNS="200")
+    assert result.exit_code == 2
+    assert why in result.stderr
+    assert str(option[0]) in result.stderr
+
+
+def test_add_obeys_flips_and_the_share_of_false_rejects(fitting: Callable[..., Result], goods: Path) -> None:
+    fitting(goods / "nut")
+    result = run("fit", goods / "bolt", "--add", "--epochs", 1, "--batch", 4, "--flips", "--max-false-reject", "20%")
+    assert result.exit_code == 0, result.output
+    fitted = model_file.load(Path("mambaad.safetensors"))
+    assert (fitted.max_false_reject, fitted.recipe["flips"]) == (0.2, True)
+
+
+def test_resume_without_the_folds_of_the_stopped_fit_is_refused(
+    fitting: Callable[..., Result], goods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: FitProgress, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(FitProgress, "step", interrupted)
+        fitting(goods, "--folds", 3)
+    refused = fitting(goods, "--resume")
+    assert refused.exit_code == 1
+    assert "checkpoint of other images or settings: fit without --resume" in refused.stderr
+    assert fitting(goods, "--folds", 3, "--resume").exit_code == 0
+
+
+def test_a_product_is_called_what_a_link_to_its_folder_is_called(
+    fitting: Callable[..., Result], goods: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "washer").symlink_to(goods / "nut")
+    assert fitting("washer").exit_code == 0
+    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"washer": 5}
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts(fitting: Callable[..., Result], goods: Path) -> None:
@@ -496,9 +542,9 @@ def test_json_has_regions_where_an_image_is_anomalous(model: Path, goods: Path) 
     assert {str(json.loads(line)["regions"]) for line in large} == {"[]", "None"}
 
 
-def test_review_is_a_verdict_of_its_own_and_no_anomaly(tiny_model: Model, model: Path, goods: Path) -> None:
+def test_review_is_a_verdict_of_its_own_and_no_anomaly(tiny_model: FittedModel, model: Path, goods: Path) -> None:
     tiny_model.scores = {"nut": [0.001, 0.001, 1e6], "bolt": [0.001, 1e6, 1e6]}
-    modelfile.save(tiny_model, model)
+    model_file.save(tiny_model, model)
     result = run("score", goods, "--review", "50%", "--fail-on-anomaly")
     assert result.exit_code == 0
     assert "12 images: 6 review, 6 good" in result.stdout or "12 images: 6 good, 6 review" in result.stdout
@@ -600,10 +646,10 @@ def test_the_table_shows_the_worst_first_in_80_columns(model: Path, goods: Path)
 
 
 def test_without_a_threshold_images_are_uncalibrated_and_maps_say_what_next(
-    tiny_model: Model, model: Path, goods: Path
+    tiny_model: FittedModel, model: Path, goods: Path
 ) -> None:
     tiny_model.scores = {}
-    modelfile.save(tiny_model, model)
+    model_file.save(tiny_model, model)
     found = rows(run("score", goods, "--csv").stdout)
     assert {(row["threshold"], row["verdict"]) for row in found} == {("", "uncalibrated")}
     assert "uncalibrated" in run("score", goods).stdout
@@ -634,7 +680,7 @@ def test_calibrate_sets_thresholds_by_class_without_training(model: Path, goods:
     before = load_file(model)
     result = run("calibrate", model, goods)
     assert result.exit_code == 0
-    after = modelfile.load(model)
+    after = model_file.load(model)
     assert {name: len(scores) for name, scores in after.scores.items()} == {"bolt": 6, "nut": 6}
     assert after.trained_on == {"nut": 9, "bolt": 8}
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(model).items())
@@ -643,7 +689,7 @@ def test_calibrate_sets_thresholds_by_class_without_training(model: Path, goods:
 
 def test_calibrating_one_class_leaves_the_others_as_they_are(model: Path, goods: Path) -> None:
     assert run("calibrate", model, goods / "nut").exit_code == 0
-    after = modelfile.load(model)
+    after = model_file.load(model)
     assert len(after.scores["nut"]) == 6
     assert after.scores["bolt"] == [2.0, 4.0]
 
@@ -660,12 +706,60 @@ def test_calibrate_names_unreadable_images_and_keeps_the_model_if_there_are_no_o
     assert model.read_bytes() == before
 
 
+def test_calibrate_recognises_the_product_of_each_image_in_a_flat_folder(
+    fitting: Callable[..., Result], goods: Path, tmp_path: Path
+) -> None:
+    fitting(goods)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(goods.rglob("*.png"))):
+        shutil.copy(path, flat / f"{i}.png")
+    before = model_file.load(Path("mambaad.safetensors"))
+    result = run("calibrate", "mambaad.safetensors", flat)
+    assert result.exit_code == 0, result.output
+    after = model_file.load(Path("mambaad.safetensors"))
+    assert {name: len(scores) for name, scores in after.scores.items()} == {"bolt": 6, "nut": 6}
+    assert after.trained_on == before.trained_on
+
+
+def test_calibrate_asks_for_the_product_where_nothing_tells_it(model: Path, goods: Path, tmp_path: Path) -> None:
+    """The tiny model has no recogniser."""
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    shutil.copy(goods / "nut" / "0.png", flat / "0.png")
+    line = complaint(run("calibrate", model, flat))
+    assert "--class" in line
+    assert "nut, bolt" in line
+    assert model_file.load(model).trained_on == {"nut": 9, "bolt": 8}
+    assert run("calibrate", model, flat, "--class", "nut").exit_code == 0
+    assert len(model_file.load(model).scores["nut"]) == 1
+    assert "no class 'gear'" in complaint(run("calibrate", model, flat, "--class", "gear"))
+
+
+def test_calibrating_at_another_size_sets_the_limit_of_what_is_recognised_and_products_can_still_be_added(
+    fitting: Callable[..., Result], goods: Path, tmp_path: Path
+) -> None:
+    fitting(goods)
+    before = model_file.load(Path("mambaad.safetensors"))
+    assert run("calibrate", "mambaad.safetensors", goods, "--res", 96).exit_code == 0
+    after = model_file.load(Path("mambaad.safetensors"))
+    assert before.recogniser is not None
+    assert after.recogniser is not None
+    assert 0 < after.recogniser.limit < math.inf
+    assert after.recogniser.limit != before.recogniser.limit
+    for i in range(6):
+        images.write(tmp_path / "new" / "washer" / f"{i}.png", picture(200 + i))
+    result = run("fit", tmp_path / "new", "--add", "--epochs", 1, "--batch", 4)
+    assert result.exit_code == 0, result.output
+    assert model_file.load(Path("mambaad.safetensors")).settings.size == (96, 96)
+
+
 def test_calibrate_keeps_the_share_or_takes_another(model: Path, goods: Path) -> None:
     result = run("calibrate", model, goods, "--max-false-reject", "20%")
     assert "promises at most 20% false rejects on average" in result.stdout
     assert "cannot promise" not in result.stderr
     assert run("calibrate", model, goods / "nut").exit_code == 0
-    after = modelfile.load(model)
+    after = model_file.load(model)
     assert after.max_false_reject == 0.2
     assert after.threshold("nut") == sorted(after.scores["nut"])[-1]
     assert after.threshold("nut", 0.3) == sorted(after.scores["nut"])[-2]
@@ -673,14 +767,14 @@ def test_calibrate_keeps_the_share_or_takes_another(model: Path, goods: Path) ->
 
 def test_another_share_needs_no_images(model: Path) -> None:
     assert run("calibrate", model, "--max-false-reject", "0.5").exit_code == 0
-    after = modelfile.load(model)
+    after = model_file.load(model)
     assert (after.threshold("nut"), after.threshold("bolt")) == (2.0, 4.0)
     assert after.scores == {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
 
 
-def test_another_share_of_no_scores_is_one_line(tiny_model: Model, model: Path) -> None:
+def test_another_share_of_no_scores_is_one_line(tiny_model: FittedModel, model: Path) -> None:
     tiny_model.scores = {}
-    modelfile.save(tiny_model, model)
+    model_file.save(tiny_model, model)
     assert "keeps no scores of good images" in complaint(run("calibrate", model, "--max-false-reject", "5%"))
 
 
@@ -809,6 +903,6 @@ def test_evil_files_have_overlays_of_their_own_size_or_a_line(model: Path, evil:
 def test_fit_takes_the_readable_of_evil_files(fitting: Callable[..., Result], evil: Path) -> None:
     result = fitting(evil)
     assert result.exit_code == 1
-    assert modelfile.load(Path("mambaad.safetensors")).trained_on == {"evil": 7}
+    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"evil": 7}
     for name in BROKEN:
         assert f"mambaad: left out {evil}/{name}: " in result.stderr

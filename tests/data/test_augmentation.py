@@ -7,8 +7,8 @@ from mambaad_cli.data.augmentation import cut_paste, moved, nudged
 def test_cut_paste_moves_features_and_makes_none_up() -> None:
     features = [torch.arange(3 * 4 * side * side).float().view(3, 4, side, side) for side in (16, 8, 4)]
     before = [stage.clone() for stage in features]
-    spoilt = cut_paste(features, share=1.0)
-    for stage, copy, old in zip(features, spoilt, before, strict=True):
+    corrupted = cut_paste(features, share=1.0)
+    for stage, copy, old in zip(features, corrupted, before, strict=True):
         assert torch.equal(stage, old)
         changed = (copy != stage).any(1)
         assert changed.flatten(1).any(1).sum() >= 1
@@ -16,6 +16,25 @@ def test_cut_paste_moves_features_and_makes_none_up() -> None:
         known = {tuple(position) for position in stage.movedim(1, -1).flatten(0, 2).tolist()}
         assert {tuple(position) for position in copy.movedim(1, -1).flatten(0, 2).tolist()} <= known
     assert all(torch.equal(a, b) for a, b in zip(cut_paste(features, share=0.0), features, strict=True))
+
+
+def test_cut_paste_takes_from_any_image_and_anywhere_to_anywhere() -> None:
+    b, side = 200, 32
+    features = torch.arange(b * side * side).view(b, 1, side, side)
+    corrupted = cut_paste([features], share=1.0, most=1)[0]
+    corners = []  # image, top and left: where a rectangle came from and where it went
+    for image in range(b):
+        changed = (corrupted[image, 0] != features[image, 0]).nonzero()
+        if len(changed):
+            top, left = changed[0].tolist()
+            source, place = divmod(int(corrupted[image, 0, top, left]), side * side)
+            corners.append([source, *divmod(place, side), top, left])
+    table = torch.tensor(corners).float().T
+    assert table.shape[1] > 0.9 * b
+    assert len(table[0].unique()) > b / 3
+    assert torch.corrcoef(table).fill_diagonal_(0).abs().max() < 0.4
+    assert (table[1:].amin(1) <= 1).all()
+    assert (table[1:].amax(1) >= 0.8 * side).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 7)])
@@ -34,7 +53,7 @@ def test_moved_views_show_the_same_thing_elsewhere() -> None:
     mass = views.mean(1).flatten(1)
     centres = torch.stack([(mass * at.flatten()).sum(1) / mass.sum(1) for at in (y, x)], 1)
     offsets = (centres - torch.tensor([31.5, 47.5])).abs() / torch.tensor([64.0, 96.0])
-    assert 0.05 < float(offsets.max()) < 0.2
+    assert 0.14 < float(offsets.max()) < 0.2  # 0.15 of a side, times the scale
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 8), (1, 1)])

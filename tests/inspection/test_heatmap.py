@@ -204,20 +204,23 @@ def test_each_frame_has_its_number():
 
 
 def test_raw16_of_hand_worked_values():
-    codes = raw16(np.array([[-1, 0, 0.5, 1.0, 2.0, 7.0, np.nan, np.inf]]), SCALE)
-    assert codes.tolist() == [[0, 0, 16384, 32768, 65535, 65535, 65535, 65535]]
+    """Zero is kept apart from negative values; the threshold is 32768."""
+    t = SCALE.threshold
+    codes = raw16(np.array([[-9, -t, -t / 2, 0, t, 2 * t, 3 * t, 99, np.nan, np.inf]]), SCALE)
+    assert codes.tolist() == [[0, 0, 8192, 16384, 32768, 49152, 65535, 65535, 65535, 65535]]
     assert codes.dtype == np.uint16
 
 
 def test_raw16_codes_give_the_map_back_to_half_a_step():
     values = np.random.default_rng(0).uniform(0, 2, (40, 40)).astype(np.float32)
-    step = 4 * SCALE.threshold / 65535
-    assert raw16(values, SCALE) * step == pytest.approx(values, abs=0.51 * step)
+    step = SCALE.threshold / 16384
+    back = SCALE.threshold + (raw16(values, SCALE).astype(float) - 32768) * step
+    assert back == pytest.approx(np.minimum(values, 3 * SCALE.threshold), abs=1.01 * step)
 
 
-@pytest.mark.parametrize("threshold", [0.0, -1.0])
-def test_raw16_takes_a_threshold_that_is_not_positive(threshold):
-    assert raw16(np.array([[0.0, 1.0]]), ColourScale(-2, threshold)).tolist() == [[0, 65535]]
+@pytest.mark.parametrize(("threshold", "codes"), [(0.0, [16384, 32768, 49152]), (-1.0, [32768, 49152, 65535])])
+def test_raw16_takes_a_threshold_that_is_not_positive(threshold, codes):
+    assert raw16(np.array([[-1.0, 0.0, 1.0]]), ColourScale(-2, threshold)).tolist() == [codes]
 
 
 # contact sheet

@@ -15,14 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mambaad_cli import MambaADError
-from mambaad_cli.inspection import model_file as modelfile
-from mambaad_cli.inspection.model_file import Example, Model, load, read_state_dict, save
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import Example, FittedModel
+from mambaad_cli.inspection.model_file import load, save
 from mambaad_cli.inspection.recognition import Recogniser
-from mambaad_cli.model.anomaly_map import normal_of, residuals
+from mambaad_cli.inspection.weights_file import read_state_dict
+from mambaad_cli.model.anomaly_map import residual_statistics, residuals
 
 
 @pytest.fixture
-def saved(tiny_model: Model, tmp_path: Path) -> Path:
+def saved(tiny_model: FittedModel, tmp_path: Path) -> Path:
     save(tiny_model, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
@@ -51,22 +53,23 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any], drop: str = "
 # ---- round trip ----
 
 
-def test_a_saved_model_gives_the_same_maps_to_the_bit(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_saved_model_gives_the_same_maps_to_the_bit(tiny_model: FittedModel, tmp_path: Path) -> None:
     maps = [torch.randn(2, c, side, side) for side, c in zip((16, 8, 4), tiny_model.encoder.channels, strict=True)]
-    tiny_model.normal = {"nut": normal_of([residuals(maps, [torch.randn_like(one) for one in maps])])}
+    left = residuals(maps, [torch.randn_like(one) for one in maps])
+    tiny_model.statistics = {"nut": residual_statistics(lambda: [left])}
     save(tiny_model, tmp_path / "m.safetensors")
     pixels = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(load(tmp_path / "m.safetensors").anomaly_maps(pixels), tiny_model.anomaly_maps(pixels))
 
 
-def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: Model, tmp_path: Path) -> None:
+def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: FittedModel, tmp_path: Path) -> None:
     tiny_model.scores = {"größe\udcff": [1.1, 1 / 3], "b": [2.0]}
     tiny_model.trained_on = {"größe\udcff": 7, "b": 4}
-    tiny_model.held_out, tiny_model.max_false_reject = False, 0.05
+    tiny_model.held_out, tiny_model.max_false_reject = {"bolt"}, 0.05
     save(tiny_model, tmp_path / "m.safetensors")
     found = load(tmp_path / "m.safetensors")
-    for name in ("scores", "trained_on", "held_out", "max_false_reject", "normal", "recogniser"):
+    for name in ("scores", "trained_on", "held_out", "max_false_reject", "statistics", "recogniser", "recipe"):
         assert getattr(found, name) == getattr(tiny_model, name), name
     as_json = [json.dumps(dataclasses.asdict(model.settings)) for model in (found, tiny_model)]  # tuples become lists
     assert as_json[0] == as_json[1]
@@ -74,7 +77,7 @@ def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: Mod
     assert not found.detector.training
 
 
-def test_what_tells_products_apart_and_examples_travel_too(tiny_model: Model, tmp_path: Path) -> None:
+def test_what_tells_products_apart_and_examples_travel_too(tiny_model: FittedModel, tmp_path: Path) -> None:
     tiny_model.recogniser = Recogniser(["nut", "bolt"], torch.randn(2, 5), torch.randn(5, 5), 7.5)
     tiny_model.examples = [
         Example("nut", False, (1, 2, 3, 4), torch.arange(9, dtype=torch.uint8)),
@@ -103,12 +106,12 @@ def test_scoring_needs_no_weights_from_elsewhere(saved: Path, monkeypatch: pytes
 # ---- thresholds ----
 
 
-def test_each_class_has_its_own_threshold_and_an_unknown_one_the_highest(tiny_model: Model) -> None:
+def test_each_class_has_its_own_threshold_and_an_unknown_one_the_highest(tiny_model: FittedModel) -> None:
     assert [tiny_model.threshold(name) for name in ("nut", "bolt", "screw", "")] == [3.0, 4.0, 4.0, 4.0]
     assert [tiny_model.cold(name) for name in ("nut", "bolt", "screw")] == [2.0, 4.0, 4.0]
 
 
-def test_without_scores_of_good_images_there_is_no_threshold(tiny_model: Model) -> None:
+def test_without_scores_of_good_images_there_is_no_threshold(tiny_model: FittedModel) -> None:
     tiny_model.scores = {}
     assert (tiny_model.threshold("nut"), tiny_model.cold("nut")) == (None, None)
 
@@ -145,7 +148,7 @@ def test_a_missing_model_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_a_model_of_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    rewritten(saved, lambda facts: facts.update(format=modelfile.FORMAT + 1, mambaad="99.0", settings={"new": 1}))
+    rewritten(saved, lambda facts: facts.update(format=model_file.FORMAT + 1, mambaad="99.0", settings={"new": 1}))
     assert "newer mambaad (99.0): upgrade" in refusal(saved)
 
 
@@ -189,7 +192,7 @@ def test_a_model_file_that_is_a_pickle_is_not_run(tmp_path: Path) -> None:
 # ---- disks ----
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_old_model(tiny_model: Model, saved: Path) -> None:
+def test_a_full_disk_is_one_line_and_keeps_the_old_model(tiny_model: FittedModel, saved: Path) -> None:
     before = saved.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -204,7 +207,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_model(tiny_model: Model, save
     assert [file.name for file in saved.parent.iterdir()] == [saved.name]
 
 
-def test_a_read_only_folder_is_one_line(tiny_model: Model, shared: Path) -> None:
+def test_a_read_only_folder_is_one_line(tiny_model: FittedModel, shared: Path) -> None:
     (shared / "closed").mkdir(mode=0o555)
     with pytest.raises(MambaADError, match=r"^cannot write .*/closed/m: Permission denied$"):
         save(tiny_model, shared / "closed" / "m")

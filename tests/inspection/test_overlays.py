@@ -11,10 +11,10 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.inspection import overlays as maps
-from mambaad_cli.inspection.heatmap import RAW16_FULL, Tile, three_figures
-from mambaad_cli.inspection.model_file import Model
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.heatmap import Tile, three_figures
 from mambaad_cli.inspection.overlays import colour_scale, output_paths, write_maps
-from mambaad_cli.inspection.predict import Prediction, predict
+from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
 from tests.conftest import picture
 
 
@@ -22,9 +22,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def mapped(model: Model, given: list[Path], output: Path, raw: str | None = None) -> dict[str, int]:
+def mapped(model: FittedModel, given: list[Path], output: Path, raw: str | None = None) -> dict[str, int]:
     files = images.find(given)
-    return dict(write_maps(predict(model, files, maps=True), files, model, output, raw))
+    return dict(write_maps(predict(model, files, PredictOptions(maps=True)), files, model, output, raw))
 
 
 def put(top: Path, *paths: str) -> Path:
@@ -36,7 +36,7 @@ def put(top: Path, *paths: str) -> Path:
 # ---- what is written ----
 
 
-def test_overlays_have_the_size_of_their_images_in_the_same_folders(tiny_model: Model, tmp_path: Path) -> None:
+def test_overlays_have_the_size_of_their_images_in_the_same_folders(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.jpg", "nut/b.png", "nut/deep/c.bmp", "bolt/b.tif")
     assert sum(mapped(tiny_model, [given], tmp_path / "out").values()) == 4
     assert names(tmp_path / "out") == ["a.png", "bolt/b.png", "contact_sheet.png", "nut/b.png", "nut/deep/c.png"]
@@ -46,7 +46,7 @@ def test_overlays_have_the_size_of_their_images_in_the_same_folders(tiny_model: 
 
 
 def test_an_overlay_of_a_good_part_is_the_photo_itself_and_of_a_bad_one_is_not(
-    tiny_model: Model, tmp_path: Path
+    tiny_model: FittedModel, tmp_path: Path
 ) -> None:
     given = put(tmp_path / "in", "a.png")
     for threshold, same in ((1e6, True), (1.0, False)):
@@ -56,10 +56,10 @@ def test_an_overlay_of_a_good_part_is_the_photo_itself_and_of_a_bad_one_is_not(
         assert np.array_equal(images.read(tmp_path / "out" / "a.png"), images.read(given / "a.png")) == same
 
 
-def test_raw_npy_is_the_map_itself(tiny_model: Model, tmp_path: Path) -> None:
+def test_raw_npy_is_the_map_itself(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.png", "b.png")
     mapped(tiny_model, [given], tmp_path / "out", "npy")
-    for one in predict(tiny_model, images.find([given]), maps=True):
+    for one in predict(tiny_model, images.find([given]), PredictOptions(maps=True)):
         stored = np.load(tmp_path / "out" / one.file.path.with_suffix(".map.npy").name)
         assert one.anomaly_map is not None
         assert (stored.dtype, stored.shape) == (np.float32, (64, 64))
@@ -67,21 +67,21 @@ def test_raw_npy_is_the_map_itself(tiny_model: Model, tmp_path: Path) -> None:
         assert stored.max() == pytest.approx(one.score, rel=1e-5)
 
 
-def test_raw_png_gives_the_map_back_through_the_threshold(tiny_model: Model, tmp_path: Path) -> None:
+def test_raw_png_gives_the_map_back_through_the_threshold(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "nut/a.png", "bolt/a.png")
     mapped(tiny_model, [given], tmp_path / "out", "png")
-    for one in predict(tiny_model, images.find([given]), maps=True):
+    for one in predict(tiny_model, images.find([given]), PredictOptions(maps=True)):
         code = cv2.imread(str(tmp_path / "out" / one.class_name / "a.map.png"), cv2.IMREAD_UNCHANGED)
         assert code is not None
         assert code.dtype == np.uint16
         assert one.anomaly_map is not None
         assert one.threshold == {"nut": 3.0, "bolt": 4.0}[one.class_name]
-        step = RAW16_FULL * one.threshold / 65535
-        assert np.abs(code * step - one.anomaly_map).max() <= 0.51 * step + 1e-4
+        back = one.threshold + (code.astype(float) - 32768) / 16384 * one.threshold
+        assert np.abs(back - one.anomaly_map).max() <= 0.51 * one.threshold / 16384 + 1e-4
 
 
 def test_an_image_that_cannot_be_read_has_no_score_on_the_contact_sheet(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[Tile] = []
     monkeypatch.setattr(maps, "contact_sheet", lambda tiles: shown.extend(tiles) or np.zeros((4, 4, 3), np.uint8))
@@ -92,12 +92,12 @@ def test_an_image_that_cannot_be_read_has_no_score_on_the_contact_sheet(
     assert all(three_figures(one.score) for one in shown if one.title == "a.png")
 
 
-def test_without_raw_no_maps_are_written(tiny_model: Model, tmp_path: Path) -> None:
+def test_without_raw_no_maps_are_written(tiny_model: FittedModel, tmp_path: Path) -> None:
     mapped(tiny_model, [put(tmp_path / "in", "a.png")], tmp_path / "out")
     assert names(tmp_path / "out") == ["a.png", "contact_sheet.png"]
 
 
-def test_the_map_of_a_letterboxed_image_covers_the_image_alone(tiny_model: Model, tmp_path: Path) -> None:
+def test_the_map_of_a_letterboxed_image_covers_the_image_alone(tiny_model: FittedModel, tmp_path: Path) -> None:
     tiny_model.settings = type(tiny_model.settings)(**{**vars(tiny_model.settings), "letterbox": True})
     images.write(tmp_path / "in" / "a.png", picture(0, 40, 80))
     mapped(tiny_model, [tmp_path / "in"], tmp_path / "out", "npy")
@@ -105,12 +105,12 @@ def test_the_map_of_a_letterboxed_image_covers_the_image_alone(tiny_model: Model
     assert images.read(tmp_path / "out" / "a.png").shape == (40, 80, 3)
 
 
-def test_the_colours_of_a_class_start_at_its_median_and_turn_at_its_threshold(tiny_model: Model) -> None:
+def test_the_colours_of_a_class_start_at_its_median_and_turn_at_its_threshold(tiny_model: FittedModel) -> None:
     assert colour_scale(tiny_model, "nut") == (2.0, 3.0)
     assert colour_scale(tiny_model, "bolt") == (4.0, 4.0)
 
 
-def test_without_a_threshold_there_is_no_scale_and_it_says_what_next(tiny_model: Model, tmp_path: Path) -> None:
+def test_without_a_threshold_there_is_no_scale_and_it_says_what_next(tiny_model: FittedModel, tmp_path: Path) -> None:
     tiny_model.scores = {}
     with pytest.raises(MambaADError, match="run mambaad calibrate"):
         mapped(tiny_model, [put(tmp_path / "in", "a.png")], tmp_path / "out")
@@ -119,15 +119,15 @@ def test_without_a_threshold_there_is_no_scale_and_it_says_what_next(tiny_model:
 # ---- regions ----
 
 
-def test_regions_are_framed_and_listed_an_image_a_line(tiny_model: Model, tmp_path: Path) -> None:
+def test_regions_are_framed_and_listed_an_image_a_line(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.png", "b.png", "nut/c.png")
     (given / "d.png").write_text("text")
     files = images.find([given])
     tiny_model.scores = {"nut": [0.1, 0.2]}
     tiny_model.trained_on = {"nut": 9}
     plain = tmp_path / "plain"
-    write_maps(predict(tiny_model, files, maps=True), files, tiny_model, plain)
-    predictions = list(predict(tiny_model, files, maps=True, min_area=0))
+    write_maps(predict(tiny_model, files, PredictOptions(maps=True)), files, tiny_model, plain)
+    predictions = list(predict(tiny_model, files, PredictOptions(maps=True, min_area=0)))
     write_maps(predictions, files, tiny_model, tmp_path / "out", regions=True)
     assert set(names(tmp_path / "out")) - set(names(plain)) == {"regions.jsonl"}
     rows = [json.loads(line) for line in (tmp_path / "out" / "regions.jsonl").read_text().splitlines()]
@@ -142,11 +142,17 @@ def test_regions_are_framed_and_listed_an_image_a_line(tiny_model: Model, tmp_pa
             assert not np.array_equal(framed, bare)
 
 
-def test_a_good_image_has_neither_regions_nor_frames(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_good_image_has_neither_regions_nor_frames(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.png")
     files = images.find([given])
     tiny_model.scores = {"nut": [1e6, 2e6]}
-    write_maps(predict(tiny_model, files, maps=True, min_area=0), files, tiny_model, tmp_path / "out", regions=True)
+    write_maps(
+        predict(tiny_model, files, PredictOptions(maps=True, min_area=0)),
+        files,
+        tiny_model,
+        tmp_path / "out",
+        regions=True,
+    )
     assert np.array_equal(images.read(tmp_path / "out" / "a.png"), images.read(given / "a.png"))
     assert json.loads((tmp_path / "out" / "regions.jsonl").read_text())["regions"] == []
 
@@ -154,21 +160,21 @@ def test_a_good_image_has_neither_regions_nor_frames(tiny_model: Model, tmp_path
 # ---- errors ----
 
 
-def test_unreadable_images_get_a_tile_but_no_overlay_and_are_counted(tiny_model: Model, tmp_path: Path) -> None:
+def test_unreadable_images_get_a_tile_but_no_overlay_and_are_counted(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.png", "c.png")
     (given / "b.png").write_text("text")
     assert mapped(tiny_model, [given], tmp_path / "out")["error"] == 1
     assert names(tmp_path / "out") == ["a.png", "c.png", "contact_sheet.png"]
 
 
-def test_images_that_are_all_unreadable_still_give_a_sheet(tiny_model: Model, tmp_path: Path) -> None:
+def test_images_that_are_all_unreadable_still_give_a_sheet(tiny_model: FittedModel, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"")
     assert mapped(tiny_model, [tmp_path / "in"], tmp_path / "out") == {"error": 1}
     assert names(tmp_path / "out") == ["contact_sheet.png"]
 
 
-def test_a_picture_of_any_kind_can_be_mapped(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_picture_of_any_kind_can_be_mapped(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = tmp_path / "in"
     images.write(given / "one.png", picture()[:1, :1])
     images.write(given / "wide.png", np.zeros((1, 3000, 3), np.uint8))
@@ -191,7 +197,7 @@ def plain(number: int, score: float, folder: Path) -> Prediction:
     return Prediction(file, "nut", score, 3.0, "good", "", np.zeros((64, 64), np.float32), colour)
 
 
-def test_the_contact_sheet_shows_errors_first_and_then_the_worst(tiny_model: Model, tmp_path: Path) -> None:
+def test_the_contact_sheet_shows_errors_first_and_then_the_worst(tiny_model: FittedModel, tmp_path: Path) -> None:
     predictions = [plain(number, score, tmp_path) for number, score in ((10, 0.5), (60, 2.5), (110, 1.5))]
     predictions.append(
         Prediction(predictions[0].file._replace(relative=Path("e.png")), "", None, None, "error", "gone")
@@ -209,7 +215,7 @@ def test_the_contact_sheet_shows_errors_first_and_then_the_worst(tiny_model: Mod
 
 
 def test_many_images_are_spread_over_numbered_sheets(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mambaad_cli.inspection.overlays.TILES", 4)
     predictions = [plain(number, number / 100, tmp_path) for number in range(9)]
@@ -218,7 +224,7 @@ def test_many_images_are_spread_over_numbered_sheets(
     assert sheets == ["contact_sheet.png", "contact_sheet_2.png", "contact_sheet_3.png"]
 
 
-def test_overlays_are_written_as_they_come(tiny_model: Model, tmp_path: Path) -> None:
+def test_overlays_are_written_as_they_come(tiny_model: FittedModel, tmp_path: Path) -> None:
     predictions = [plain(number, 1.0, tmp_path) for number in range(5)]
 
     def watched() -> Iterator[Prediction]:
@@ -252,13 +258,15 @@ def test_two_images_never_share_an_output(paths: tuple[str, ...]) -> None:
     assert [path.parent for path in outputs] == [Path("out") / Path(path).parent for path in paths]
 
 
-def test_raw_maps_do_not_overwrite_overlays(tiny_model: Model, tmp_path: Path) -> None:
+def test_raw_maps_do_not_overwrite_overlays(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.jpg", "a.map.jpg")
     mapped(tiny_model, [given], tmp_path / "out", "png")
     assert len(names(tmp_path / "out")) == 2 + 2 + 1
 
 
-def test_sheets_do_not_overwrite_overlays(tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sheets_do_not_overwrite_overlays(
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mambaad_cli.inspection.overlays.TILES", 1)
     given = put(tmp_path / "in", "contact_sheet.png", "a.png")
     mapped(tiny_model, [given], tmp_path / "out")
@@ -270,7 +278,9 @@ def test_sheets_do_not_overwrite_overlays(tiny_model: Model, tmp_path: Path, mon
     [("a.png",), ("a.jpg", "a.png"), ("a.jpg", "contact_sheet.png"), ("a.jpg", "contact_sheet.PNG"), ("x/a.png",)],
 )
 @pytest.mark.parametrize("through", ["same", "link"])
-def test_an_image_is_never_overwritten(tiny_model: Model, tmp_path: Path, paths: tuple[str, ...], through: str) -> None:
+def test_an_image_is_never_overwritten(
+    tiny_model: FittedModel, tmp_path: Path, paths: tuple[str, ...], through: str
+) -> None:
     given = put(tmp_path / "in", *paths)
     (tmp_path / "link").symlink_to(given)
     before = {path: (given / path).read_bytes() for path in paths}
@@ -279,14 +289,14 @@ def test_an_image_is_never_overwritten(tiny_model: Model, tmp_path: Path, paths:
     assert {path: (given / path).read_bytes() for path in paths} == before
 
 
-def test_an_output_on_an_image_is_refused_before_anything_is_written(tiny_model: Model, tmp_path: Path) -> None:
+def test_an_output_on_an_image_is_refused_before_anything_is_written(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.jpg", "b.png")
     with pytest.raises(MambaADError, match=r"b\.png is one of the images: choose another --output folder$"):
         mapped(tiny_model, [given], given)
     assert names(given) == ["a.jpg", "b.png"]
 
 
-def test_images_of_other_names_may_have_their_overlays_beside_them(tiny_model: Model, tmp_path: Path) -> None:
+def test_images_of_other_names_may_have_their_overlays_beside_them(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.jpg", "b.bmp")
     mapped(tiny_model, [given], given)
     assert names(given) == ["a.jpg", "a.png", "b.bmp", "b.png", "contact_sheet.png"]

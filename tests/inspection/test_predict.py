@@ -8,8 +8,9 @@ import torch
 
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.inspection.model_file import Model
-from mambaad_cli.inspection.predict import Input, Prediction, class_of, predict, read_ahead, within
+from mambaad_cli.data.loading import Input, read_ahead, within
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.predict import Prediction, PredictOptions, class_of, predict
 from tests.conftest import picture
 
 
@@ -19,7 +20,7 @@ def scores(predictions: Any) -> dict[str, float]:
 
 def fixed_maps(monkeypatch: pytest.MonkeyPatch, anomaly_map: torch.Tensor) -> None:
     """Let every model give this one map (H, W)."""
-    monkeypatch.setattr(Model, "maps_of", lambda self, features, *_: anomaly_map.expand(len(features[0]), -1, -1))
+    monkeypatch.setattr(FittedModel, "maps_of", lambda self, features, *_: anomaly_map.expand(len(features[0]), -1, -1))
 
 
 @pytest.fixture
@@ -33,18 +34,20 @@ def photos(tmp_path: Path) -> list[ImageFile]:
 
 
 def test_a_score_does_not_depend_on_batch_workers_neighbours_or_order(
-    tiny_model: Model, photos: list[ImageFile]
+    tiny_model: FittedModel, photos: list[ImageFile]
 ) -> None:
     alone = {file.path.name: next(predict(tiny_model, [file])).score for file in photos}
     assert len(set(alone.values())) == len(photos)
     for batch, workers in ((1, 1), (4, 1), (9, 3), (100, 8)):
-        assert scores(predict(tiny_model, photos, batch=batch, workers=workers)) == pytest.approx(alone, rel=1e-5)
+        assert scores(predict(tiny_model, photos, PredictOptions(batch=batch, workers=workers))) == pytest.approx(
+            alone, rel=1e-5
+        )
     assert scores(predict(tiny_model, photos[::-1])) == pytest.approx(alone, rel=1e-5)
     assert scores(predict(tiny_model, photos[3:5])) == pytest.approx(scores(predict(tiny_model, photos[4:2:-1])), 1e-5)
 
 
-def test_a_score_is_the_maximum_of_the_map(tiny_model: Model, photos: list[ImageFile]) -> None:
-    for one in predict(tiny_model, photos[:3], maps=True):
+def test_a_score_is_the_maximum_of_the_map(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
+    for one in predict(tiny_model, photos[:3], PredictOptions(maps=True)):
         assert one.anomaly_map is not None
         assert one.anomaly_map.shape == (64, 64)
         assert one.score == one.anomaly_map.max()
@@ -52,11 +55,11 @@ def test_a_score_is_the_maximum_of_the_map(tiny_model: Model, photos: list[Image
         assert np.array_equal(one.picture, images.read(one.file.path))
 
 
-def test_without_maps_pictures_and_maps_are_not_kept(tiny_model: Model, photos: list[ImageFile]) -> None:
+def test_without_maps_pictures_and_maps_are_not_kept(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
     assert all(one.anomaly_map is None and one.picture is None for one in predict(tiny_model, photos))
 
 
-def test_the_model_is_left_as_it_was(tiny_model: Model, photos: list[ImageFile]) -> None:
+def test_the_model_is_left_as_it_was(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_model.encoder.state_dict().items()}
     list(predict(tiny_model, photos))
     after = tiny_model.encoder.state_dict()
@@ -68,24 +71,24 @@ def test_the_model_is_left_as_it_was(tiny_model: Model, photos: list[ImageFile])
 
 
 def test_predictions_come_in_the_order_of_the_files_unreadable_ones_included(
-    tiny_model: Model, photos: list[ImageFile], tmp_path: Path
+    tiny_model: FittedModel, photos: list[ImageFile], tmp_path: Path
 ) -> None:
     (tmp_path / "text.png").write_text("text")
     bad = [ImageFile(tmp_path / name, Path(name), "") for name in ("text.png", "gone.png")]
     files = [bad[0], *photos[:4], bad[1], *photos[4:], bad[0]]
     for batch in (1, 3, 50):
-        found = list(predict(tiny_model, files, batch=batch, workers=4))
+        found = list(predict(tiny_model, files, PredictOptions(batch=batch, workers=4)))
         assert [one.file for one in found] == files
         assert [one.verdict == "error" for one in found] == [file in bad for file in files]
         assert scores(one for one in found if not one.error) == pytest.approx(scores(predict(tiny_model, photos)), 1e-5)
 
 
-def test_an_error_has_a_reason_and_neither_score_nor_threshold(tiny_model: Model, tmp_path: Path) -> None:
+def test_an_error_has_a_reason_and_neither_score_nor_threshold(tiny_model: FittedModel, tmp_path: Path) -> None:
     gone = ImageFile(tmp_path / "nut" / "gone.png", Path("gone.png"), "")
     assert list(predict(tiny_model, [gone])) == [Prediction(gone, "nut", None, None, "error", "no such file")]
 
 
-def test_bf16_moves_scores_a_little_and_fp32_not_at_all(tiny_model: Model, photos: list[ImageFile]) -> None:
+def test_bf16_moves_scores_a_little_and_fp32_not_at_all(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
     exact = scores(predict(tiny_model, photos))
     tiny_model.precision = "bf16"
     rounded = scores(predict(tiny_model, photos))
@@ -95,12 +98,12 @@ def test_bf16_moves_scores_a_little_and_fp32_not_at_all(tiny_model: Model, photo
     assert scores(predict(tiny_model, photos)) == exact
 
 
-def test_no_files_give_no_predictions(tiny_model: Model) -> None:
+def test_no_files_give_no_predictions(tiny_model: FittedModel) -> None:
     assert list(predict(tiny_model, [])) == []
 
 
 def test_the_first_result_comes_long_before_the_last_image_is_read(
-    tiny_model: Model, photos: list[ImageFile], monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, photos: list[ImageFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[Path] = []
     read = images.read
@@ -110,7 +113,7 @@ def test_the_first_result_comes_long_before_the_last_image_is_read(
         return read(path)
 
     monkeypatch.setattr(images, "read", watched)
-    stream = predict(tiny_model, photos * 10, batch=4, workers=1)
+    stream = predict(tiny_model, photos * 10, PredictOptions(batch=4, workers=1))
     assert next(stream).file == photos[0]
     assert len(opened) <= 4 + 4 * 1 + 8 + 1  # a batch, and what is read ahead
     stream.close()  # type: ignore[attr-defined]
@@ -139,7 +142,7 @@ def test_reading_ahead_keeps_the_order_and_stops_with_whoever_takes(photos: list
     [("nut", 2.9, "good"), ("nut", 3.1, "anomalous"), ("bolt", 3.1, "good"), ("bolt", 4.1, "anomalous")],
 )
 def test_the_verdict_follows_the_threshold_of_the_images_class(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, top: float, verdict: str
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, top: float, verdict: str
 ) -> None:
     fixed_maps(monkeypatch, torch.full((64, 64), top))
     images.write(tmp_path / folder / "today" / "a.png", picture())
@@ -149,7 +152,7 @@ def test_the_verdict_follows_the_threshold_of_the_images_class(
 
 
 def test_a_good_image_that_set_the_threshold_is_good_whatever_its_batch(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sums in another order move a score by some 1e-7 of itself: that is not a defect."""
     images.write(tmp_path / "nut" / "a.png", picture())
@@ -160,7 +163,7 @@ def test_a_good_image_that_set_the_threshold_is_good_whatever_its_batch(
 
 
 def test_a_map_that_is_not_a_number_is_never_good(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed_maps(monkeypatch, torch.full((64, 64), float("nan")))
     images.write(tmp_path / "a.png", picture())
@@ -168,7 +171,7 @@ def test_a_map_that_is_not_a_number_is_never_good(
     assert one.verdict in ("anomalous", "error")
 
 
-def test_without_a_threshold_images_are_scored_but_not_judged(tiny_model: Model, photos: list[ImageFile]) -> None:
+def test_without_a_threshold_images_are_scored_but_not_judged(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
     expected = scores(predict(tiny_model, photos))
     tiny_model.scores = {}
     found = list(predict(tiny_model, photos))
@@ -180,18 +183,18 @@ def test_without_a_threshold_images_are_scored_but_not_judged(tiny_model: Model,
     ("top", "verdict"), [(1.9, "good"), (2.0, "good"), (2.1, "review"), (3.0, "review"), (3.1, "anomalous")]
 )
 def test_review_lies_between_its_threshold_and_that_of_anomalies(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: float, verdict: str
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top: float, verdict: str
 ) -> None:
     """nut: half the good images lie above 2, and a hundredth may above 3."""
     fixed_maps(monkeypatch, torch.full((64, 64), top))
     images.write(tmp_path / "nut" / "a.png", picture())
-    (one,) = predict(tiny_model, images.find([tmp_path]), review=0.5)
+    (one,) = predict(tiny_model, images.find([tmp_path]), PredictOptions(review=0.5))
     assert (one.verdict, one.threshold) == (verdict, 3.0)
 
 
 @pytest.mark.parametrize(("folder", "top", "expected"), [("nut", 2.5, 0.5), ("bolt", 2.5, 2 / 3), ("", 2.5, 2 / 3)])
 def test_the_p_value_is_that_of_the_images_class_and_of_an_unknown_one_the_highest(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, top: float, expected: float
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, top: float, expected: float
 ) -> None:
     fixed_maps(monkeypatch, torch.full((64, 64), top))
     images.write(tmp_path / folder / "a.png", picture())
@@ -199,8 +202,8 @@ def test_the_p_value_is_that_of_the_images_class_and_of_an_unknown_one_the_highe
     assert one.p_value == pytest.approx(expected)
 
 
-def test_scores_of_training_images_give_no_p_value(tiny_model: Model, photos: list[ImageFile]) -> None:
-    tiny_model.held_out = False
+def test_scores_of_training_images_give_no_p_value(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
+    tiny_model.held_out = set()
     assert {one.p_value for one in predict(tiny_model, photos[:2])} == {None}
 
 
@@ -208,7 +211,7 @@ def test_scores_of_training_images_give_no_p_value(tiny_model: Model, photos: li
 
 
 def test_regions_are_looked_for_where_asked_and_lie_in_the_pixels_of_the_image(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anomaly_map = torch.zeros(64, 64)
     anomaly_map[32:40, 16:24] = 5.0
@@ -216,11 +219,11 @@ def test_regions_are_looked_for_where_asked_and_lie_in_the_pixels_of_the_image(
     fixed_maps(monkeypatch, anomaly_map)
     images.write(tmp_path / "nut" / "a.png", picture(0, 128, 320))
     files = images.find([tmp_path])
-    (one,) = predict(tiny_model, files, min_area=0)
+    (one,) = predict(tiny_model, files, PredictOptions(min_area=0))
     assert one.regions is not None
     assert [(found.box, found.area) for found in one.regions] == [((80, 64, 40, 16), 640), ((0, 0, 5, 2), 10)]
     assert one.picture is None
-    (one,) = predict(tiny_model, files, min_area=11)
+    (one,) = predict(tiny_model, files, PredictOptions(min_area=11))
     assert one.regions is not None
     assert (one.verdict, [found.area for found in one.regions]) == ("anomalous", [640])
     (one,) = predict(tiny_model, files)
@@ -228,21 +231,21 @@ def test_regions_are_looked_for_where_asked_and_lie_in_the_pixels_of_the_image(
 
 
 def test_regions_of_a_letterboxed_image_leave_out_the_padding(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anomaly_map = torch.full((64, 64), 9.0)
     anomaly_map[16:48] = 0.0  # 40 × 80 pixels fill these rows, 1.25 a value
     anomaly_map[24:28, 32:40] = 5.0
     fixed_maps(monkeypatch, anomaly_map)
     images.write(tmp_path / "nut" / "a.png", picture(0, 40, 80))
-    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), min_area=0)
+    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), PredictOptions(min_area=0))
     assert one.regions is not None
     assert [(found.box, found.area) for found in one.regions] == [((40, 10, 10, 5), 50)]
 
 
-def test_without_a_threshold_regions_are_not_known(tiny_model: Model, photos: list[ImageFile]) -> None:
+def test_without_a_threshold_regions_are_not_known(tiny_model: FittedModel, photos: list[ImageFile]) -> None:
     tiny_model.scores = {}
-    assert {one.regions for one in predict(tiny_model, photos[:2], min_area=0)} == {None}
+    assert {one.regions for one in predict(tiny_model, photos[:2], PredictOptions(min_area=0))} == {None}
 
 
 # ---- classes ----
@@ -263,53 +266,53 @@ def file_at(path: str) -> ImageFile:
         ("nuts/a.png", ""),
     ],
 )
-def test_the_class_is_the_nearest_folder_named_like_one(tiny_model: Model, path: str, expected: str) -> None:
+def test_the_class_is_the_nearest_folder_named_like_one(tiny_model: FittedModel, path: str, expected: str) -> None:
     assert class_of(file_at(path), tiny_model) == expected
 
 
 def test_the_class_is_seen_from_inside_its_folder_too(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nut").mkdir()
     monkeypatch.chdir(tmp_path / "nut")
     assert class_of(file_at("a.png"), tiny_model) == "nut"
 
 
-def test_the_only_class_there_is_needs_no_folder(tiny_model: Model) -> None:
+def test_the_only_class_there_is_needs_no_folder(tiny_model: FittedModel) -> None:
     tiny_model.trained_on = {"nut": 9}
     assert class_of(file_at("anywhere/bolt/a.png"), tiny_model) == "nut"
 
 
-def test_a_class_that_is_named_overrides_the_folders(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_class_that_is_named_overrides_the_folders(tiny_model: FittedModel, tmp_path: Path) -> None:
     images.write(tmp_path / "nut" / "a.png", picture())
-    (one,) = predict(tiny_model, images.find([tmp_path]), class_name="bolt")
+    (one,) = predict(tiny_model, images.find([tmp_path]), PredictOptions(class_name="bolt"))
     assert (one.class_name, one.threshold) == ("bolt", 4.0)
 
 
 # ---- letterbox ----
 
 
-def letterboxed(model: Model) -> Model:
+def letterboxed(model: FittedModel) -> FittedModel:
     model.settings = type(model.settings)(**{**vars(model.settings), "letterbox": True})
     return model
 
 
 def test_what_lies_in_the_padding_is_neither_scored_nor_shown(
-    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anomaly_map = torch.full((64, 64), 9.0)
     anomaly_map[16:48] = torch.arange(32.0).view(32, 1) / 31  # 40 × 80 pixels fill these rows
     fixed_maps(monkeypatch, anomaly_map)
     images.write(tmp_path / "a.png", picture(0, 40, 80))
-    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), maps=True)
+    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), PredictOptions(maps=True))
     assert (one.score, one.verdict) == (1.0, "good")
     assert one.anomaly_map is not None
     assert np.array_equal(one.anomaly_map, anomaly_map[16:48].numpy())
 
 
-def test_a_letterboxed_image_is_scaled_alike_in_both_directions(tiny_model: Model, tmp_path: Path) -> None:
+def test_a_letterboxed_image_is_scaled_alike_in_both_directions(tiny_model: FittedModel, tmp_path: Path) -> None:
     images.write(tmp_path / "a.png", picture(0, 100, 50))
-    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), maps=True)
+    (one,) = predict(letterboxed(tiny_model), images.find([tmp_path]), PredictOptions(maps=True))
     assert one.anomaly_map is not None
     assert one.anomaly_map.shape == (64, 32)
 

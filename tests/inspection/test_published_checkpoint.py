@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import app
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file as modelfile
+from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.published_checkpoint import import_published
 from mambaad_cli.model.mambaad import LSSModule
 from tests.conftest import GOLDEN, picture
@@ -184,7 +184,7 @@ def test_truncated_checkpoint_is_one_line_and_writes_nothing(tmp_path: Path, kee
 def test_imported_model_is_saved_and_loaded_like_any_other(tmp_path: Path) -> None:
     torch.save(made_up("ader"), tmp_path / "published.pth")
     model = import_published(tmp_path / "published.pth")
-    modelfile.save(model, tmp_path / "m.safetensors")
-    again = modelfile.load(tmp_path / "m.safetensors")
+    model_file.save(model, tmp_path / "m.safetensors")
+    again = model_file.load(tmp_path / "m.safetensors")
     assert again.scores == {}
     assert all(torch.equal(a, b) for a, b in zip(model.detector.parameters(), again.detector.parameters(), strict=True))

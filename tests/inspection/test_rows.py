@@ -192,8 +192,17 @@ def test_the_worst_of_endless_images_need_little_memory() -> None:
 
 
 def test_the_bar_is_half_full_at_the_threshold_and_never_overflows() -> None:
-    lines = table([one("a.png", 2.0), one("b.png", 99.0), one("c.png", 0.0), one("d.png", -1.0)])
-    assert [line.count("━") for line in lines if ".png" in line] == [24, 12, 0, 0]
+    lines = table([one("a.png", 2.0), one("b.png", 99.0), one("c.png", 0.0), one("d.png", -9.0)])
+    assert [line.count("━") for line in lines if ".png" in line] == [24, 12, 6, 0]
+
+
+def test_the_worst_comes_first_and_fills_most_of_its_bar_where_scores_are_negative() -> None:
+    """Dividing a score by its threshold would turn the order round."""
+    scores = {"a.png": -3.0, "b.png": -1.0, "c.png": -2.0}
+    found = [one(name, score)._replace(threshold=-2.0, cold=-3.0) for name, score in scores.items()]
+    lines = [line for line in table(found) if ".png" in line]
+    assert [line.split()[0] for line in lines] == ["b.png", "c.png", "a.png"]
+    assert [line.count("━") for line in lines] == [15, 12, 9]
 
 
 @pytest.mark.parametrize("score", [0.0, -1.0, 1.0, float("nan"), float("inf")])

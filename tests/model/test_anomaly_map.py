@@ -1,5 +1,7 @@
 """Distances, losses and maps by hand and by scipy."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -7,20 +9,21 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mambaad_cli.model import anomaly_map as anomaly
+from mambaad_cli.model import anomaly_map, losses
+from mambaad_cli.model.anomaly_map import Residual, residual_statistics, residuals, standardised_distances
 
 
 def test_cosine_distance_by_hand() -> None:
     """Alike 0, at right angles 1, opposite 2, whatever the length."""
     f = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]]).T.reshape(1, 2, 1, 3)
     r = torch.tensor([[5.0, 0.0], [1.0, 0.0], [-1.0, 0.0]]).T.reshape(1, 2, 1, 3)
-    assert anomaly.cosine_distances([f], [r])[0].flatten().tolist() == pytest.approx([0, 1, 2], abs=1e-6)
+    assert losses.cosine_distances([f], [r])[0].flatten().tolist() == pytest.approx([0, 1, 2], abs=1e-6)
 
 
 def test_losses_by_hand() -> None:
     zero, two = torch.zeros(1, 2, 1, 1), torch.full((1, 2, 1, 1), 2.0)
-    assert float(anomaly.mse_loss([zero, two], [two, two])) == 4.0
-    assert float(anomaly.cosine_loss([two, two], [two, -two])) == pytest.approx(2.0)
+    assert float(losses.mse_loss([zero, two], [two, two])) == 4.0
+    assert float(losses.cosine_loss([two, two], [two, -two])) == pytest.approx(2.0)
 
 
 def test_hard_loss_by_hand() -> None:
@@ -28,19 +31,19 @@ def test_hard_loss_by_hand() -> None:
     features = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(2, 2, 2, 2)
     rebuilt = features.clone()
     rebuilt[0, :, 0, 0] = torch.tensor([0.0, 1.0])
-    assert float(anomaly.hard_cosine_loss([features[:1]], [rebuilt[:1]])) == pytest.approx(1.0)
-    assert float(anomaly.hard_cosine_loss([features], [rebuilt])) == pytest.approx(0.5)
-    assert float(anomaly.hard_cosine_loss([features], [-features])) == pytest.approx(2.0)
+    assert float(losses.hard_cosine_loss([features[:1]], [rebuilt[:1]])) == pytest.approx(1.0)
+    assert float(losses.hard_cosine_loss([features], [rebuilt])) == pytest.approx(0.5)
+    assert float(losses.hard_cosine_loss([features], [-features])) == pytest.approx(2.0)
 
 
 def test_hard_loss_is_the_mean_of_its_images_and_pulls_most_where_it_is_worst() -> None:
     features, rebuilt = torch.randn(3, 5, 4, 4), torch.randn(3, 5, 4, 4)
-    loss = anomaly.hard_cosine_loss([features], [rebuilt])
-    alone = [float(anomaly.hard_cosine_loss([features[[i]]], [rebuilt[[i]]])) for i in range(3)]
+    loss = losses.hard_cosine_loss([features], [rebuilt])
+    alone = [float(losses.hard_cosine_loss([features[[i]]], [rebuilt[[i]]])) for i in range(3)]
     assert float(loss) == pytest.approx(sum(alone) / 3)
-    assert float(loss) > float(anomaly.cosine_loss([features], [rebuilt]))
+    assert float(loss) > float(losses.cosine_loss([features], [rebuilt]))
     rebuilt.requires_grad_()
-    assert torch.isfinite(torch.autograd.grad(anomaly.hard_cosine_loss([rebuilt], [rebuilt]), rebuilt)[0]).all()
+    assert torch.isfinite(torch.autograd.grad(losses.hard_cosine_loss([rebuilt], [rebuilt]), rebuilt)[0]).all()
 
 
 @pytest.mark.parametrize("size", [(64, 80), (10, 7), (33, 1)])
@@ -48,26 +51,26 @@ def test_map_is_bilinear_upsampling_summed_and_smoothed_as_scipy_does(size: tupl
     distances = [torch.rand(2, side, side + 1) for side in (16, 8, 4)]
     upsampled = sum(F.interpolate(d[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for d in distances)
     expected = np.stack([gaussian_filter(one.double().numpy(), 4) for one in upsampled])
-    assert anomaly.fuse(distances, size).numpy() == pytest.approx(expected, abs=1e-5)
+    assert anomaly_map.fuse(distances, size).numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def residual(difference: Tensor, rebuilt: Tensor | None = None) -> anomaly.Residual:
+def residual(difference: Tensor, rebuilt: Tensor | None = None) -> Residual:
     """Where nothing tells one place from another, unless `rebuilt` does."""
-    return anomaly.Residual(difference, torch.ones_like(difference) if rebuilt is None else rebuilt)
+    return Residual(difference, torch.ones_like(difference) if rebuilt is None else rebuilt)
 
 
 def test_residuals_are_half_the_root_of_the_cosine_distance() -> None:
     features, rebuilt = ([torch.randn(2, 5, 4, 3)], [torch.randn(2, 5, 4, 3)])
-    (found,) = anomaly.residuals(features, rebuilt)
-    (distance,) = anomaly.cosine_distances(features, rebuilt)
+    (found,) = residuals(features, rebuilt)
+    (distance,) = losses.cosine_distances(features, rebuilt)
     torch.testing.assert_close(found.difference.square().sum(-1) / 2, distance)
-    torch.testing.assert_close(found.rebuilt, F.normalize(rebuilt[0], dim=1).permute(0, 2, 3, 1))
+    torch.testing.assert_close(found.reconstructed, F.normalize(rebuilt[0], dim=1).permute(0, 2, 3, 1))
 
 
 def test_unusual_is_a_mahalanobis_distance_in_deviations_of_good_images() -> None:
     good = torch.randn(8, 16, 16, 3) * torch.tensor([1.0, 2.0, 0.1]) + torch.tensor([0.5, 0.0, 1.0])
-    (normal,) = anomaly.normal_of([[residual(good[:4])], [residual(good[4:])]])
-    (found,) = anomaly.unusual([residual(good)], [normal])
+    (normal,) = residual_statistics(lambda: [[residual(good[:4])], [residual(good[4:])]])
+    (found,) = standardised_distances([residual(good)], [normal])
     flat = good.flatten(0, 2).double()
     covariance = torch.cov(flat.T, correction=0)
     covariance = 0.99 * covariance + 0.01 * covariance.diagonal().mean() * torch.eye(3)
@@ -78,59 +81,78 @@ def test_unusual_is_a_mahalanobis_distance_in_deviations_of_good_images() -> Non
 
 
 def test_a_direction_that_never_varies_counts_most() -> None:
-    normal = anomaly.normal_of([[residual(torch.randn(1, 32, 32, 2) * torch.tensor([1.0, 0.1]))]])
-    along, across = anomaly.unusual([residual(torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))], normal)[0][0, 0]
+    given = [residual(torch.randn(1, 32, 32, 2) * torch.tensor([1.0, 0.1]))]
+    normal = residual_statistics(lambda: [given])
+    along, across = standardised_distances([residual(torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]]))], normal)[0][0, 0]
     assert across > 10 * along
 
 
-def good_places(*scale: float) -> anomaly.Residual:
+def good_places(*scale: float) -> Residual:
     """Good images of which every kind of place is rebuilt as a unit vector of its own, each with its own deviation."""
     kind = torch.arange(8 * 16 * 16).view(8, 16, 16) % len(scale)
     rebuilt = torch.eye(len(scale))[kind]
-    return anomaly.Residual(torch.randn(rebuilt.shape) * torch.tensor(scale)[kind][..., None], rebuilt)
+    return Residual(torch.randn(rebuilt.shape) * torch.tensor(scale)[kind][..., None], rebuilt)
 
 
 def test_what_good_images_fail_at_too_is_forgiven_at_such_places() -> None:
-    normal = anomaly.normal_of([[good_places(1, 1, 1, 3)]])
-    alike = anomaly.Residual(torch.full((1, 1, 4, 4), 3.0), torch.eye(4).view(1, 1, 4, 4))
-    at_easy, *_, at_hard = anomaly.unusual([alike], normal)[0].flatten()
+    given = [good_places(1, 1, 1, 3)]
+    normal = residual_statistics(lambda: [given])
+    alike = Residual(torch.full((1, 1, 4, 4), 3.0), torch.eye(4).view(1, 1, 4, 4))
+    at_easy, *_, at_hard = standardised_distances([alike], normal)[0].flatten()
     mean, deviation = normal[0].moments
     ratio = (at_easy * deviation + mean) / (at_hard * deviation + mean)
     # mean squares of 1, 1, 1 and 9: a hard place is worth three means
-    assert float(ratio) == pytest.approx(3 / anomaly.HARD, rel=0.05)
+    assert float(ratio) == pytest.approx(3 / anomaly_map.HARD, rel=0.05)
 
 
 def test_easy_places_do_not_count_more_and_the_hardest_not_less_than_a_quarter() -> None:
-    normal = anomaly.normal_of([[good_places(*[0.001] * 8, *[0.1] * 7, 30)]])
-    forgiven = anomaly._forgiven(torch.eye(16), normal[0].hard)
+    given = [good_places(*[0.001] * 8, *[0.1] * 7, 30)]
+    normal = residual_statistics(lambda: [given])
+    forgiven = anomaly_map._expected(torch.eye(16), normal[0].expected)
     assert forgiven[0] == 1
     assert forgiven[-1] == 4
 
 
 def test_without_forgiving_a_hard_place_counts_as_any_other() -> None:
-    (normal,) = anomaly.normal_of([[good_places(1, 1, 1, 3)]], forgive=False)
-    assert anomaly._forgiven(torch.eye(4), normal.hard).tolist() == [1.0] * 4
-    alike = anomaly.Residual(torch.full((1, 1, 4, 4), 3.0), torch.eye(4).view(1, 1, 4, 4))
-    assert anomaly.unusual([alike], [normal])[0].flatten().std() < 1e-5
+    places = [good_places(1, 1, 1, 3)]
+    (normal,) = residual_statistics(lambda: [places], predict_distance=False)
+    assert anomaly_map._expected(torch.eye(4), normal.expected).tolist() == [1.0] * 4
+    alike = Residual(torch.full((1, 1, 4, 4), 3.0), torch.eye(4).view(1, 1, 4, 4))
+    assert standardised_distances([alike], [normal])[0].flatten().std() < 1e-5
 
 
 def test_scales_count_by_their_stride() -> None:
     good = [residual(torch.randn(4, side, side, 2)) for side in (16, 8, 4)]
-    fine, middle, coarse = anomaly.unusual(good, anomaly.normal_of([good]))
+    fine, middle, coarse = standardised_distances(good, residual_statistics(lambda: [good]))
     assert [round(float(one.std()), 2) for one in (fine, middle, coarse)] == [0.25, 0.5, 1.0]
 
 
 def test_good_images_that_never_vary_are_no_trouble() -> None:
-    normal = anomaly.normal_of([[residual(torch.zeros(3, 4, 4, 2))]])
-    assert torch.isfinite(anomaly.unusual([residual(torch.ones(1, 4, 4, 2))], normal)[0]).all()
-
-
-def test_image_score_is_the_maximum() -> None:
-    assert anomaly.image_score(torch.tensor([[[1.0, 5.0]], [[-3.0, -2.0]]])).tolist() == [5.0, -2.0]
+    given = [residual(torch.zeros(3, 4, 4, 2))]
+    normal = residual_statistics(lambda: [given])
+    assert torch.isfinite(standardised_distances([residual(torch.ones(1, 4, 4, 2))], normal)[0]).all()
 
 
 def test_map_does_not_lose_precision_under_autocast() -> None:
     distances = [torch.rand(1, 8, 8)]
+    exact = anomaly_map.fuse(distances, (32, 32))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(anomaly.fuse(distances, (32, 32)), anomaly.fuse(distances, (32, 32)))
-        assert anomaly.fuse(distances, (32, 32)).dtype == torch.float32
+        found = anomaly_map.fuse(distances, (32, 32))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, exact)
+
+
+def test_statistics_are_the_same_in_any_batches_and_hold_one_of_them_at_a_time() -> None:
+    good = good_places(1, 1, 1, 3)
+    alive: list[int] = []
+
+    def singly() -> Iterator[list[Residual]]:
+        for i in range(8):
+            one = Residual(good.difference[i : i + 1], good.reconstructed[i : i + 1])
+            alive.append(1)
+            yield [one]
+
+    (whole,), (parts,) = residual_statistics(lambda: [[good]]), residual_statistics(singly)
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert len(alive) == 3 * 8  # three passes, each image once in each

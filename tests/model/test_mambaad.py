@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambaad_cli.model import anomaly_map as anomaly
 from mambaad_cli.model.encoder import build_encoder
+from mambaad_cli.model.losses import cosine_loss
 from mambaad_cli.model.mambaad import HSSBlock, LSSModule, MambaAD, drop_path
 from mambaad_cli.model.scan_orders import WALKS
-from mambaad_cli.training.fit import PRESETS
+from mambaad_cli.model.settings import PRESETS
 from tests.conftest import TINY
 
 BLOCK_NAMES = {
@@ -80,7 +80,7 @@ def test_paper_preset_has_the_papers_size() -> None:
     The published count of 8.30 takes in about 0.05 for normalisations, which are no multiply-adds: hence 1 %.
     """
     encoder = build_encoder("resnet34", (4, 8, 16))
-    detector = MambaAD(encoder.channels, **PRESETS["paper"]["options"]).eval()
+    detector = MambaAD(encoder.channels, **PRESETS["paper"].options).eval()
     trained = sum(p.numel() for p in detector.parameters())
     assert trained == pytest.approx(17.4e6, rel=0.005)
     assert 25.6e6 <= trained + sum(p.numel() for p in encoder.parameters()) <= 25.7e6
@@ -104,7 +104,7 @@ def test_any_size_comes_back_as_the_encoder_gave_it(size: tuple[int, int]) -> No
 def test_paper_recipe_overfits_one_batch() -> None:
     """Loss, optimiser and structure of the paper on a tiny encoder: it can learn what it should learn."""
     encoder = build_encoder("test_resnet", (4, 8, 16))
-    detector = MambaAD(encoder.channels, **PRESETS["paper"]["options"] | {"depths": (3, 2, 3, 3), "drop_path": 0.0})
+    detector = MambaAD(encoder.channels, **PRESETS["paper"].options | {"depths": (3, 2, 3, 3), "drop_path": 0.0})
     features = [f / f.std() for f in encoder(torch.rand(2, 3, 32, 32))]
     optimizer = detector.optimizer()
     losses = []
@@ -158,11 +158,11 @@ def test_drop_path_rates_fall_linearly_along_the_decoder_and_rest_in_eval() -> N
     assert all(torch.equal(a, b) for a, b in zip(detector(features), detector(features), strict=True))
 
 
-def test_spoilt_features_are_rebuilt_to_the_good_ones() -> None:
+def test_corrupted_features_are_restored_to_the_good_ones() -> None:
     """The loss compares with what was given, not with what was seen."""
     model = MambaAD([4, 8, 16], depths=(1, 1, 1, 1), directions=2, drop_path=0.0, loss="cosine").eval()
     features, seen = ([torch.randn(2, c, side, side) for c, side in ((4, 16), (8, 8), (16, 4))] for _ in range(2))
     with torch.no_grad():
-        wanted = anomaly.cosine_loss(features, model(seen))
+        wanted = cosine_loss(features, model(seen))
         assert float(model.loss(features, seen)) == pytest.approx(float(wanted))
-        assert float(model.loss(features)) == pytest.approx(float(anomaly.cosine_loss(features, model(features))))
+        assert float(model.loss(features)) == pytest.approx(float(cosine_loss(features, model(features))))

@@ -39,7 +39,8 @@ def selective_scan(
     """h_t = exp(dt A) h_{t−1} + dt B u_t, y_t = C h_t + D u_t along each walk: (b, l, d), float32, differentiable."""
     tensors = [tensor.float().contiguous() for tensor in (u, x, dt_weight, dt_bias, A, D)]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return torch.ops.mambaad.selective_scan(*tensors, order, keep)[0]
+    with torch.autocast(u.device.type, enabled=False):  # the recurrence stays float32, whichever backend runs it
+        return torch.ops.mambaad.selective_scan(*tensors, order, keep)[0]
 
 
 # The plain versions

@@ -1,0 +1,52 @@
+"""The front door for programs: load or fit a model, then ask it to predict. The commands come in by it as well."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mambaad_cli import MambaADError, distributed
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.training import fit as training
+from mambaad_cli.training.good_images import good_images
+from mambaad_cli.training.progress import Progress
+from mambaad_cli.training.recipe import Recipe, RunOptions
+from mambaad_cli.training.recipe import preset as preset_of
+
+
+def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> FittedModel:
+    """Read a model file, ready to predict.
+
+    device: auto, cpu, cuda or cuda:N; auto is a GPU where there is one.
+
+    Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that is not
+    there.
+    """
+    return model_file.load(Path(path)).to(distributed.pick_device(device))
+
+
+def fit(
+    folder: str | Path,
+    preset: Literal["small", "paper", "rd4ad", "uniad"] = "small",
+    size: tuple[int, int] = (256, 256),
+    letterbox: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **choices: Any,
+) -> FittedModel:
+    """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
+
+    size: (height, width) in pixels of the model's input.
+    letterbox: keep each image's aspect; else images are stretched to that size.
+    choices: of the recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1; see Recipe.
+
+    Raises MambaADError for a folder without enough good images, and for an unknown choice.
+    """
+    settings, recipe = preset_of(preset)
+    known = {one.name for one in fields(Recipe)}
+    if unknown := sorted(set(choices) - known):
+        raise MambaADError(f"a recipe has no {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+    files, classes = good_images(Path(folder))
+    settings = replace(settings, size=size, letterbox=letterbox)
+    run = RunOptions(device=distributed.pick_device(device))
+    return training.fit(files, classes, settings, replace(recipe, **choices), run, progress)

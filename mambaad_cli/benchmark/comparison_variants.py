@@ -1,0 +1,110 @@
+"""What is compared on a dataset: detectors with their recipes, the steps of an ablation, the choices of a recipe."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark.detectors import as_typed
+from mambaad_cli.model.encoder import DEFAULT
+from mambaad_cli.model.scan_orders import WALKS
+from mambaad_cli.model.settings import PRESETS
+from mambaad_cli.training.recipe import RECIPES, Recipe
+
+
+class Variant(NamedTuple):
+    """A row of the table: a detector on an encoder, and how it is trained."""
+
+    name: str
+    detector: str  # a key of DETECTORS
+    encoder: str
+    options: dict[str, Any]  # the detector's keyword arguments
+    recipe: Recipe
+
+
+PRESET_NAMES = {"small": "MambaAD small", "paper": "MambaAD paper", "rd4ad": "RD4AD", "uniad": "UniAD"}
+USUAL = ("small", "rd4ad", "uniad")
+
+
+def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
+    """The variants of these detectors (mambaad) or names (mambaad-small); the usual three without names.
+
+    All of them on one encoder, the one whose weights come with us unless another is named; `own` leaves each detector
+    on the encoder that it was published with.
+
+    >>> [variant.name for variant in choose(["uniad", "mambaad"])]
+    ['MambaAD small', 'MambaAD paper', 'UniAD']
+    >>> {variant.encoder for variant in choose()}
+    {'efficientnet_lite0'}
+    """
+    variants = {preset: _variant(preset, name, encoder) for preset, name in PRESET_NAMES.items()}
+    if not names:
+        return [variants[preset] for preset in USUAL]
+    wanted = [as_typed(name) for name in names]
+    known = list(dict.fromkeys(name for one in variants.values() for name in (one.detector, as_typed(one.name))))
+    for name in wanted:
+        if name not in known:
+            raise MambaADError(f"no detector {name!r} to fit: choose from {', '.join(known)}")
+    return [one for one in variants.values() if {one.detector, as_typed(one.name)} & set(wanted)]
+
+
+def _variant(preset: str, name: str, encoder: str | None) -> Variant:
+    own = PRESETS[preset]
+    chosen = own.encoder if encoder == "own" else encoder or DEFAULT
+    return Variant(name, own.detector, chosen, own.options, RECIPES[preset])
+
+
+def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
+    """The steps of the paper's Table 2 on one MambaAD, the small one unless another is named, then each scan order with
+    each number of directions: 2, 4 and 8, and 6 where two of the 8 walks are others once more.
+
+    >>> [variant.name for variant in ablation()][:6]
+    ['plain Mamba decoder', 'with LSS modules', 'with HSS (Hilbert, 8)', 'sweep, 2', 'sweep, 4', 'sweep, 8']
+    """
+    base, *others = choose(names or ["mambaad-small"], encoder)
+    if others or base.detector != "mambaad":
+        raise MambaADError("the ablation is of one MambaAD: choose mambaad-small or mambaad-paper")
+
+    def step(name: str, order: str, directions: int, local_branches: bool = True) -> Variant:
+        changed = {"order": order, "directions": directions, "local_branches": local_branches}
+        return base._replace(name=name, options=base.options | changed)
+
+    steps = [
+        step("plain Mamba decoder", "sweep", 2, local_branches=False),
+        step("with LSS modules", "sweep", 2),
+        step("with HSS (Hilbert, 8)", "hilbert", 8),
+    ]
+    grid = [(order, k) for order in WALKS for k in (2, 4, 6, 8) if k != 6 or order in ("hilbert", "scan")]
+    return steps + [step(f"{order}, {k}", order, k) for order, k in grid]
+
+
+def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
+    """The recipe of one MambaAD, the small one unless another is named, and one row for each choice that it makes.
+
+    >>> [variant.name for variant in recipes()][:3]
+    ['MambaAD small', 'features not spoilt', 'cosine distance']
+    """
+    base, *others = choose(names or ["mambaad-small"], encoder)
+    if others or base.detector != "mambaad":
+        raise MambaADError("the recipes are of one MambaAD: choose mambaad-small or mambaad-paper")
+    recipe, depths = base.recipe, base.options["depths"]
+
+    def trained(name: str, **changed: Any) -> Variant:
+        return base._replace(name=name, recipe=replace(recipe, **changed))
+
+    def built(name: str, **changed: Any) -> Variant:
+        return base._replace(name=name, options=base.options | changed)
+
+    rows = [
+        trained("features not spoilt", cut_paste=False),
+        trained("cosine distance", distance="published"),
+        trained("hard places not forgiven", expected_distance=False),
+        trained("no moved views", views=0),
+        built("plain cosine loss", loss="cosine"),
+        built("squared error", loss="mse"),
+        trained("half the learning rate", lr=recipe.lr / 2),
+        trained("half the batch", batch=max(1, recipe.batch // 2)),
+        built("half the depth", depths=tuple(max(1, depth // 2) for depth in depths)),
+        built("four directions", directions=4),
+    ]
+    return [base, *(row for row in rows if row._replace(name=base.name) != base)]

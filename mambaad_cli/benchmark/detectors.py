@@ -1,0 +1,86 @@
+"""The detectors that are measured beside each other: which there are, and how each is built."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mambaad_cli import MambaADError
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.model import DETECTORS
+from mambaad_cli.model.settings import PRESETS, Settings
+
+
+class Row(NamedTuple):
+    """One line of the table: a detector on an encoder, or the fitted model in `file`."""
+
+    name: str
+    detector: str
+    encoder: str
+    options: dict[str, Any]  # the detector's keyword arguments
+    file: Path | None = None
+
+
+ROWS = (
+    Row("MambaAD paper", "mambaad", PRESETS["paper"].encoder, PRESETS["paper"].options),
+    Row("MambaAD small (default)", "mambaad", PRESETS["small"].encoder, PRESETS["small"].options),
+    Row("RD4AD (WideResNet50)", "rd4ad", "wide_resnet50_2", {"bottleneck_width": 64}),
+    Row("RD4AD, ResNet34", "rd4ad", "resnet34", {"bottleneck_width": 128}),
+    Row("UniAD (EfficientNet-B4)", "uniad", "efficientnet_b4", {}),
+    Row("UniAD, ResNet34", "uniad", "resnet34", {}),
+)
+
+
+class Contestant(NamedTuple):
+    """A row's model, ready to score."""
+
+    row: Row
+    model: FittedModel
+    parameters: int  # of encoder and detector
+    trained: int
+
+
+def choose(names: Sequence[str] = ()) -> list[Row]:
+    """The rows of these detectors (rd4ad) or names (rd4ad-resnet34), in the table's order; all of them without names.
+
+    >>> [row.name for row in choose(["rd4ad-resnet34", "MambaAD"])]
+    ['MambaAD paper', 'MambaAD small (default)', 'RD4AD, ResNet34']
+    """
+    known = [*DETECTORS, *(as_typed(row.name) for row in ROWS)]
+    wanted = [as_typed(name) for name in names]
+    for name in wanted:
+        if name not in known:
+            raise MambaADError(f"no detector {name!r}: choose from {', '.join(known)}")
+    return [row for row in ROWS if not wanted or row.detector in wanted or as_typed(row.name) in wanted]
+
+
+def fitted(path: Path) -> Row:
+    """The row of a model file. Raises MambaADError where the file is not one."""
+    settings = model_file.read_facts(path)["settings"]
+    return Row(path.name, settings["detector"], settings["encoder"], settings["options"], path)
+
+
+def as_typed(name: str) -> str:
+    """A name as it is typed on the command line.
+
+    >>> as_typed("UniAD (EfficientNet-B4)")
+    'uniad-efficientnet-b4'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def build(row: Row, device: str = "cpu") -> Contestant:
+    """A row's model with random weights, or its file's. Parameters are counted before the batch norms are folded."""
+    model = as_published(row)
+    trained = sum(p.numel() for p in model.detector.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.encoder.parameters())
+    return Contestant(row, model.for_inference().to(device), frozen + trained, trained)
+
+
+def as_published(row: Row) -> FittedModel:
+    """A row's model, its batch norms where its authors put them."""
+    settings = Settings(row.detector, row.encoder, options=row.options)
+    model = new_model(settings) if row.file is None else model_file.load(row.file)
+    model.detector.eval()
+    return model

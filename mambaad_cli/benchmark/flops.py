@@ -1,0 +1,50 @@
+"""FLOP counts: floating-point operations of a call, two a multiply-accumulate."""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from mambaad_cli.benchmark.passes import Task
+from mambaad_cli.model.kernels import selective_scan as scan
+
+# Torch computes attention by one of several kernels, chosen by the device, the shapes and its own version. Each has
+# the same two matrix products, and torch's counter knows some of the kernels only.
+ATTENTION_KERNELS = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+
+
+def count_flops(task: Task) -> tuple[int, int]:
+    """FLOP of one call: of convolutions and matrix products, and of the selective scan beside them.
+
+    The scan's operator projects dt as well, which is a matrix product. Whichever kernel computes attention, its
+    products of query with key and of weights with value are counted, and nothing else of it.
+    """
+    task()  # the matrices that upsample and smooth are made once and kept: they are no part of a pass
+    scan_operator = torch.ops.mambaad.selective_scan
+    with (
+        FlopCounterMode(display=False, custom_mapping=_attention_formulas()) as whole,
+        FlopCounterMode(display=False, custom_mapping={scan_operator: _scan_alone}) as split,
+    ):
+        task()
+    scanned = split.get_flop_counts().get("Global", {}).get(scan_operator, 0)
+    return whole.get_total_flops() - scanned, scanned
+
+
+def _attention_formulas() -> dict[Any, Any]:
+    """The formula of attention for each fused kernel that this torch has; without one it is plain products."""
+    kernels = [getattr(torch.ops.aten, name) for name in ATTENTION_KERNELS if hasattr(torch.ops.aten, name)]
+    return dict.fromkeys(kernels, _attention_flops)
+
+
+def _attention_flops(query, key, value, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return sdpa_flop_count(query, key, value)
+
+
+def _scan_alone(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return scan.scan_flops(u, x, A)[1]

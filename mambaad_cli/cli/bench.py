@@ -1,0 +1,179 @@
+"""mambaad bench: speed and size with random weights, or with --data how well each detector finds defects."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mambaad_cli import distributed
+from mambaad_cli.cli.app import INTERRUPTED, USER_CAN_MEND, app, examples
+from mambaad_cli.cli.options import Device, Format, given, parse_size
+from mambaad_cli.cli.output import check_writable, duration, publish, warn
+
+if TYPE_CHECKING:
+    from mambaad_cli.benchmark.comparison import Conditions, Dataset, Study
+    from mambaad_cli.benchmark.comparison_variants import Variant
+    from mambaad_cli.benchmark.detectors import Row
+    from mambaad_cli.benchmark.speed import Benchmark, Size, Timing
+
+WITH_DATA = "With --data"  # a panel of help
+FOR_DATA = (
+    "layout", "ablation", "recipes", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results",
+)  # fmt: skip
+FOR_SPEED = ("model", "batch", "precision", "train", "seconds", "plot")
+
+
+@app.command(
+    epilog=examples(
+        "mambaad bench --res 256", "mambaad bench --res 256,512 --plot scaling.png", "mambaad bench --data ./mvtec/"
+    )
+)
+def bench(
+    ctx: typer.Context,
+    res: Annotated[str, typer.Option(help="Sizes, one or several: 256 or 256,512,1024.")] = "256",
+    detectors: Annotated[str | None, typer.Option(help="Which rows, by name or kind, comma-separated.")] = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="A fitted model as one more row.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a batch; else the best is looked for.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16: autocast.")] = "fp32",
+    train: Annotated[bool, typer.Option("--train", help="Also time a training step of each detector.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long to time each row.")] = 12.0,
+    format: Format = "table",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to stdout.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the times: a .png or .svg file.")] = None,
+    device: Device = "auto",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled dataset: fit each detector on its good training images, measure it on its test images.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Its layout, where it is not recognised: mvtec, visa, …", rich_help_panel=WITH_DATA),
+    ] = None,
+    ablation: Annotated[
+        bool,
+        typer.Option(
+            "--ablation",
+            help="The steps of the paper's Table 2 and its scan orders × directions, of mambaad-small or --detectors.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = False,
+    recipes: Annotated[
+        bool,
+        typer.Option(
+            "--recipes", help="What each choice of the recipe is worth, beside it.", rich_help_panel=WITH_DATA
+        ),
+    ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Of all detectors; else efficientnet_lite0, the one whose weights come with mambaad. "
+            "own: each detector on the one it was published with.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Local safetensors or pth file of its weights.", rich_help_panel=WITH_DATA)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="How often a fit sees each image.", rich_help_panel=WITH_DATA)
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Train each fit for about so long instead; else 2.", rich_help_panel=WITH_DATA),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Fits of each detector, for mean and deviation.", rich_help_panel=WITH_DATA)
+    ] = 1,
+    results: Annotated[
+        Path,
+        typer.Option(
+            help="Where each finished fit's figures are kept: the same command goes on from there.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = Path("mambaad-bench.jsonl"),
+) -> None:
+    """Measure parameters, FLOPs, latency, throughput and memory beside RD4AD and UniAD, with random weights.
+
+    With --data: fit them all on the same images under the same budget, and measure how well they find defects.
+    """
+    from mambaad_cli.benchmark import comparison, comparison_tables, comparison_variants, speed, speed_tables
+    from mambaad_cli.benchmark import detectors as known
+
+    if unfit := given(ctx, FOR_DATA if data is None else FOR_SPEED):
+        raise typer.BadParameter(f"{', '.join(unfit)}: only {'with' if data is None else 'without'} --data")
+    names = detectors.split(",") if detectors else []
+    if output is not None:
+        check_writable(output)
+    if data is None:
+        rows = known.choose(names)
+        rows += [known.fitted(model)] if model is not None else []
+        if plot is not None:
+            speed_tables.check_plot(plot)
+        timing = speed.Timing(seconds, batch, threads, distributed.pick_device(device), precision, train)
+        measured = timed(rows, [parse_size(one) for one in res.split(",")], timing)
+        publish(speed_tables, measured, format, output)
+        if plot is not None:
+            speed_tables.plot(measured, plot)
+        return
+    if epochs is not None and max_minutes is not None:
+        raise typer.BadParameter("choose one of --epochs and --max-minutes")
+    if encoder == "own" and encoder_weights is not None:
+        raise typer.BadParameter("--encoder-weights are of one encoder: name it with --encoder")
+    chosen = comparison_variants.choose
+    if ablation or recipes:
+        chosen = comparison_variants.ablation if ablation else comparison_variants.recipes
+    minutes = comparison.DEFAULT_MINUTES if epochs is None and max_minutes is None else max_minutes
+    where = distributed.pick_device(device)
+    conditions = comparison.Conditions(
+        comparison.Budget(epochs, minutes), parse_size(res), seeds, encoder_weights, where
+    )
+    set_threads(threads)
+    compared = compare(chosen(names, encoder), comparison.read_dataset(data, layout), conditions, results)
+    publish(comparison_tables, compared, format, output)
+    raise typer.Exit(USER_CAN_MEND if any(outcome.error for outcome in compared.outcomes) else 0)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many CPU threads; as many as it likes without a number."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def timed(rows: "list[Row]", sizes: "list[Size]", timing: "Timing") -> "Benchmark":
+    """speed.run with a line on stderr for what it does, where that is a terminal."""
+    from mambaad_cli.benchmark import speed
+
+    def doing(what: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"  {what}", err=True)
+
+    return speed.run(rows, sizes, timing, on_progress=doing)
+
+
+def compare(variants: "list[Variant]", data: "Dataset", conditions: "Conditions", results: Path) -> "Study":
+    """comparison.run with a line on stderr for what it does and one for each fit that it has finished."""
+    from tqdm import tqdm
+
+    from mambaad_cli.benchmark import comparison
+
+    progress = tqdm(bar_format="{desc}", leave=False, disable=None, file=sys.stderr)
+
+    def finished(variant: "Variant", cell: dict[str, Any]) -> None:
+        auroc = cell["mean"]["image_auroc"]
+        found = "" if auroc is None else f"image AU-ROC {100 * auroc:.1f}, "
+        progress.clear()
+        typer.echo(f"{variant.name}, seed {cell['seed']}: {found}fitted in {duration(cell['fit_seconds'])}", err=True)
+
+    try:
+        with progress:
+            return comparison.run(variants, data, conditions, results, progress.set_description_str, finished)
+    except KeyboardInterrupt:
+        warn(f"interrupted; what was finished is kept in {results}: the same command goes on")
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,0 +1,64 @@
+"""mambaad calibrate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambaad_cli import MambaADError
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.options import Batch, ClassName, Device, MaxFalseReject, Precision, Workers
+from mambaad_cli.cli.output import print_thresholds, warn
+
+
+@app.command(
+    epilog=examples(
+        "mambaad calibrate mambaad.safetensors ./more_good/",
+        "mambaad calibrate mambaad.safetensors --max-false-reject 5%",
+    )
+)
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="Model file; rewritten with its new threshold.")],
+    good: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of good images not trained on. None: the scores that the model keeps."),
+    ] = None,
+    max_false_reject: MaxFalseReject = None,
+    class_name: ClassName = None,
+    res: Annotated[str | None, typer.Option(help="Calibrate for, and from then on score at, this size.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch: Batch = 8,
+    workers: Workers = 2,
+) -> None:
+    """Set the threshold anew from good images that were not trained on, without training.
+
+    The product of an image is told by --class or a parent folder named like it, else it is recognised.
+    """
+    from mambaad_cli.inspection import model_file
+    from mambaad_cli.inspection.predict import Prediction, PredictOptions
+    from mambaad_cli.inspection.recalibration import recalibrate
+    from mambaad_cli.training.good_images import good_files
+
+    if good is None and (max_false_reject is None or res is not None):
+        raise typer.BadParameter("give a folder of good images, or --max-false-reject alone", param_hint="GOOD")
+    fitted = running.load_model(model, device, precision=precision)
+    fitted.max_false_reject = max_false_reject or fitted.max_false_reject
+    skipped: list[Prediction] = []
+
+    def left_out(one: Prediction, why: str) -> None:
+        skipped.append(one)
+        warn(f"{one.file.path}: {why}")
+
+    if good is not None:
+        if res is not None:
+            running.set_size(fitted, res)
+        files = good_files(good)
+        found = running.running(fitted, files, PredictOptions(class_name, batch, workers, distances=True))
+        recalibrate(fitted, found, good, new_size=res is not None, on_left_out=left_out)
+    elif not fitted.scores:
+        raise MambaADError(f"{model} keeps no scores of good images: give a folder of some")
+    model_file.save(fitted.to("cpu"), model)
+    print_thresholds(fitted)
+    raise typer.Exit(USER_CAN_MEND if skipped else 0)

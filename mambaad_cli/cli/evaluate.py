@@ -1,0 +1,70 @@
+"""mambaad eval."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import INTERRUPTED, USER_CAN_MEND, app, examples
+from mambaad_cli.cli.options import DEFAULT_MODEL, Batch, Device, Format, Layout, ModelFile, Precision, Workers, given
+from mambaad_cli.cli.output import warn
+from mambaad_cli.files import shown
+
+
+@app.command("eval", epilog=examples("mambaad eval mambaad.safetensors ./mvtec/", "mambaad eval ./mvtec/ --format csv"))
+def evaluate(
+    ctx: typer.Context,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[MODEL] DATASET", help="Model file, else --model; folder with test images, labels and masks."
+        ),
+    ],
+    model: ModelFile = DEFAULT_MODEL,
+    layout: Layout = None,
+    format: Format = "table",
+    maps: Annotated[Path | None, typer.Option(help="Also write an overlay of each image there.")] = None,
+    worst: Annotated[Path | None, typer.Option(help="Also write contact sheets of the worst mistakes there.")] = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Measure a model on a labelled benchmark: the seven metrics, false rejects and misses of each class."""
+    from rich.console import Console
+    from tqdm import tqdm
+
+    from mambaad_cli.benchmark import evaluation, evaluation_sheets, evaluation_tables
+    from mambaad_cli.data import datasets
+
+    *models, dataset = paths
+    if len(models) > 1:
+        raise typer.BadParameter(f"{len(paths)} paths: expected [MODEL] DATASET")
+    if models and given(ctx, ("model",)):
+        raise typer.BadParameter(f"two models: {shown(models[0])} and --model {shown(model)}")
+    model = models[0] if models else model
+    samples = datasets.load(dataset, layout)
+    fitted = running.load_model(model, device, precision=precision)
+    tested = sum(sample.split == "test" for sample in samples)
+    with tqdm(total=tested, unit="image", leave=False, disable=None, file=sys.stderr) as progress:
+        measured = evaluation.evaluate(
+            fitted, samples, batch=batch, workers=workers, maps=maps, on_result=lambda _: progress.update()
+        )
+    if format == "table":
+        console = Console()
+        console.print(evaluation_tables.to_table(measured))
+        console.print(evaluation_tables.recall_table(measured))
+    else:
+        tables = evaluation_tables
+        formats = {"markdown": tables.to_markdown, "csv": tables.to_csv, "json": tables.to_json}
+        typer.echo(formats[format](measured), nl=False)
+    for note in evaluation_tables.notes(measured):
+        warn(note)
+    if worst is not None:
+        for path in evaluation_sheets.write_worst(measured, fitted, worst):
+            warn(f"wrote {path}")
+    if measured.unfinished:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(USER_CAN_MEND if any(one.unreadable for one in measured.classes) else 0)

@@ -1,0 +1,196 @@
+"""mambaad fit."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from mambaad_cli import distributed
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.options import (
+    DEFAULT_MODEL,
+    Device,
+    MaxFalseReject,
+    ModelFile,
+    Precision,
+    given,
+    parse_size,
+    pick_precision,
+)
+from mambaad_cli.cli.output import check_writable, duration, print_thresholds, warn
+from mambaad_cli.files import shown
+
+if TYPE_CHECKING:
+    from mambaad_cli.cli.fit_progress import FitProgress
+    from mambaad_cli.inspection.fitted_model import FittedModel
+    from mambaad_cli.model.settings import Settings
+    from mambaad_cli.training.recipe import Recipe, RunOptions
+
+OF_THE_MODEL = (
+    "preset", "detector", "encoder", "encoder_weights", "res", "letterbox", "scan", "directions", "local_branches",
+)  # fmt: skip
+NOT_TO_ADD = {
+    "folds": "--folds: a product is added by one training, and its threshold comes from held-out images",
+    "keep_examples": "--no-examples: without its images a product would be forgotten when the next one is added",
+}
+FROM_THE_STOPPED_RUN = ("epochs", "max_minutes", "batch", "lr")
+
+
+@app.command(epilog=examples("mambaad fit ./good/", "mambaad fit ./good/ --max-minutes 2 --model parts.safetensors"))
+def fit(
+    ctx: typer.Context,
+    good: Annotated[Path, typer.Argument(help="Folder of good images; its sub-folders are product classes.")],
+    model: ModelFile = DEFAULT_MODEL,
+    preset: Annotated[
+        Literal["small", "paper"], typer.Option(help="small: for laptops, minutes. paper: as published, hours.")
+    ] = "small",
+    detector: Annotated[
+        Literal["mambaad", "rd4ad", "uniad"], typer.Option(help="rd4ad and uniad: baselines with recipes of their own.")
+    ] = "mambaad",
+    encoder: Annotated[str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8, 16.")] = None,
+    encoder_weights: Annotated[Path | None, typer.Option(help="Local safetensors or pth file of its weights.")] = None,
+    res: Annotated[
+        str, typer.Option(help="Size of the model's input in pixels: 256 or 320x192 (width x height).")
+    ] = "256",
+    letterbox: Annotated[
+        bool, typer.Option("--letterbox", help="Keep each image's aspect; padding is left out.")
+    ] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Good parts may also lie mirrored.")] = False,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Learn from all images; the threshold comes from so many short trainings more.")
+    ] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about so long instead.")] = None,
+    max_false_reject: MaxFalseReject = 0.01,
+    scan: Annotated[
+        Literal["sweep", "scan", "zorder", "zigzag", "hilbert"],
+        typer.Option(help="Order in which the selective scan visits the positions; scan is the boustrophedon."),
+    ] = "hilbert",
+    directions: Annotated[
+        int | None,
+        typer.Option(help="Directions of that order: 2, 4, 8; or 6, the distinct ones of hilbert and scan."),
+    ] = None,
+    local_branches: Annotated[bool, typer.Option(help="The convolutions beside the selective scans.")] = True,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    lr: Annotated[float | None, typer.Option(min=1e-9, max=1e3, help="Learning rate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same machine: same model.")] = 42,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    cache_dtype: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Of the encoder's cached features; bf16 takes half the room.")
+    ] = "fp32",
+    cache_memory: Annotated[
+        float, typer.Option(min=0, help="GB of them kept in memory; more go to a file in the temporary folder.")
+    ] = 4.0,
+    checkpoint_activations: Annotated[
+        bool, typer.Option("--checkpoint-activations", help="Train in less memory, but slower.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a stopped run.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Teach the products to the model that is there.")] = False,
+    keep_examples: Annotated[
+        bool, typer.Option("--examples/--no-examples", help="Keep some of the images in the model file, for --add.")
+    ] = True,
+) -> None:
+    """Train one model on a folder of good images, or with --add teach it new products."""
+    from mambaad_cli.cli.fit_progress import FitProgress
+    from mambaad_cli.training import fit as training
+    from mambaad_cli.training.good_images import good_images
+    from mambaad_cli.training.recipe import RunOptions
+
+    size = parse_size(res)
+    if folds == 1 or (folds and distributed.world() > 1):
+        raise typer.BadParameter("expected 2 or more, and no torchrun", param_hint="--folds")
+    known = _known(ctx, model, device) if add else None
+    files, classes = good_images(good)
+    asked: dict[str, Any] = {
+        name: value
+        for name, value in {"epochs": epochs, "max_minutes": max_minutes, "batch": batch, "lr": lr}.items()
+        if value is not None
+    }
+    asked |= {"seed": seed}
+    if known is None:
+        asked |= {"flips": flips, "folds": folds, "keep_examples": keep_examples}
+        asked["max_false_reject"] = max_false_reject or 0.01
+    else:
+        asked |= {"flips": True} if flips else {}
+        asked |= {"max_false_reject": max_false_reject} if given(ctx, ("max_false_reject",)) else {}
+    if distributed.rank() == 0:
+        check_writable(model)
+    run = RunOptions(
+        distributed.pick_device(device),
+        pick_precision(precision),
+        encoder_weights,
+        cache_dtype,
+        int(cache_memory * 1e9),
+        checkpoint_activations,
+        checkpoint=model.with_name(f".{model.name}.checkpoint"),
+        resume=resume,
+    )
+    name = preset if detector == "mambaad" else detector
+    network = {"order": scan, "directions": directions, "local_branches": local_branches}
+    settings, recipe = _chosen(name, network if detector == "mambaad" else {})
+    settings = replace(settings, encoder=encoder or settings.encoder, size=size, letterbox=letterbox)
+    _say_what_resume_does(ctx, run, model)
+    with FitProgress(len(files)) as progress:
+        if known is None:
+            fitted = training.fit(files, classes, settings, replace(recipe, **asked), run, progress)
+        else:
+            own = training.recipe_of(known).for_adding()
+            fitted = training.add(known, files, classes, replace(own, **asked), run, progress)
+    _finish(fitted, model, run, progress)
+
+
+def _known(ctx: typer.Context, model: Path, device: str) -> "FittedModel":
+    """The model that products are to be added to, and a word where an option cannot be obeyed."""
+    if fixed := given(ctx, OF_THE_MODEL):
+        raise typer.BadParameter(f"{', '.join(fixed)}: the model has its own already", param_hint="--add")
+    for name, why in NOT_TO_ADD.items():
+        if given(ctx, (name,)):
+            raise typer.BadParameter(why, param_hint="--add")
+    return running.load_model(model, device)
+
+
+def _chosen(preset: str, network: dict[str, Any]) -> "tuple[Settings, Recipe]":
+    """The preset's network and recipe; of a MambaAD with the network's options that were given."""
+    from mambaad_cli.model.scan_orders import directions as walks
+    from mambaad_cli.training.recipe import preset as preset_of
+
+    settings, recipe = preset_of(preset)
+    if not network:
+        return settings, recipe
+    options = settings.options | network | {"directions": network["directions"] or settings.options["directions"]}
+    walks(options["order"], 1, 1, options["directions"])  # says now what cannot be walked
+    return replace(settings, options=options), recipe
+
+
+def _say_what_resume_does(ctx: typer.Context, run: "RunOptions", model: Path) -> None:
+    if not run.resume or run.checkpoint is None:
+        return
+    if not run.checkpoint.exists():
+        warn(f"no checkpoint of a stopped run beside {model}: starting anew")
+    elif ignored := given(ctx, FROM_THE_STOPPED_RUN):
+        warn(f"--resume goes on as the stopped run began: {', '.join(ignored)} not used")
+
+
+def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "FitProgress") -> None:
+    """Write the model and say what was done, in the first process."""
+    from mambaad_cli.inspection import model_file
+
+    if distributed.rank() > 0:
+        return
+    model_file.save(fitted.to("cpu"), path)
+    if run.checkpoint is not None:
+        run.checkpoint.unlink(missing_ok=True)
+    held_out = {name: len(scores) for name, scores in fitted.scores.items() if name in fitted.held_out}
+    for name, images in fitted.trained_on.items():
+        typer.echo(f"{name}: learnt from {images} good images, {held_out.get(name, 0)} held out for the threshold")
+    if progress.losses:
+        first, last = progress.losses[0], progress.losses[-1]
+        typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")
+    print_thresholds(fitted)
+    typer.echo(f"wrote {shown(path)} ({path.stat().st_size / 1e6:.1f} MB); score images with")
+    typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {shlex.quote(shown(path))}'}")
+    raise typer.Exit(USER_CAN_MEND if progress.skipped else 0)

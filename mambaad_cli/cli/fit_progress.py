@@ -1,0 +1,54 @@
+"""Bars on stderr for reading images and for training; silent where stderr is no terminal."""
+
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from mambaad_cli import distributed
+from mambaad_cli.cli.output import warn
+from mambaad_cli.data.images import ImageError
+from mambaad_cli.training.progress import Progress
+
+
+class FitProgress(Progress):
+    """What `mambaad fit` shows while it runs, and counts for what it says at the end."""
+
+    def __init__(self, images: int) -> None:
+        self.silent = distributed.rank() > 0 or None  # None: where stderr is no terminal
+        self.reading = tqdm(total=images, desc="encode", unit="image", leave=False, disable=self.silent)
+        self.training: Any = None
+        self.skipped = 0
+        self.losses: list[float] = []
+        self.start = time.monotonic()
+
+    def __enter__(self) -> "FitProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reading.close()
+        if self.training is not None:
+            self.training.close()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def image(self) -> None:
+        self.reading.update()
+
+    def unreadable(self, error: ImageError) -> None:
+        self.skipped += 1
+        self.reading.clear()
+        warn(f"left out {error}")
+
+    def step(self, step: int, steps: int, loss: float, images: int) -> None:
+        self.losses.append(loss)
+        if self.training is None:
+            self.reading.close()
+            self.training = tqdm(
+                total=steps, initial=step - 1, desc="train", unit="step", leave=False, disable=self.silent
+            )
+        self.training.update()
+        rate = self.training.format_dict["rate"] or 0.0
+        self.training.set_postfix_str(f"loss {loss:.4f}, {rate * images:.0f} images/s", refresh=False)

@@ -1,0 +1,21 @@
+"""mambaad import."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.options import DEFAULT_MODEL
+
+
+@app.command("import", epilog=examples("mambaad import published.pth -o mvtec.safetensors"))
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A published MambaAD checkpoint (.pth).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")] = DEFAULT_MODEL,
+) -> None:
+    """Turn a published MambaAD checkpoint into a model file, without a threshold yet."""
+    from mambaad_cli.inspection import model_file, published_checkpoint
+
+    model_file.save(published_checkpoint.import_published(checkpoint), output)
+    typer.echo(f"wrote {output}; set its threshold with\n    mambaad calibrate {output} GOOD_DIR")

@@ -1,0 +1,94 @@
+"""What commands say: warnings on stderr, what a threshold promises, tables and files."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mambaad_cli import MambaADError, distributed
+from mambaad_cli.files import shown
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.fitted_model import FittedModel
+
+
+def warn(line: str, everyone: bool = False) -> None:
+    """One line on stderr, whatever file names it holds; of several processes the first speaks, or `everyone`."""
+    if distributed.rank() == 0 or everyone:
+        typer.echo(f"mambaad: {shown(line)}", err=True)
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(9.4), duration(133)
+    ('9 s', '2 min 13 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def check_writable(path: Path) -> None:
+    """Say before an hour of training, not after it, that a file cannot be written."""
+    from mambaad_cli.files import written_whole
+
+    if path.is_dir():
+        raise MambaADError(f"cannot write {path}: it is a folder")
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        with written_whole(probe):
+            pass
+    except MambaADError as error:
+        raise MambaADError(f"cannot write {path}: {error.__cause__}") from error
+    probe.unlink()
+
+
+def publish(tables: Any, found: Any, format: str, output: Path | None) -> None:
+    """What a module of tables makes of its findings, on stdout or in a file; there a table is Markdown."""
+    from rich.console import Console
+
+    from mambaad_cli.files import written_whole
+
+    formats = {"markdown": tables.to_markdown, "csv": tables.to_csv, "json": tables.to_json}
+    if format == "table" and output is None:
+        Console().print(tables.to_table(found))
+    elif output is None:
+        typer.echo(formats[format](found), nl=False)
+    else:
+        with written_whole(output) as half:
+            half.write_text(formats.get(format, tables.to_markdown)(found), encoding="utf-8")
+
+
+def print_thresholds(model: "FittedModel") -> None:
+    """Each class's threshold, what lies above it, what it promises and, where that is too little, what it takes."""
+    from mambaad_cli.inspection.calibration import exceeds
+
+    for name in model.trained_on:
+        if name not in model.scores:
+            warn(f"{name}: too few images to hold some out: it gets the highest threshold of the others")
+    for name, scores in model.scores.items():
+        threshold = model.threshold(name)
+        above, n = sum(exceeds(score, -math.inf if threshold is None else threshold) for score in scores), len(scores)
+        kind = "held-out" if name in model.held_out else "training"
+        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {n} {kind} good images")
+        if name in model.held_out:
+            _print_promise(name, n, model.max_false_reject)
+        else:
+            warn(
+                f"{name}: no image was held out: the threshold promises nothing, new good ones may well lie above it; "
+                f"set it with others that are good: mambaad calibrate MODEL GOOD_DIR"
+            )
+
+
+def _print_promise(name: str, n: int, wanted: float) -> None:
+    from mambaad_cli.inspection.calibration import ceiling, images_for, percent, promise
+
+    promised = promise(n, wanted)
+    typer.echo(
+        f"    promises at most {percent(promised)} false rejects on average, "
+        f"less than {percent(ceiling(n, wanted))} with 95% confidence"
+    )
+    if promised > wanted:
+        more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
+        images = f"{n} held-out image{'s' if n > 1 else ''}"
+        warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")

@@ -1,0 +1,79 @@
+"""A fitted model at work in a command: loading, scoring with a progress bar, ending with the verdicts' exit status."""
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mambaad_cli import MambaADError, distributed
+from mambaad_cli.cli.app import ANOMALY_FOUND, USER_CAN_MEND
+from mambaad_cli.cli.options import parse_size, pick_precision
+from mambaad_cli.cli.output import warn
+
+if TYPE_CHECKING:
+    from mambaad_cli.data.images import ImageFile
+    from mambaad_cli.inspection.fitted_model import FittedModel
+    from mambaad_cli.inspection.predict import Prediction, PredictOptions
+
+
+def load_model(path: Path, device: str, res: str | None = None, precision: str = "auto") -> "FittedModel":
+    """The model, ready to score on a device, at its own size or another."""
+    from mambaad_cli import api
+
+    model = api.load(path, device)
+    model.precision = pick_precision(precision)
+    if res is not None and parse_size(res) != model.settings.size:
+        if model.scores:
+            warn(f"the threshold was set at another size than {res}: mambaad calibrate --res {res} sets it anew")
+        set_size(model, res)
+    return model
+
+
+def set_size(model: "FittedModel", res: str) -> None:
+    """Let it score at another size. How far is far depends on the size: until it is calibrated all is recognised."""
+    model.settings = replace(model.settings, size=parse_size(res))
+    if model.recogniser is not None:
+        model.recogniser = model.recogniser._replace(limit=math.inf)
+
+
+def check_review(model: "FittedModel", review: float | None) -> None:
+    """Say where a review band cannot be, or is empty because too few scores set both its ends."""
+    from mambaad_cli.inspection.calibration import exceeds, percent
+
+    if review is None:
+        return
+    strict = model.max_false_reject
+    if review <= strict:
+        raise MambaADError(f"--review {percent(review)} must be more than the {percent(strict)} of the threshold")
+    for name, scores in model.scores.items():
+        threshold, lower = model.threshold(name), model.threshold(name, review)
+        if threshold is not None and lower is not None and not exceeds(threshold, lower):
+            same = f"{len(scores)} good images are too few to tell {percent(review)} from {percent(strict)}"
+            warn(f"{name}: {same}: nothing is for review until mambaad calibrate has more")
+
+
+def running(model: "FittedModel", files: "Sequence[ImageFile]", options: "PredictOptions") -> "Iterator[Prediction]":
+    """Predictions as they come, with a progress bar on stderr where that is a terminal."""
+    from tqdm import tqdm
+
+    from mambaad_cli.inspection.predict import check_class, predict
+
+    check_class(model, options.class_name)
+
+    def work(files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
+        return predict(model, files, options)
+
+    predictions = distributed.in_order(work, files, options.batch)
+    silent = distributed.rank() > 0 or None  # None: where stderr is no terminal
+    return iter(tqdm(predictions, total=len(files), unit="image", leave=False, disable=silent, file=sys.stderr))
+
+
+def leave(counts: Any, fail_on_anomaly: bool = False) -> None:
+    """End with the exit status that the verdicts call for."""
+    if fail_on_anomaly and (counts["anomalous"] or counts["unknown"]):
+        raise typer.Exit(ANOMALY_FOUND)
+    raise typer.Exit(USER_CAN_MEND if counts["error"] else 0)

@@ -1,0 +1,79 @@
+"""mambaad score."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambaad_cli import MambaADError, distributed
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.options import (
+    DEFAULT_MODEL,
+    Batch,
+    ClassName,
+    Device,
+    MinArea,
+    ModelFile,
+    Paths,
+    Precision,
+    Res,
+    Review,
+    Workers,
+    parse_min_area,
+)
+from mambaad_cli.files import shown
+
+
+@app.command(
+    epilog=examples("mambaad score ./incoming/", "mambaad score ./incoming/ --csv > scores.csv"),
+)
+def score(
+    paths: Paths,
+    model: ModelFile = DEFAULT_MODEL,
+    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row an image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an image.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rows there, not to stdout.")] = None,
+    review: Review = None,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="With --json: where each image is anomalous, in its own pixels.")
+    ] = False,
+    min_area: MinArea = 0,
+    class_name: ClassName = None,
+    res: Res = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    fail_on_anomaly: Annotated[
+        bool, typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.")
+    ] = False,
+) -> None:
+    """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
+    from rich.console import Console
+
+    from mambaad_cli.data import images
+    from mambaad_cli.inspection import rows
+    from mambaad_cli.inspection.predict import PredictOptions
+
+    if as_csv and as_json:
+        raise typer.BadParameter("choose one of --csv and --json")
+    if regions and not as_json:
+        raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
+    least = parse_min_area(regions, min_area)
+    files = images.find(paths)
+    if output is not None and output.resolve() in {model.resolve(), *(file.path.resolve() for file in files)}:
+        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
+    fitted = running.load_model(model, device, res, precision)
+    running.check_review(fitted, review)
+    options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
+    predictions = running.running(fitted, files, options)
+    if distributed.rank() > 0:
+        for _ in predictions:  # none comes: all go to the first process
+            pass
+        return
+    if not (as_csv or as_json or output):
+        counts = rows.print_table(predictions, Console())
+    else:
+        counts = rows.write_rows(predictions, output, as_json, regions)
+    running.leave(counts, fail_on_anomaly)

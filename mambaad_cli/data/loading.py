@@ -1,0 +1,147 @@
+"""Image files -> what a model takes, read and scaled in worker threads while the model works.
+
+Letters: h × w pixels of the file's image, H × W pixels of the model's input.
+"""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from mambaad_cli.data import images
+from mambaad_cli.data.images import ImageError
+
+BATCH = 8  # images that a model takes at once
+WORKERS = 2
+BYTES_AHEAD = 512 * 2**20  # what images that are decoded or wait to be taken may occupy
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+class Input(NamedTuple):
+    """One image as the model takes it."""
+
+    pixels: Tensor  # (3, H, W) in 0 … 1
+    box: Box | None  # where the image itself lies in it, if it was letterboxed
+    picture: np.ndarray | None  # (h, w, 3) as read, where it was asked for
+    shape: tuple[int, int]  # h, w as read
+
+
+def prepared(picture: np.ndarray, size: tuple[int, int], letterbox: bool = False, keep: bool = False) -> Input:
+    """A picture (h, w, 3), as `images.read` gives it, scaled to `size` (H, W); with `keep` the Input keeps it."""
+    pixels, box = images.letterbox(picture, size) if letterbox else (images.resize(picture, size), None)
+    return Input(pixels, box, picture if keep else None, (picture.shape[0], picture.shape[1]))
+
+
+def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
+    """The part of a map (H, W) that lies on the image: padding is neither shown nor scored."""
+    if box is None:
+        return anomaly_map
+    top, left, height, width = box
+    return anomaly_map[top : top + height, left : left + width]
+
+
+def read_ahead(
+    paths: Iterable[Path],
+    size: tuple[int, int],
+    letterbox: bool = False,
+    workers: int = WORKERS,
+    pictures: bool = False,
+) -> Iterator[Input | ImageError]:
+    """Read and scale images in worker threads, ahead of the code that takes them, in the order given.
+
+    `size` is (H, W). With `pictures` each Input keeps the image as read. A file that cannot be read comes out as its
+    ImageError. What is ahead is limited in number, to 4 for each worker and a batch, and in bytes, to BYTES_AHEAD;
+    images that are larger than that are still read, `workers` of them at once.
+    """
+    memory = _Memory(BYTES_AHEAD, workers)
+
+    def load(place: int, path: Path) -> Input | ImageError:
+        memory.wait(place)
+        whole, kept = 0, 0
+        try:
+            picture = images.read(path)
+            whole = picture.nbytes
+            one = prepared(picture, size, letterbox, pictures)
+            kept = _bytes_kept(one)
+            return one
+        except ImageError as error:
+            return ImageError(error.path, error.reason)  # the one caught holds the file's bytes, in its traceback
+        finally:
+            memory.finish(whole, kept)
+
+    waiting: deque[Future[Input | ImageError]] = deque()
+    remaining = enumerate(paths)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for place, path in itertools.islice(remaining, 4 * workers + BATCH):
+                waiting.append(pool.submit(load, place, path))
+            while waiting:
+                wait([waiting[0]])
+                for place, path in itertools.islice(remaining, 1):
+                    waiting.append(pool.submit(load, place, path))
+                yield memory.take(waiting.popleft().result())  # no name here keeps it alive while others work with it
+        finally:
+            for future in waiting:
+                future.cancel()
+            memory.close()
+
+
+def _bytes_kept(one: Input | ImageError) -> int:
+    """What an image occupies while it waits to be taken."""
+    if isinstance(one, ImageError):
+        return 0
+    return one.pixels.nbytes + (0 if one.picture is None else one.picture.nbytes)
+
+
+class _Memory:
+    """Lets a worker decode an image where it will fit beside those that are being decoded or wait to be taken.
+
+    How large an image will be is not known before it is decoded: it is expected to be as large as the largest so far.
+    The next `always` images to be taken are decoded whatever there is, so that the image asked for always comes.
+    """
+
+    def __init__(self, limit: int, always: int) -> None:
+        self.limit, self.always = limit, always
+        self.changed = threading.Condition()
+        self.taken = self.decoding = self.largest = self.waiting_bytes = 0
+        self.closed = False
+
+    def wait(self, place: int) -> None:
+        """Wait until image number `place` may be decoded. Raises CancelledError once nobody takes images any more."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or self._fits(place))
+            if self.closed:
+                raise CancelledError
+            self.decoding += 1
+
+    def _fits(self, place: int) -> bool:
+        expected = self.waiting_bytes + (self.decoding + 1) * self.largest
+        return place < self.taken + self.always or expected <= self.limit
+
+    def finish(self, whole: int, kept: int) -> None:
+        """An image of `whole` bytes is decoded; `kept` of its bytes wait to be taken."""
+        with self.changed:
+            self.decoding -= 1
+            self.largest = max(self.largest, whole)
+            self.waiting_bytes += kept
+            self.changed.notify_all()
+
+    def take(self, one: Input | ImageError) -> Input | ImageError:
+        """Hand an image over to the code that asked for it: it no longer counts."""
+        with self.changed:
+            self.taken += 1
+            self.waiting_bytes -= _bytes_kept(one)
+            self.changed.notify_all()
+        return one
+
+    def close(self) -> None:
+        """End the workers that wait: nobody takes images any more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()

@@ -1,0 +1,221 @@
+"""A fitted model: a detector with its encoder, and what good images taught about its scores.
+
+Letters: b batch, c channels, h × w positions of a stage, H × W pixels of the model's input.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+
+from mambaad_cli import MambaADError
+from mambaad_cli.inspection import calibration
+from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
+from mambaad_cli.model import DETECTORS, STRIDES
+from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
+from mambaad_cli.model.detector import Detector
+from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
+from mambaad_cli.model.settings import Settings
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.predict import Image, Prediction
+
+
+@dataclass(frozen=True)
+class Example:
+    """A good image as the encoder saw it, kept in the model file so that a product can be added to it later."""
+
+    class_name: str
+    held_out: bool
+    box: tuple[int, int, int, int] | None  # top, left, height, width of the image in it, if it was letterboxed
+    png: Tensor  # uint8, the bytes of a PNG
+
+
+@dataclass
+class FittedModel:
+    """Scores images: what `mambaad fit` writes and `mambaad.load` reads.
+
+    One model may be used from several threads, as long as none of them calibrates it.
+    """
+
+    settings: Settings
+    encoder: Encoder
+    detector: Detector
+    scores: dict[str, list[float]] = field(default_factory=dict)  # of good images, by class; empty: uncalibrated
+    held_out: set[str] = field(default_factory=set)  # classes whose scores come from images that it was not trained on
+    trained_on: dict[str, int] = field(default_factory=dict)  # number of images, by class
+    max_false_reject: float = 0.01
+    statistics: dict[str, list[ResidualStatistics]] = field(default_factory=dict)  # by class; empty: the plain map
+    recogniser: Recogniser | None = None  # tells the products apart, where there are several
+    examples: list[Example] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty where that is not known
+    precision: str = "fp32"  # of matrix products, while it runs; not in the file
+    _folded: tuple[Encoder, Encoder] | None = field(default=None, repr=False, compare=False)
+
+    # For programs
+
+    @overload
+    def predict(self, image: "Image", class_name: str | None = None) -> "Prediction": ...
+
+    @overload
+    def predict(self, image: "list[Image]", class_name: str | None = None) -> "list[Prediction]": ...
+
+    def predict(self, image: "Image | list[Image]", class_name: str | None = None) -> "Prediction | list[Prediction]":
+        """Score one image, or a list of them.
+
+        image: a path, an array (h, w, 3) or (h, w) in RGB order of uint8, of uint16 with white at 65535, or of floats
+            in 0 … 1, or a PIL image.
+        class_name: the product that it shows; by default recognised, where the model knows several.
+
+        Raises MambaADError for an array of another kind and for a class that the model does not know. A file that
+        cannot be read gives a Prediction with the verdict `error`.
+        """
+        from mambaad_cli.inspection import predict
+
+        listed = image if isinstance(image, list) else [image]
+        found = predict.predict_images(self, listed, predict.PredictOptions(class_name, maps=True, min_area=0))
+        return found if isinstance(image, list) else found[0]
+
+    def predict_many(
+        self, paths: Iterable[str | Path], class_name: str | None = None, batch: int = 8
+    ) -> "Iterator[Prediction]":
+        """Score image files, and all images in folders, one Prediction each as they come.
+
+        Files are read in worker threads while the model works. Predictions of files carry no maps, so that memory stays
+        flat; ask `predict` for these.
+
+        Raises MambaADError for a folder without images.
+        """
+        from mambaad_cli.data import images
+        from mambaad_cli.inspection import predict
+
+        files = images.find([Path(path) for path in paths])
+        return predict.predict(self, files, predict.PredictOptions(class_name, batch))
+
+    def calibrate(
+        self, folder: str | Path, class_name: str | None = None, max_false_reject: float | None = None
+    ) -> None:
+        """Set the thresholds anew from a folder of good images that the model was not trained on.
+
+        Raises MambaADError where no image can be read, or where it cannot be told which product an image shows.
+        """
+        from mambaad_cli.data import images
+        from mambaad_cli.inspection import predict
+        from mambaad_cli.inspection.recalibration import recalibrate
+
+        if max_false_reject is not None:
+            self.max_false_reject = max_false_reject
+        files = images.find([Path(folder)])
+        found = predict.predict(self, files, predict.PredictOptions(class_name, distances=True))
+        recalibrate(self, found, Path(folder))
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file, whole or not at all. Raises MambaADError where the disk refuses."""
+        from mambaad_cli.inspection import model_file
+
+        model_file.save(self, Path(path))
+
+    # From images to maps
+
+    def anomaly_maps(self, images: Tensor, classes: Sequence[str] = ()) -> Tensor:
+        """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W); what is good differs from class to class."""
+        size = (images.shape[2], images.shape[3])
+        return self.maps_of(self.features(images), size, classes)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, H, W) in 0 … 1 to the encoder's features, one (b, c, h, w) a stage."""
+        with rounding(self.precision, images.device.type):
+            return self.encoder(images)
+
+    def residuals(self, features: list[Tensor]) -> list[Residual]:
+        """What the decoder cannot reconstruct of the encoder's features."""
+        with rounding(self.precision, features[0].device.type):
+            return self.detector.residuals(features)
+
+    def maps_of(self, features: list[Tensor], size: tuple[int, int], classes: Sequence[str] = ()) -> Tensor:
+        """Encoder features to anomaly maps (b, *size). Classes that are not told, or not known, are recognised."""
+        if not self.statistics:
+            with rounding(self.precision, features[0].device.type):
+                return self.detector.anomaly_map(features, size)
+        names = list(classes) or [""] * len(features[0])
+        if not all(name in self.statistics for name in names):
+            looks = [one.name for one in self.recognised(features)]
+            names = [name if name in self.statistics else look for name, look in zip(names, looks, strict=True)]
+        found = self.residuals(features)
+        maps = found[0].difference.new_empty(len(names), *size)
+        for name in set(names):
+            own = [i for i, other in enumerate(names) if other == name]
+            good = [ResidualStatistics(*(part.to(maps.device) for part in one)) for one in self.statistics[name]]
+            mine = [Residual(one.difference[own], one.reconstructed[own]) for one in found]
+            maps[own] = fuse(standardised_distances(mine, good), size)
+        return maps
+
+    def recognised(self, features: list[Tensor]) -> list[Recognised]:
+        """The product that each image looks like: where there is only one, that one."""
+        if self.recogniser is None:
+            return [Recognised(next(iter(self.statistics), ""), 1.0, True)] * len(features[0])
+        return self.recogniser(signature(features).cpu())
+
+    def for_inference(self) -> "FittedModel":
+        """This model with its encoder's batch norms folded into the convolutions: the same scores, faster."""
+        if self._folded is None or self._folded[0] is not self.encoder:
+            self._folded = self.encoder, for_inference(self.encoder)
+        return replace(self, encoder=self._folded[1])
+
+    # What good images taught
+
+    def threshold(self, class_name: str, max_false_reject: float | None = None) -> float | None:
+        """Above it an image of this class is anomalous; None while there are no scores of good images.
+
+        A class that the model does not know gets the highest of the thresholds of those it knows. Another
+        `max_false_reject` than the model's gives another threshold from the same scores.
+        """
+        share = self.max_false_reject if max_false_reject is None else max_false_reject
+        return max((calibration.threshold(scores, share) for scores in self._known(class_name)), default=None)
+
+    def cold(self, class_name: str) -> float | None:
+        """What half the good images of this class never exceed: there the colours of a heatmap begin."""
+        return self.threshold(class_name, 0.5)
+
+    def p_value(self, class_name: str, score: float) -> float | None:
+        """How often a good image of this class scores as high; None without scores of images not trained on.
+
+        For a class that the model does not know: the highest of those it knows.
+        """
+        names = [class_name] if class_name in self.scores else list(self.scores)
+        promising = [self.scores[name] for name in names if name in self.held_out]
+        return max((calibration.p_value(scores, score) for scores in promising), default=None)
+
+    def _known(self, class_name: str) -> list[list[float]]:
+        return [self.scores[class_name]] if class_name in self.scores else list(self.scores.values())
+
+    @property
+    def device(self) -> str:
+        """Where its tensors lie."""
+        return str(self.encoder.mean.device)
+
+    def to(self, device: str) -> "FittedModel":
+        self.encoder.to(device)
+        self.detector.to(device)
+        self._folded = None
+        return self
+
+
+def rounding(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Within it bf16 rounds the factors of products and convolutions; the selective scan and the map stay fp32."""
+    if precision == "fp32":
+        return nullcontext()  # whoever called us may round already
+    return torch.autocast(device.partition(":")[0], torch.bfloat16)
+
+
+def new_model(settings: Settings, encoder: Encoder | None = None) -> FittedModel:
+    """A model with a fresh detector, and unless given one an encoder whose weights are still to be loaded."""
+    if settings.detector not in DETECTORS:
+        raise MambaADError(f"no detector {settings.detector!r}: choose {', '.join(DETECTORS)}")
+    if encoder is None:
+        encoder = build_encoder(settings.encoder, STRIDES[settings.detector])
+    return FittedModel(settings, encoder, DETECTORS[settings.detector](encoder.channels, **settings.options))

@@ -1,0 +1,74 @@
+"""Predictions of good images that were not trained on -> new thresholds of a fitted model, without training."""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from mambaad_cli import MambaADError
+from mambaad_cli.files import shown
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.predict import Prediction
+
+PLAIN_NAMES = {"good", "ok", "normal", "train", "training", "images"}  # of folders, which name no product
+
+
+def recalibrate(
+    model: FittedModel,
+    predictions: Iterable[Prediction],
+    folder: Path,
+    new_size: bool = False,
+    on_left_out: Callable[[Prediction, str], None] = lambda one, why: None,
+) -> None:
+    """Take the thresholds of `model` from the scores of these good images; products without any keep theirs.
+
+    With `new_size` the model was fitted at another size of images: then all scores of before are worth nothing, and the
+    limit of what is recognised is set anew as well. A model that knows no product yet, such as an imported one, gets
+    one named by each image's sub-folder, or by `folder`. Images that cannot be used are told to `on_left_out`.
+
+    Raises MambaADError, and leaves the model as it was, where no image can be used, and where it cannot be told which
+    product an image shows.
+    """
+    scores: dict[str, list[float]] = {}
+    distances: list[float] = []
+    for one in predictions:
+        if one.score is None:
+            on_left_out(one, one.error)
+            continue
+        name = _product(model, one, folder)
+        if not name:
+            on_left_out(one, "looks like no product of the model: name it with --class")
+            continue
+        scores.setdefault(name, []).append(one.score)
+        distances += [] if one.distance is None else [one.distance]
+    if not scores:
+        raise MambaADError(f"no readable image in {shown(folder)}: the model stays as it was")
+    if not new_size:  # scores of training images say nothing once there are others
+        scores = {name: own for name, own in model.scores.items() if name in model.held_out} | scores
+    model.scores, model.held_out = scores, set(scores)
+    model.trained_on = {name: model.trained_on.get(name, 0) for name in {**model.trained_on, **scores}}
+    if new_size and model.recogniser is not None and distances:
+        model.recogniser = model.recogniser.with_limit_of(distances)
+
+
+def _product(model: FittedModel, one: Prediction, folder: Path) -> str:
+    """The product of a good image: told by its folder, recognised, or of a model that knows none, its folder's name."""
+    if not model.trained_on:
+        return one.class_name or shown(one.file.group) or product_name(folder)
+    if not one.class_name and one.verdict != "unknown":
+        raise MambaADError(
+            f"cannot tell which product {shown(one.file.path)} shows: name it with --class, or put the images into "
+            f"sub-folders named {', '.join(map(shown, model.trained_on))}"
+        )
+    return one.class_name
+
+
+def product_name(folder: Path) -> str:
+    """What a folder of good images is called: the nearest name on its path that says more than `good`.
+
+    A symbolic link counts by its own name.
+
+    >>> product_name(Path("parts/nut/train/good"))
+    'nut'
+    """
+    names = [shown(part) for part in Path(os.path.abspath(folder)).parts[1:]]  # noqa: PTH100 (absolute keeps ..)
+    return next((name for name in reversed(names) if name.lower() not in PLAIN_NAMES), "good")

@@ -1,0 +1,280 @@
+"""The training loop over cached encoder features, which can be stopped at any step and resumed to the same weights.
+
+Letters: n images, b batch.
+"""
+
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mambaad_cli import MambaADError, distributed
+from mambaad_cli.data.augmentation import cut_paste
+from mambaad_cli.data.images import ImageFile
+from mambaad_cli.files import written_whole
+from mambaad_cli.inspection.fitted_model import FittedModel, rounding
+from mambaad_cli.model.data_parallel import WholeBatchRandom, share_batch_norms
+from mambaad_cli.model.detector import Detector
+from mambaad_cli.training.features import Features
+from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_from
+
+SAVE_EVERY = 30.0  # seconds between checkpoints
+TIMED = 5  # steps that tell how many fit into a given time
+OnStep = Callable[[int, int, float, int], None]  # step, steps, loss, images of the batch
+
+
+class TrainingLoop:
+    """One training: everything that changes from step to step, so that it can stop and go on."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        features: Features,
+        train: Sequence[int],
+        recipe: Recipe,
+        run: RunOptions,
+        fingerprint: str = "",
+    ) -> None:
+        self.detector, self.features, self.run, self.fingerprint = detector, features, run, fingerprint
+        self.images = torch.tensor(train)
+        self.recipe = recipe
+        self.steps = recipe.steps_for(len(train), self.batch)
+        self.optimizer = detector.optimizer(recipe.lr)
+        self.step = 0
+        self.fold_scores: list[dict[str, list[float]]] = []  # of folds that were trained after this
+        self.order: tuple[int, Tensor] = (-1, self.images)  # of one epoch
+        if distributed.world() > self.batch:
+            raise MambaADError(
+                f"{distributed.world()} processes for batches of {self.batch} images: start fewer, or give --batch"
+            )
+        if distributed.world() > 1:
+            share_batch_norms(detector, distributed.all_sum)
+
+    @property
+    def batch(self) -> int:
+        """Images a step."""
+        return min(self.recipe.batch, len(self.images))
+
+    def train(self, on_step: OnStep) -> None:
+        """Run to the last step, or as many as fit into the recipe's minutes."""
+        checkpoint = self.run.checkpoint
+        if self.run.resume and checkpoint is not None and checkpoint.exists():
+            self.restore(checkpoint)
+        elif self.recipe.max_minutes is not None:
+            # the folds' trainings, of half as many steps each, share the time
+            self.steps = self.steps_within(60 * self.recipe.max_minutes / (1 + self.recipe.folds / 2))
+        self.detector.train()
+        if distributed.rank() > 0:
+            checkpoint = None
+        saved = time.monotonic()
+        try:
+            with _whole_steps() as asked_to_stop:
+                while self.step < self.steps:
+                    loss = self.advance()
+                    if distributed.anywhere(asked_to_stop()):
+                        raise KeyboardInterrupt
+                    if not math.isfinite(loss):
+                        raise MambaADError(f"the training diverged at step {self.step}: choose a lower --lr")
+                    on_step(self.step, self.steps, loss, self.batch)
+                    if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                        self.save(checkpoint)
+                        saved = time.monotonic()
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                self.save(checkpoint)
+            raise
+
+    def advance(self) -> float:
+        """One optimisation step; returns its loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * lr_factor(self.recipe.schedule, self.step / self.steps)
+        chosen = self.chosen(self.step)
+        own, n = distributed.share(len(chosen)), len(chosen)
+        whole = self.features.any_view(chosen)
+        corrupted = [cut_paste(whole)] if self.recipe.cut_paste else []
+        batch, *seen = ([stage[own].to(self.run.device) for stage in stages] for stages in (whole, *corrupted))
+        self.optimizer.zero_grad(set_to_none=True)
+        with WholeBatchRandom(own, n) if distributed.world() > 1 else nullcontext():
+            with rounding(self.run.precision, self.run.device):
+                loss = self.detector.loss(batch, *seen) * ((own.stop - own.start) / n)
+            loss.backward()
+        loss = distributed.sum_gradients(self.detector.parameters(), loss.detach())
+        nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss)
+
+    def chosen(self, step: int) -> Tensor:
+        """The images of a step's batch: each epoch in an order of its own, one after the other without a gap."""
+        n, batch = len(self.images), self.batch
+        positions = range(step * batch, (step + 1) * batch)
+        return torch.stack([self.order_of(position // n)[position % n] for position in positions])
+
+    def order_of(self, epoch: int) -> Tensor:
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
+            self.order = (epoch, self.images[torch.randperm(len(self.images), generator=generator)])
+        return self.order[1]
+
+    def steps_within(self, seconds: float) -> int:
+        """How many steps fit, from the time that the fastest of a few takes; these are undone again."""
+        before = {key: value.clone() for key, value in self.detector.state_dict().items()}
+        random = _random_state(self.run.device)
+        self.detector.train()
+        times = []
+        for _ in range(TIMED):
+            start = time.perf_counter()
+            self.advance()
+            times.append(time.perf_counter() - start)
+        self.detector.load_state_dict(before)
+        self.optimizer = self.detector.optimizer(self.recipe.lr)
+        self.step = 0
+        _set_random_state(random, self.run.device)
+        return distributed.from_first(max(1, int((seconds - sum(times)) / min(times))))
+
+    def save(self, path: Path) -> None:
+        """Write everything that the next step depends on."""
+        tensors = {f"detector.{name}": tensor for name, tensor in self.detector.state_dict().items()}
+        for i, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
+        tensors |= {f"random.{name}": state for name, state in _random_state(self.run.device).items()}
+        facts = {
+            "step": self.step,
+            "steps": self.steps,
+            "recipe": as_dict(self.recipe),
+            "fingerprint": self.fingerprint,
+            "fold_scores": self.fold_scores,
+        }
+        with written_whole(path) as half:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            try:
+                save_file(contiguous, half, metadata={"checkpoint": json.dumps(facts)})
+            except SafetensorError as error:
+                raise MambaADError(f"cannot write {path}: {error}") from error
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises MambaADError for one that is damaged, or of another training."""
+        facts = _checkpoint_facts(path)
+        if facts.get("fingerprint") != self.fingerprint:
+            raise MambaADError(f"{path} is a checkpoint of other images or settings: fit without --resume")
+        try:
+            self.recipe = recipe_from(facts["recipe"], str(path))
+            self.step, self.steps, self.fold_scores = facts["step"], facts["steps"], facts["fold_scores"]
+            tensors = load_file(path)
+            self.detector.load_state_dict(_below(tensors, "detector."))
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": _nested(_below(tensors, "optimizer.")), "param_groups": groups})
+            _set_random_state(_below(tensors, "random."), self.run.device)
+        except (KeyError, ValueError, RuntimeError, MambaADError) as error:
+            reason = str(error).splitlines()[0]
+            raise MambaADError(f"{path} is a checkpoint of another version ({reason}): fit without --resume") from error
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("checkpoint", "{}")))
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise MambaADError(f"{path} is a damaged checkpoint ({error}): fit without --resume") from error
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _nested(flat: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state from tensors named `parameter.key`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        i, _, key = name.partition(".")
+        state.setdefault(int(i), {})[key] = tensor
+    return state
+
+
+def _random_state(device: str) -> dict[str, Tensor]:
+    """The states of the generators that a step draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.startswith("cuda") else state
+
+
+def _set_random_state(state: dict[str, Tensor], device: str) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.startswith("cuda"):
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def recompute_activations(detector: Detector) -> None:
+    """Let those parts of a detector that can forget what they computed until the backward pass asks for it."""
+    parts = [module for module in detector.modules() if hasattr(module, "recompute")]
+    if not parts:
+        raise MambaADError("--checkpoint-activations is for the detector mambaad: leave it out")
+    for part in parts:
+        part.recompute = True  # type: ignore[assignment]
+
+
+def lr_factor(schedule: str, progress: float) -> float:
+    """The share of the learning rate at `progress` 0 … 1 of the training.
+
+    >>> lr_factor("step", 0.79), lr_factor("step", 0.8), lr_factor("cosine", 0.05), round(lr_factor("cosine", 1), 3)
+    (1.0, 0.1, 0.5, 0.0)
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return 1.0 if progress < 0.8 else 0.1
+    warm_up = 0.1
+    if progress < warm_up:
+        return progress / warm_up
+    return (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up))) / 2
+
+
+@contextmanager
+def _whole_steps() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits to be asked for at the end of a step: half of one could be neither kept nor repeated."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def fingerprint(model: FittedModel, files: Sequence[ImageFile], classes: Sequence[str], recipe: Recipe) -> str:
+    """Tells one training from another: the images' names, classes and bytes, the settings, the encoder's weights, and
+    the recipe but for what a resumed training takes from the stopped one or may change freely."""
+    free = {"batch", "lr", "epochs", "max_minutes", "max_false_reject", "keep_examples"}
+    choices = {name: value for name, value in as_dict(recipe).items() if name not in free}
+    named = [[str(file.path), name] for file, name in zip(files, classes, strict=True)]
+    digest = hashlib.sha256(json.dumps([named, asdict(model.settings), choices], sort_keys=True).encode())
+    for file in files:
+        digest.update(_digest(file.path))
+    for tensor in model.encoder.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    """Of a file's content; of nothing where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        pass
+    return digest.digest()

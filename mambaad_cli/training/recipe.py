@@ -1,0 +1,135 @@
+"""How a model is trained: every choice by its name. A recipe travels in the model file."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mambaad_cli import MambaADError
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.model.settings import PRESETS, Settings
+
+MOST_STEPS = 2000  # unless epochs or minutes are given
+ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the learning rate, when a product is added
+ADDING_VIEWS = 2  # times the moved views, which old and new images share
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is trained on good images. `epochs` and `max_minutes` take the place of `steps` where given."""
+
+    batch: int  # images a step
+    lr: float  # learning rate
+    schedule: Literal["constant", "step", "cosine"]  # step: × 0.1 at 80 %, as in the paper; cosine: warm-up, then to 0
+    steps: int = 0  # optimisation steps, to which
+    steps_per_image: float = 0.0  # so many for each image are added
+    epochs: int | None = None  # how often each image is seen
+    max_minutes: float | None = None  # of training
+    clip: float = 5.0  # largest norm of a step's gradient
+    views: int = 0  # moved views that extend a smaller set of images to about so many
+    flips: bool = False  # good parts may also lie mirrored
+    cut_paste: bool = False  # the detector restores good features from corrupted ones, see data.augmentation
+    distance: Literal["published", "mahalanobis"] = "published"  # that the anomaly map measures
+    expected_distance: bool = False  # a Mahalanobis distance is divided by what is to be expected at such a place
+    folds: int = 0  # short trainings more, from which the threshold comes; 0: some images are held out for it
+    max_false_reject: float = 0.01  # the share of good images that the threshold may reject
+    keep_examples: bool = True  # some images stay in the model file, for `add`
+    seed: int = 42
+
+    def steps_for(self, images: int, batch: int) -> int:
+        """Steps of a training on so many images in batches of `batch`.
+
+        >>> [RECIPES["small"].steps_for(n, 8) for n in (10, 100, 10**6)], RECIPES["paper"].steps_for(160, 16)
+        ([318, 475, 2000], 10000)
+        """
+        if self.epochs is not None:
+            return math.ceil(self.epochs * images / batch)
+        return min(MOST_STEPS, self.steps + round(self.steps_per_image * images))
+
+    def for_adding(self) -> "Recipe":
+        """How a product is added to a model that was trained by this recipe."""
+        return replace(
+            self,
+            lr=ADDING_LR * self.lr,
+            steps=ADDING_STEPS,
+            steps_per_image=0.0,
+            epochs=None,
+            max_minutes=None,
+            views=ADDING_VIEWS * self.views,
+            folds=0,
+        )
+
+
+# Ours for minutes on a laptop, section 4.1 of the paper, and the baselines as published; see model.settings.PRESETS
+RECIPES: dict[str, Recipe] = {
+    "small": Recipe(
+        batch=8,
+        lr=0.004,
+        schedule="cosine",
+        steps=300,
+        steps_per_image=1.75,
+        views=500,
+        cut_paste=True,
+        distance="mahalanobis",
+        expected_distance=True,
+    ),
+    "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
+    "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
+    "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),
+}
+
+
+def recipe_of(model: FittedModel) -> Recipe:
+    """The recipe that a model was trained by.
+
+    Files of format 1 do not hold it: then it is the preset's that has the model's detector and loss, with the distance
+    that the model measures. Raises MambaADError for a recipe of a newer version.
+    """
+    if model.recipe:
+        return recipe_from(model.recipe, "the model")
+    name = next(name for name, own in PRESETS.items() if own.detector == model.settings.detector)
+    if model.settings.options.get("loss") == "mse":
+        name = "paper"
+    expected = any(bool(scale.expected.any()) for scales in model.statistics.values() for scale in scales)
+    return replace(
+        RECIPES[name],
+        distance="mahalanobis" if model.statistics else "published",
+        expected_distance=expected,
+        max_false_reject=model.max_false_reject,
+    )
+
+
+def recipe_from(choices: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe as it was written into the file of `source`. Raises MambaADError where it has choices not known here."""
+    known = {one.name for one in fields(Recipe)}
+    if unknown := sorted(set(choices) - known):
+        raise MambaADError(f"{source} was trained by another version of mambaad, which knew {', '.join(unknown)}")
+    try:
+        return Recipe(**choices)
+    except TypeError as error:
+        raise MambaADError(f"{source} lacks a part of its recipe: it was made by another version of mambaad") from error
+
+
+def as_dict(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it is written into a file."""
+    return asdict(recipe)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a training runs. None of it changes what is learnt, but for rounding."""
+
+    device: str = "cpu"
+    precision: str = "fp32"  # of matrix products: fp32 or bf16
+    encoder_weights: Path | None = None  # a local file; else the package of the encoder, or timm's hub or cache
+    cache_dtype: str = "fp32"  # of cached features: fp32, or bf16 in half the room
+    cache_memory: int = 4 * 10**9  # bytes of features kept in memory; more go to a memory-mapped temporary file
+    checkpoint_activations: bool = False  # the backward pass computes again what it would else find in memory
+    checkpoint: Path | None = None  # written every half minute, for the caller to remove once the model is safe
+    resume: bool = False  # go on from that checkpoint
+
+
+def preset(name: str) -> tuple[Settings, Recipe]:
+    """The network and the recipe of a preset: small, paper, rd4ad or uniad."""
+    return PRESETS[name], RECIPES[name]

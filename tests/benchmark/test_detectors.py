@@ -1,0 +1,42 @@
+"""Which detectors are measured beside each other, and how they are built."""
+
+import pytest
+import torch
+
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark import detectors
+from mambaad_cli.inspection.fitted_model import new_model
+from mambaad_cli.model.settings import Settings
+from tests.benchmark.rows import UNIAD
+
+
+def test_parameters_are_those_of_encoder_and_detector_with_their_batch_norms() -> None:
+    model = new_model(Settings(UNIAD.detector, UNIAD.encoder, options=UNIAD.options))
+    trained = sum(parameter.numel() for parameter in model.detector.parameters())
+    one = detectors.build(UNIAD)
+    assert one.trained == trained
+    assert one.parameters == trained + sum(parameter.numel() for parameter in model.encoder.parameters())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.model.encoder.modules())
+
+
+def test_encoder_matched_rows_share_the_papers_encoder() -> None:
+    assert detectors.ROWS[0].encoder == "resnet34"
+    assert {row.detector for row in detectors.ROWS if row.encoder == "resnet34"} == {"mambaad", "rd4ad", "uniad"}
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        ([], [row.name for row in detectors.ROWS]),
+        (["uniad"], ["UniAD (EfficientNet-B4)", "UniAD, ResNet34"]),
+        (["rd4ad-resnet34", "mambaad-paper"], ["MambaAD paper", "RD4AD, ResNet34"]),
+        (["RD4AD (WideResNet50)"], ["RD4AD (WideResNet50)"]),
+    ],
+)
+def test_detectors_are_chosen_by_kind_or_name(names: list[str], chosen: list[str]) -> None:
+    assert [row.name for row in detectors.choose(names)] == chosen
+
+
+def test_an_unknown_detector_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(MambaADError, match=r"no detector 'patchcore'.*mambaad, rd4ad, uniad, mambaad-paper"):
+        detectors.choose(["patchcore"])
