@@ -6,7 +6,7 @@
     one = model.predict("part.png")
     print(one.verdict, one.score)
 
-Importing this package loads nothing heavy: what is named here is imported when it is first used.
+Importing this package is fast: the names below are imported when they are first used.
 """
 
 import importlib
@@ -32,14 +32,14 @@ _WHERE = {
     "Recipe": "mambaad_cli.training.recipe",
 }
 
-# OpenMP's threads wait for each other by spinning, for long: one other busy process then slows all of them several
-# times. A short spin costs little on a quiet machine. It must be set before torch loads its OpenMP.
+# OpenMP's threads wait for each other by spinning for a long time. One other busy process then makes all of them
+# several times slower. A short spin costs little on a quiet machine. It must be set before torch loads its OpenMP.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 class MambaADError(Exception):
-    """What a user can mend. The command prints it as one line, `mambaad: …`, and ends with exit status 1."""
+    """An error that a user can fix. The command prints it as one line, `mambaad: …`, and ends with exit status 1."""
 
 
 def __getattr__(name: str) -> Any:

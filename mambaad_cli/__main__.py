@@ -9,7 +9,7 @@ def main() -> None:
 
     try:
         app(prog_name="mambaad")
-    except BrokenPipeError:  # whoever read our output has seen enough, as in `mambaad score … | head`
+    except BrokenPipeError:  # the reader of our output has closed it, as in `mambaad score … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -1,4 +1,4 @@
-"""The front door for programs: load or fit a model, then ask it to predict. The commands come in by it as well."""
+"""The Python API: load or fit a model, then let it predict. The commands use it as well."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,10 +17,10 @@ from mambaad_cli.training.recipe import preset as preset_of
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> FittedModel:
     """Read a model file, ready to predict.
 
-    device: auto, cpu, cuda or cuda:N; auto is a GPU where there is one.
+    device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
 
-    Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that is not
-    there.
+    Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that does
+    not exist.
     """
     return model_file.load(Path(path)).to(distributed.pick_device(device))
 
@@ -37,8 +37,8 @@ def fit(
     """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
 
     size: (height, width) in pixels of the model's input.
-    letterbox: keep each image's aspect; else images are stretched to that size.
-    choices: of the recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1; see Recipe.
+    letterbox: keep each image's aspect ratio; otherwise images are stretched to that size.
+    choices: fields of Recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1.
 
     Raises MambaADError for a folder without enough good images, and for an unknown choice.
     """

@@ -1,7 +1,7 @@
-"""Several processes as one, under torchrun: each takes its share of the work, the first alone speaks and writes.
+"""Several processes that work as one, under torchrun: each does its share, and only the first prints and writes.
 
-Without torchrun there is one process, and everything here does nothing. torch is imported where it is needed, so that
-the command can ask who it is at once.
+Without torchrun there is one process, and the functions here do nothing. torch is imported inside them, so that the
+command learns its rank without loading torch.
 """
 
 import os
@@ -15,25 +15,25 @@ from mambaad_cli import MambaADError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-met = False  # whether the processes were ever joined: until then all do, and say, the same
+met = False  # whether the processes were ever joined; until then all of them do and print the same
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def world() -> int:
-    """How many processes there are: as torchrun says, else one."""
+    """The number of processes: that of torchrun, else one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
 
 
 def rank() -> int:
-    """Which of them we are; 0 speaks and writes."""
+    """The number of this process; 0 prints and writes."""
     return int(os.environ.get("RANK", "0")) if world() > 1 else 0
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
-    """The processes connected, by gloo and for tensors on a GPU by nccl, for as long as this lasts."""
+    """A context in which the processes are connected, by gloo, and by nccl for tensors on a GPU."""
     if world() == 1:
         yield
         return
@@ -53,7 +53,7 @@ def joined(device: str) -> Iterator[None]:
 
 
 def share(n: int) -> slice:
-    """Our part of n images that all work on together: parts differ by one image at most.
+    """This process's part of n images; the sizes of the parts differ by one at most.
 
     >>> share(8)
     slice(0, 8, None)
@@ -64,7 +64,7 @@ def share(n: int) -> slice:
 
 
 def pick_device(device: str) -> str:
-    """The device that is meant by auto, cpu, cuda or cuda:N. Raises MambaADError for one that is not there."""
+    """The device for auto, cpu, cuda or cuda:N. Raises MambaADError for one that does not exist."""
     import torch
 
     if device == "auto" and world() > 1 and torch.cuda.is_available():
@@ -79,7 +79,7 @@ def pick_device(device: str) -> str:
 
 
 def all_sum(x: "Tensor") -> "Tensor":
-    """x, made in place the sum of all processes' x. Raises MambaADError where one of them is gone."""
+    """x, replaced in place by the sum of all processes' x. Raises MambaADError if one of them has ended."""
     if world() > 1:
         import torch.distributed as dist
 
@@ -89,7 +89,7 @@ def all_sum(x: "Tensor") -> "Tensor":
 
 
 def anywhere(true: bool) -> bool:
-    """Whether it is true in any process."""
+    """Whether `true` holds in any process."""
     import torch
 
     return true if world() == 1 else bool(all_sum(torch.tensor(int(true))))
@@ -108,7 +108,7 @@ def from_first(value: T) -> T:
 
 
 def sum_gradients(parameters: "Iterable[nn.Parameter]", loss: "Tensor") -> "Tensor":
-    """Add up the gradients of all processes in place, and their losses: the whole batch's, where each had its share."""
+    """Add up the gradients of all processes in place, and return the sum of their losses: those of the whole batch."""
     if world() == 1:
         return loss
     import torch
@@ -122,9 +122,9 @@ def sum_gradients(parameters: "Iterable[nn.Parameter]", loss: "Tensor") -> "Tens
 
 
 def in_order(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T], batch: int) -> Iterator[R]:
-    """What `work` makes of the items, one result each, in their order: to the first process, nothing to the others.
+    """The results of `work` for the items, one each, in their order, in the first process; nothing in the others.
 
-    Batches go to the processes in turn, and results come back round by round: memory holds one round of them.
+    Batches go to the processes in turn, and results come back in rounds, so memory holds the results of one round.
     """
     if world() == 1:
         yield from work(items)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Writing files so that they appear whole or not at all."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; at the end it is renamed to `path`, after an error it is removed.
+    """Yield a temporary path beside `path`. At the end it is renamed to `path`; after an error it is removed.
 
-    Missing folders are made. Raises MambaADError where the disk or the folder refuses. It names `path`, or the other
-    file that could not be written or read inside the `with` block, such as a temporary file on another disk.
+    Missing folders are created. Raises MambaADError where the disk or the folder cannot be written. It names `path`, or
+    another file that could not be written or read inside the `with` block, such as one on another disk.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "new" / "note.txt"
@@ -36,7 +36,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         half = Path(name)
         os.close(handle)
         yield half
-        half.chmod(0o666 & ~_umask())  # mkstemp makes it readable for this user alone
+        half.chmod(0o666 & ~_umask())  # mkstemp makes it readable for this user only
         half.replace(path)
     except OSError as error:
         raise MambaADError(_refusal(error, path, half)) from error
@@ -46,9 +46,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def _refusal(error: OSError, path: Path, half: Path | None) -> str:
-    """One line that says what failed while `path` was written by way of `half`."""
+    """One line that says what failed while `half`, which becomes `path`, was written."""
     reason = error.strerror or str(error)
-    if half is None or not isinstance(error.filename, str | bytes):  # a failed write does not tell its file's name
+    if half is None or not isinstance(error.filename, str | bytes):  # a failed write does not name its file
         return f"cannot write {shown(path)}: {reason}"
     other = Path(os.fsdecode(error.filename))
     if half.name in str(other) or other.absolute() == path.absolute():

@@ -82,7 +82,7 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
     """The recipe of one MambaAD, the small one unless another is named, and one row for each choice that it makes.
 
     >>> [variant.name for variant in recipes()][:3]
-    ['MambaAD small', 'features not spoilt', 'cosine distance']
+    ['MambaAD small', 'features not corrupted', 'cosine distance']
     """
     base, *others = choose(names or ["mambaad-small"], encoder)
     if others or base.detector != "mambaad":
@@ -96,9 +96,9 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
         return base._replace(name=name, options=base.options | changed)
 
     rows = [
-        trained("features not spoilt", cut_paste=False),
+        trained("features not corrupted", cut_paste=False),
         trained("cosine distance", distance="published"),
-        trained("hard places not forgiven", expected_distance=False),
+        trained("distances not divided by expected ones", expected_distance=False),
         trained("no moved views", views=0),
         built("plain cosine loss", loss="cosine"),
         built("squared error", loss="mse"),

@@ -1,5 +1,5 @@
-"""Every command, a file each: options in, one call, lines out. Heavy imports sit inside the commands, so that help is
-instant."""
+"""The commands, one file each: options in, one call, lines out. Heavy imports are inside the functions, so that
+`--help` appears at once."""
 
 from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, bench, doctor  # isort: skip
 from mambaad_cli.cli.app import app

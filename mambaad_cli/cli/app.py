@@ -1,4 +1,4 @@
-"""The command itself: its commands, its exit statuses, and the one place where errors become a line."""
+"""The Typer application: its commands, its exit statuses, and the one place where an error becomes a line."""
 
 import os
 import sys
@@ -12,11 +12,11 @@ from mambaad_cli.cli.output import warn
 from mambaad_cli.files import DISK_FULL
 
 USER_CAN_MEND, ANOMALY_FOUND, INTERRUPTED = 1, 3, 130  # exit statuses; 2, wrong usage, is Typer's
-SHARED = ("fit", "score")  # commands whose work several processes share
+SHARED = ("fit", "score")  # commands that can share their work between processes
 
 
 class Commands(TyperGroup):
-    """Turns what a user can mend into one line."""
+    """Prints an error that a user can fix as one line."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -33,7 +33,7 @@ class Commands(TyperGroup):
                 raise
             warn(f"cannot write {error.filename or 'stdout'}: {error.strerror}")
             if error.filename is None:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest of its buffer
             raise typer.Exit(USER_CAN_MEND) from None
 
 
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 
 def examples(*lines: str) -> str:
-    """The end of a command's help: commands to copy, a line each."""
+    """The end of a command's help: commands to copy, one per line."""
     return "\n\n".join(["Examples:", *lines])
 
 

@@ -1,4 +1,4 @@
-"""mambaad bench: speed and size with random weights, or with --data how well each detector finds defects."""
+"""mambaad bench: speed and size with random weights; with --data how well each detector finds defects."""
 
 import sys
 from pathlib import Path
@@ -31,75 +31,84 @@ FOR_SPEED = ("model", "batch", "precision", "train", "seconds", "plot")
 )
 def bench(
     ctx: typer.Context,
-    res: Annotated[str, typer.Option(help="Sizes, one or several: 256 or 256,512,1024.")] = "256",
-    detectors: Annotated[str | None, typer.Option(help="Which rows, by name or kind, comma-separated.")] = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="A fitted model as one more row.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a batch; else the best is looked for.")] = None,
+    res: Annotated[str, typer.Option(help="One or several image sizes: 256 or 256,512,1024.")] = "256",
+    detectors: Annotated[
+        str | None, typer.Option(help="Detectors to compare, by name or kind, separated by commas.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="Also compare a fitted model.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per batch. By default the fastest is searched.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="bf16: autocast.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision; bf16 uses autocast.")] = "fp32",
     train: Annotated[bool, typer.Option("--train", help="Also time a training step of each detector.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="About how long to time each row.")] = 12.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Approximate time to measure each row.")] = 12.0,
     format: Format = "table",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write there, not to stdout.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of stdout.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the times: a .png or .svg file.")] = None,
     device: Device = "auto",
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Labelled dataset: fit each detector on its good training images, measure it on its test images.",
+            help="Labelled dataset: fit each detector on its good training images and measure it on its test images.",
             rich_help_panel=WITH_DATA,
         ),
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="Its layout, where it is not recognised: mvtec, visa, …", rich_help_panel=WITH_DATA),
+        typer.Option(help="Layout of the dataset, if it is not recognised: mvtec, visa, …", rich_help_panel=WITH_DATA),
     ] = None,
     ablation: Annotated[
         bool,
         typer.Option(
             "--ablation",
-            help="The steps of the paper's Table 2 and its scan orders × directions, of mambaad-small or --detectors.",
+            help="Compare the steps of the paper's Table 2, and its scan orders and directions, for one MambaAD: "
+            "mambaad-small or the one in --detectors.",
             rich_help_panel=WITH_DATA,
         ),
     ] = False,
     recipes: Annotated[
         bool,
         typer.Option(
-            "--recipes", help="What each choice of the recipe is worth, beside it.", rich_help_panel=WITH_DATA
+            "--recipes", help="Compare the recipe with variants that change one choice each.", rich_help_panel=WITH_DATA
         ),
     ] = False,
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Of all detectors; else efficientnet_lite0, the one whose weights come with mambaad. "
-            "own: each detector on the one it was published with.",
+            help="Encoder of all detectors; by default efficientnet_lite0, whose weights come with mambaad. "
+            "own: each detector uses the encoder it was published with.",
             rich_help_panel=WITH_DATA,
         ),
     ] = None,
     encoder_weights: Annotated[
-        Path | None, typer.Option(help="Local safetensors or pth file of its weights.", rich_help_panel=WITH_DATA)
+        Path | None,
+        typer.Option(help="Local safetensors or pth file with the encoder's weights.", rich_help_panel=WITH_DATA),
     ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="How often a fit sees each image.", rich_help_panel=WITH_DATA)
     ] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Train each fit for about so long instead; else 2.", rich_help_panel=WITH_DATA),
+        typer.Option(
+            min=0.01, help="Approximate minutes of each fit, instead of epochs. Default: 2.", rich_help_panel=WITH_DATA
+        ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Fits of each detector, for mean and deviation.", rich_help_panel=WITH_DATA)
+        int,
+        typer.Option(min=1, help="Number of fits of each detector, for mean and deviation.", rich_help_panel=WITH_DATA),
     ] = 1,
     results: Annotated[
         Path,
         typer.Option(
-            help="Where each finished fit's figures are kept: the same command goes on from there.",
+            help="File that keeps the results of each finished fit, so that the same command can continue.",
             rich_help_panel=WITH_DATA,
         ),
     ] = Path("mambaad-bench.jsonl"),
 ) -> None:
-    """Measure parameters, FLOPs, latency, throughput and memory beside RD4AD and UniAD, with random weights.
+    """Measure parameters, FLOPs, latency, throughput and memory of MambaAD, RD4AD and UniAD with random weights.
 
-    With --data: fit them all on the same images under the same budget, and measure how well they find defects.
+    With --data, fit all of them on the same images with the same budget, and measure how well they find defects.
     """
     from mambaad_cli.benchmark import comparison, comparison_tables, comparison_variants, speed, speed_tables
     from mambaad_cli.benchmark import detectors as known
@@ -139,7 +148,7 @@ def bench(
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use so many CPU threads; as many as it likes without a number."""
+    """Set the number of CPU threads of torch; None keeps its default."""
     import torch
 
     if threads is not None:
@@ -147,7 +156,7 @@ def set_threads(threads: int | None) -> None:
 
 
 def timed(rows: "list[Row]", sizes: "list[Size]", timing: "Timing") -> "Benchmark":
-    """speed.run with a line on stderr for what it does, where that is a terminal."""
+    """speed.run with a line on stderr for each thing it does, if that is a terminal."""
     from mambaad_cli.benchmark import speed
 
     def doing(what: str) -> None:
@@ -158,7 +167,7 @@ def timed(rows: "list[Row]", sizes: "list[Size]", timing: "Timing") -> "Benchmar
 
 
 def compare(variants: "list[Variant]", data: "Dataset", conditions: "Conditions", results: Path) -> "Study":
-    """comparison.run with a line on stderr for what it does and one for each fit that it has finished."""
+    """comparison.run with a line on stderr for its current work and one for each finished fit."""
     from tqdm import tqdm
 
     from mambaad_cli.benchmark import comparison

@@ -19,22 +19,26 @@ from mambaad_cli.cli.output import print_thresholds, warn
     )
 )
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="Model file; rewritten with its new threshold.")],
+    model: Annotated[Path, typer.Argument(help="Model file. It is rewritten with its new threshold.")],
     good: Annotated[
         Path | None,
-        typer.Argument(help="Folder of good images not trained on. None: the scores that the model keeps."),
+        typer.Argument(
+            help="Folder of good images not used for training. Without it, the scores that the model keeps are used."
+        ),
     ] = None,
     max_false_reject: MaxFalseReject = None,
     class_name: ClassName = None,
-    res: Annotated[str | None, typer.Option(help="Calibrate for, and from then on score at, this size.")] = None,
+    res: Annotated[
+        str | None, typer.Option(help="Image size to calibrate for; the model then scores at this size.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Batch = 8,
     workers: Workers = 2,
 ) -> None:
-    """Set the threshold anew from good images that were not trained on, without training.
+    """Set the threshold anew from good images that were not used for training, without training.
 
-    The product of an image is told by --class or a parent folder named like it, else it is recognised.
+    The product of an image is given by --class or by a parent folder named like it; otherwise it is recognised.
     """
     from mambaad_cli.inspection import model_file
     from mambaad_cli.inspection.predict import Prediction, PredictOptions

@@ -9,9 +9,9 @@ from mambaad_cli.cli.app import app, examples
 
 @app.command(epilog=examples("mambaad doctor", "mambaad doctor --json"))
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell what this machine has, what is missing and what that costs."""
+    """Show what this machine has, what is missing and what that costs."""
     import json
 
     from rich.console import Console

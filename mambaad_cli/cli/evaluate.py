@@ -19,14 +19,15 @@ def evaluate(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[MODEL] DATASET", help="Model file, else --model; folder with test images, labels and masks."
+            metavar="[MODEL] DATASET",
+            help="Model file (or use --model), and a folder with test images, labels and masks.",
         ),
     ],
     model: ModelFile = DEFAULT_MODEL,
     layout: Layout = None,
     format: Format = "table",
-    maps: Annotated[Path | None, typer.Option(help="Also write an overlay of each image there.")] = None,
-    worst: Annotated[Path | None, typer.Option(help="Also write contact sheets of the worst mistakes there.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder for an overlay of each image.")] = None,
+    worst: Annotated[Path | None, typer.Option(help="Folder for contact sheets of the worst mistakes.")] = None,
     batch: Batch = 8,
     workers: Workers = 2,
     device: Device = "auto",

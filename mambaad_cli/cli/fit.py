@@ -45,25 +45,35 @@ def fit(
     good: Annotated[Path, typer.Argument(help="Folder of good images; its sub-folders are product classes.")],
     model: ModelFile = DEFAULT_MODEL,
     preset: Annotated[
-        Literal["small", "paper"], typer.Option(help="small: for laptops, minutes. paper: as published, hours.")
+        Literal["small", "paper"],
+        typer.Option(help="small: for laptops, takes minutes. paper: as published, takes hours."),
     ] = "small",
     detector: Annotated[
         Literal["mambaad", "rd4ad", "uniad"], typer.Option(help="rd4ad and uniad: baselines with recipes of their own.")
     ] = "mambaad",
-    encoder: Annotated[str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8, 16.")] = None,
-    encoder_weights: Annotated[Path | None, typer.Option(help="Local safetensors or pth file of its weights.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8 and 16.")
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Local safetensors or pth file with its weights.")
+    ] = None,
     res: Annotated[
         str, typer.Option(help="Size of the model's input in pixels: 256 or 320x192 (width x height).")
     ] = "256",
     letterbox: Annotated[
-        bool, typer.Option("--letterbox", help="Keep each image's aspect; padding is left out.")
+        bool, typer.Option("--letterbox", help="Keep each image's aspect ratio; the padding does not count.")
     ] = False,
-    flips: Annotated[bool, typer.Option("--flips", help="Good parts may also lie mirrored.")] = False,
+    flips: Annotated[bool, typer.Option("--flips", help="Good parts may also be mirrored.")] = False,
     folds: Annotated[
-        int, typer.Option(min=0, help="Learn from all images; the threshold comes from so many short trainings more.")
+        int,
+        typer.Option(
+            min=0, help="Learn from all images; the threshold comes from this many additional, shorter trainings."
+        ),
     ] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
-    max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Train for about so long instead.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Train for about this long, instead of a number of steps.")
+    ] = None,
     max_false_reject: MaxFalseReject = 0.01,
     scan: Annotated[
         Literal["sweep", "scan", "zorder", "zigzag", "hilbert"],
@@ -71,25 +81,30 @@ def fit(
     ] = "hilbert",
     directions: Annotated[
         int | None,
-        typer.Option(help="Directions of that order: 2, 4, 8; or 6, the distinct ones of hilbert and scan."),
+        typer.Option(help="Directions of that order: 2, 4 or 8; or 6, the distinct ones of hilbert and scan."),
     ] = None,
-    local_branches: Annotated[bool, typer.Option(help="The convolutions beside the selective scans.")] = True,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step.")] = None,
+    local_branches: Annotated[bool, typer.Option(help="Use the convolutions beside the selective scans.")] = True,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(min=1e-9, max=1e3, help="Learning rate.")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same machine: same model.")] = 42,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="The same seed on the same machine gives the same model.")
+    ] = 42,
     device: Device = "auto",
     precision: Precision = "auto",
     cache_dtype: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="Of the encoder's cached features; bf16 takes half the room.")
+        Literal["fp32", "bf16"], typer.Option(help="Type of the encoder's cached features; bf16 takes half the space.")
     ] = "fp32",
     cache_memory: Annotated[
-        float, typer.Option(min=0, help="GB of them kept in memory; more go to a file in the temporary folder.")
+        float,
+        typer.Option(min=0, help="GB of features kept in memory; larger ones go to a file in the temporary folder."),
     ] = 4.0,
     checkpoint_activations: Annotated[
         bool, typer.Option("--checkpoint-activations", help="Train in less memory, but slower.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of a stopped run.")] = False,
-    add: Annotated[bool, typer.Option("--add", help="Teach the products to the model that is there.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint of a stopped run.")
+    ] = False,
+    add: Annotated[bool, typer.Option("--add", help="Teach the products to the existing model.")] = False,
     keep_examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Keep some of the images in the model file, for --add.")
     ] = True,
@@ -144,7 +159,7 @@ def fit(
 
 
 def _known(ctx: typer.Context, model: Path, device: str) -> "FittedModel":
-    """The model that products are to be added to, and a word where an option cannot be obeyed."""
+    """The model that products are to be added to. Refuses options that would have no effect."""
     if fixed := given(ctx, OF_THE_MODEL):
         raise typer.BadParameter(f"{', '.join(fixed)}: the model has its own already", param_hint="--add")
     for name, why in NOT_TO_ADD.items():
@@ -154,7 +169,7 @@ def _known(ctx: typer.Context, model: Path, device: str) -> "FittedModel":
 
 
 def _chosen(preset: str, network: dict[str, Any]) -> "tuple[Settings, Recipe]":
-    """The preset's network and recipe; of a MambaAD with the network's options that were given."""
+    """The preset's settings and recipe; for a MambaAD with the options of the network that were given."""
     from mambaad_cli.model.scan_orders import directions as walks
     from mambaad_cli.training.recipe import preset as preset_of
 
@@ -162,7 +177,9 @@ def _chosen(preset: str, network: dict[str, Any]) -> "tuple[Settings, Recipe]":
     if not network:
         return settings, recipe
     options = settings.options | network | {"directions": network["directions"] or settings.options["directions"]}
-    walks(options["order"], 1, 1, options["directions"])  # says now what cannot be walked
+    walks(
+        options["order"], 1, 1, options["directions"]
+    )  # refuses now a number of directions that the order does not have
     return replace(settings, options=options), recipe
 
 

@@ -1,4 +1,4 @@
-"""Bars on stderr for reading images and for training; silent where stderr is no terminal."""
+"""Progress bars on stderr for reading images and for training; none where stderr is not a terminal."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from mambaad_cli.training.progress import Progress
 
 
 class FitProgress(Progress):
-    """What `mambaad fit` shows while it runs, and counts for what it says at the end."""
+    """Shows the progress of `mambaad fit`, and counts what it prints at the end."""
 
     def __init__(self, images: int) -> None:
         self.silent = distributed.rank() > 0 or None  # None: where stderr is no terminal

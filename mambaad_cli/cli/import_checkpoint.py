@@ -14,7 +14,7 @@ def import_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A published MambaAD checkpoint (.pth).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")] = DEFAULT_MODEL,
 ) -> None:
-    """Turn a published MambaAD checkpoint into a model file, without a threshold yet."""
+    """Convert a published MambaAD checkpoint to a model file, which has no threshold yet."""
     from mambaad_cli.inspection import model_file, published_checkpoint
 
     model_file.save(published_checkpoint.import_published(checkpoint), output)

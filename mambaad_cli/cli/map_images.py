@@ -33,13 +33,17 @@ def map_images(
     raw: Annotated[
         Literal["png", "npy"] | None,
         typer.Option(
-            help="Also write each map itself: numpy floats, or a 16-bit PNG in which 32768 is the threshold and 16384 "
-            "codes are as much as its size, so that negative values are kept."
+            help="Also write each map: as NumPy floats, or as a 16-bit PNG with the value threshold + (code − 32768) / "
+            "16384 · |threshold|, so that negative values are kept."
         ),
     ] = None,
     review: Review = None,
     regions: Annotated[
-        bool, typer.Option("--regions", help="Number and frame what is anomalous, and list it in regions.jsonl.")
+        bool,
+        typer.Option(
+            "--regions",
+            help="Draw a numbered frame around each anomalous region, and list the regions in regions.jsonl.",
+        ),
     ] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
@@ -49,7 +53,7 @@ def map_images(
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Write an overlay heatmap of each image, and a contact sheet of all, worst first."""
+    """Write an overlay heatmap of each image, and a contact sheet of all of them, worst first."""
     from mambaad_cli.data import images
     from mambaad_cli.inspection import overlays
     from mambaad_cli.inspection.predict import PredictOptions

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they are parsed to."""
+"""Options that several commands share, and functions that parse them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +9,7 @@ DEFAULT_MODEL = Path("mambaad.safetensors")
 
 
 def parse_share(text: str) -> float:
-    """A share between 0 and 1, from per cent or a fraction.
+    """A share between 0 and 1, from a percentage or a fraction.
 
     >>> parse_share("1%"), parse_share("5 %"), parse_share("0.01")
     (0.01, 0.05, 0.01)
@@ -42,7 +42,7 @@ def parse_size(res: str) -> tuple[int, int]:
 
 
 def parse_min_area(regions: bool, min_area: int) -> int | None:
-    """The least area of a region, None where none are asked for."""
+    """The smallest area of a region; None if no regions are wanted."""
     if min_area and not regions:
         raise typer.BadParameter("needs --regions", param_hint="--min-area")
     return min_area if regions else None
@@ -54,7 +54,7 @@ def pick_precision(precision: str) -> str:
 
 
 def given(ctx: typer.Context, names: tuple[str, ...]) -> list[str]:
-    """Those of some options that stand on the command line, as they are typed."""
+    """Those of the named options that were given on the command line, as they are typed."""
     sources = {name: ctx.get_parameter_source(name) for name in names}
     typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     return [f"--{name.replace('_', '-')}" for name in typed]
@@ -64,23 +64,31 @@ Paths = Annotated[list[Path], typer.Argument(help="Folders and image files.")]
 ModelFile = Annotated[
     Path, typer.Option("--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, written by fit.", dir_okay=True)
 ]
-Res = Annotated[str | None, typer.Option(help="Score at this size, not the one of fit: 256, or 320x192.")]
+Res = Annotated[str | None, typer.Option(help="Image size to score at, instead of that of fit: 256, or 320x192.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
 MaxFalseReject = Annotated[
     float | None,
-    typer.Option(parser=parse_share, metavar="SHARE", help="Good images that may be rejected: 1%, or 0.01."),
+    typer.Option(parser=parse_share, metavar="SHARE", help="Share of good images that may be rejected: 1%, or 0.01."),
 ]
 Review = Annotated[
     float | None,
-    typer.Option(parser=parse_share, metavar="SHARE", help="Verdict review above what 5% of good images exceed."),
+    typer.Option(
+        parser=parse_share,
+        metavar="SHARE",
+        help="Share, such as 5%, of good images that may get the verdict review or worse.",
+    ),
 ]
-MinArea = Annotated[int, typer.Option(min=0, metavar="PIXELS", help="Leave out smaller regions.")]
+MinArea = Annotated[int, typer.Option(min=0, metavar="PIXELS", help="Leave out regions with fewer pixels.")]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option(help="Of matrix products. bf16: faster on CPUs with AMX and on GPUs; scores move by some 2 %."),
+    typer.Option(
+        help="Of matrix products. bf16 is faster on CPUs with AMX and on GPUs, and changes scores by about 2 %."
+    ),
 ]
-ClassName = Annotated[str | None, typer.Option("--class", help="Product class of all images, whatever their folder.")]
-Format = Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="What to print.")]
-Layout = Annotated[str | None, typer.Option(help="Its layout, where it is not recognised: mvtec, visa, …")]
+ClassName = Annotated[
+    str | None, typer.Option("--class", help="Product class of all images, instead of the names of their folders.")
+]
+Format = Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="Format of the output.")]
+Layout = Annotated[str | None, typer.Option(help="Layout of the dataset, if it is not recognised: mvtec, visa, …")]

@@ -1,4 +1,4 @@
-"""What commands say: warnings on stderr, what a threshold promises, tables and files."""
+"""The output of commands: warnings on stderr, what a threshold promises, tables and files."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def warn(line: str, everyone: bool = False) -> None:
-    """One line on stderr, whatever file names it holds; of several processes the first speaks, or `everyone`."""
+    """Print one line on stderr, even if a file name holds line ends; only the first process prints, or `everyone`."""
     if distributed.rank() == 0 or everyone:
         typer.echo(f"mambaad: {shown(line)}", err=True)
 
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Say before an hour of training, not after it, that a file cannot be written."""
+    """Report before an hour of training, not after it, that a file cannot be written."""
     from mambaad_cli.files import written_whole
 
     if path.is_dir():
@@ -44,7 +44,7 @@ def check_writable(path: Path) -> None:
 
 
 def publish(tables: Any, found: Any, format: str, output: Path | None) -> None:
-    """What a module of tables makes of its findings, on stdout or in a file; there a table is Markdown."""
+    """Write the results, formatted by a module of tables, to stdout or to a file, where a table is in Markdown."""
     from rich.console import Console
 
     from mambaad_cli.files import written_whole
@@ -60,7 +60,8 @@ def publish(tables: Any, found: Any, format: str, output: Path | None) -> None:
 
 
 def print_thresholds(model: "FittedModel") -> None:
-    """Each class's threshold, what lies above it, what it promises and, where that is too little, what it takes."""
+    """Print for each class its threshold, how many scores lie above it, and what it promises; if that is less than
+    wanted, also how many images are needed."""
     from mambaad_cli.inspection.calibration import exceeds
 
     for name in model.trained_on:

@@ -1,4 +1,4 @@
-"""A fitted model at work in a command: loading, scoring with a progress bar, ending with the verdicts' exit status."""
+"""How commands use a fitted model: load it, score with a progress bar, end with the exit status of the verdicts."""
 
 import math
 import sys
@@ -34,14 +34,15 @@ def load_model(path: Path, device: str, res: str | None = None, precision: str =
 
 
 def set_size(model: "FittedModel", res: str) -> None:
-    """Let it score at another size. How far is far depends on the size: until it is calibrated all is recognised."""
+    """Let the model score at another image size. The limit of recognition holds for one size only, so it is removed:
+    until the model is calibrated, every image counts as known."""
     model.settings = replace(model.settings, size=parse_size(res))
     if model.recogniser is not None:
         model.recogniser = model.recogniser._replace(limit=math.inf)
 
 
 def check_review(model: "FittedModel", review: float | None) -> None:
-    """Say where a review band cannot be, or is empty because too few scores set both its ends."""
+    """Refuse a review share that is too small, and warn where there are too few scores for a threshold of its own."""
     from mambaad_cli.inspection.calibration import exceeds, percent
 
     if review is None:
@@ -57,7 +58,7 @@ def check_review(model: "FittedModel", review: float | None) -> None:
 
 
 def running(model: "FittedModel", files: "Sequence[ImageFile]", options: "PredictOptions") -> "Iterator[Prediction]":
-    """Predictions as they come, with a progress bar on stderr where that is a terminal."""
+    """Predictions as they come, with a progress bar on stderr if that is a terminal."""
     from tqdm import tqdm
 
     from mambaad_cli.inspection.predict import check_class, predict

@@ -31,12 +31,12 @@ from mambaad_cli.files import shown
 def score(
     paths: Paths,
     model: ModelFile = DEFAULT_MODEL,
-    as_csv: Annotated[bool, typer.Option("--csv", help="One CSV row an image.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an image.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the rows there, not to stdout.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the rows, instead of stdout.")] = None,
     review: Review = None,
     regions: Annotated[
-        bool, typer.Option("--regions", help="With --json: where each image is anomalous, in its own pixels.")
+        bool, typer.Option("--regions", help="With --json: add the anomalous regions of each image, in its pixels.")
     ] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
@@ -69,7 +69,7 @@ def score(
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     predictions = running.running(fitted, files, options)
     if distributed.rank() > 0:
-        for _ in predictions:  # none comes: all go to the first process
+        for _ in predictions:  # there are none: all go to the first process
             pass
         return
     if not (as_csv or as_json or output):

@@ -1,12 +1,12 @@
-"""Scores of good images that were not trained on -> threshold, p-value, and what they promise.
+"""Scores of good images that were not used for training -> threshold and p-value, and what they promise.
 
 Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World"): of n + 1 good images that come from
-the same line, each is equally likely to score highest. So a threshold at the ⌈(n + 1)(1 − α)⌉-th smallest of n scores
-is exceeded by at most a share α of new good images, whatever the distribution of scores.
+the same line, each is equally likely to have the highest score. So at most a share α of new good images exceeds a
+threshold at the ⌈(n + 1)(1 − α)⌉-th smallest of n scores, on average and for any distribution of scores.
 
-`python -m mambaad_cli.inspection.calibration SCORES.csv` tries that on what `mambaad score GOOD_DIR --csv` wrote of
-good images that were not trained on: it splits them at random, again and again, and counts the false rejects among the
-new ones.
+`python -m mambaad_cli.inspection.calibration SCORES.csv` checks this on the output of `mambaad score GOOD_DIR --csv`
+for good images that were not used for training: it splits them at random many times, and counts the false rejects among
+the new ones.
 """
 
 import argparse
@@ -24,8 +24,8 @@ from mambaad_cli import MambaADError
 def threshold(scores: Sequence[float], max_false_reject: float) -> float:
     """The score that at most a share `max_false_reject` of new good images will exceed, as far as n scores can tell.
 
-    With fewer than 1 / max_false_reject − 1 scores no threshold can promise that: then it is the most careful one,
-    the highest score (see `promise`).
+    Fewer than 1 / max_false_reject − 1 scores cannot promise that: then the threshold is the highest score (see
+    `promise`).
 
     >>> threshold([1.0, 2.0, 3.0, 4.0], 0.25), threshold([1.0, 2.0, 3.0, 4.0], 0.01)
     (4.0, 4.0)
@@ -44,7 +44,7 @@ def _rank(n: int, max_false_reject: float) -> int:
 
 
 def promise(n: int, max_false_reject: float) -> float:
-    """The share of false rejects that n scores can really promise: the wanted one, or 1 / (n + 1) where that is more.
+    """The share of false rejects that n scores can really promise: the wanted one, or 1 / (n + 1) if that is more.
 
     >>> promise(200, 0.01), promise(40, 0.01) == 1 / 41
     (0.01, True)
@@ -53,10 +53,10 @@ def promise(n: int, max_false_reject: float) -> float:
 
 
 def ceiling(n: int, max_false_reject: float, confidence: float = 0.95) -> float:
-    """What the false rejects of one threshold from n scores stay below, with this confidence.
+    """An upper bound, with this confidence, on the share of false rejects of one threshold from n scores.
 
-    A promise is an average over calibrations: by luck the n images may be more alike than those to come. The share that
-    exceeds the k-th smallest of n scores has the distribution Beta(n + 1 − k, k), again whatever that of the scores.
+    A promise is an average over calibrations: by chance the n images may be more alike than later ones. The share of
+    images above the k-th smallest of n scores is distributed as Beta(n + 1 − k, k), for any distribution of scores.
 
     >>> round(ceiling(8, 0.01), 3), round(ceiling(99, 0.01), 3), round(ceiling(1000, 0.01), 3)
     (0.312, 0.03, 0.016)
@@ -68,7 +68,7 @@ def ceiling(n: int, max_false_reject: float, confidence: float = 0.95) -> float:
 
 
 def images_for(max_false_reject: float) -> int:
-    """How many held-out good images it takes to promise this share.
+    """The number of held-out good images that are needed to promise this share.
 
     >>> images_for(0.01), images_for(0.05), images_for(0.3)
     (99, 19, 3)
@@ -85,7 +85,7 @@ def percent(share: float) -> str:
 
 
 def p_value(scores: Sequence[float], score: float) -> float:
-    """How often a good image scores as high: (1 + number of scores ≥ score) / (n + 1), in six digits as `exceeds`.
+    """How often a good image scores this high: (1 + number of scores ≥ score) / (n + 1), in six digits as in `exceeds`.
 
     >>> p_value([1.0, 2.0, 3.0], 2.5), p_value([1.0, 2.0, 3.0], 3.0000001)
     (0.5, 0.5)
@@ -95,7 +95,7 @@ def p_value(scores: Sequence[float], score: float) -> float:
 
 
 def six_digits(value: float) -> float:
-    """The value as it is printed: the seventh digit of a score depends on its batch.
+    """The value as it is printed. The seventh digit of a score depends on its batch.
 
     >>> six_digits(3.00000123)
     3.0
@@ -104,7 +104,7 @@ def six_digits(value: float) -> float:
 
 
 def exceeds(score: float, threshold: float) -> bool:
-    """Whether a score lies above, in six digits.
+    """Whether a score lies above the threshold, compared in six digits.
 
     >>> exceeds(3.0000001, 3.0), exceeds(3.0001, 3.0)
     (False, True)
@@ -113,19 +113,19 @@ def exceeds(score: float, threshold: float) -> bool:
 
 
 def above(values: np.ndarray, threshold: float) -> np.ndarray:
-    """Which of many values lie above, each as `exceeds` says: bool, of the same shape.
+    """Which of many values lie above the threshold, each as in `exceeds`: bool, of the same shape.
 
     >>> above(np.array([2.0, 3.0000001, 3.0001]), 3.0).tolist()
     [False, False, True]
     """
     found = values > threshold
-    close = np.abs(values - threshold) <= 2e-5 * abs(threshold)  # only there can rounding decide otherwise
+    close = np.abs(values - threshold) <= 2e-5 * abs(threshold)  # only there rounding can change the answer
     found[close] = [exceeds(float(value), threshold) for value in values[close]]
     return found
 
 
 class Realised(NamedTuple):
-    """False rejects over random splits of good images, beside their promise; all but n are shares."""
+    """False rejects over random splits of good images, and their promise; all values but n are shares."""
 
     n: int  # scores in each calibration
     promise: float
@@ -137,9 +137,9 @@ class Realised(NamedTuple):
 def realised(
     scores: Sequence[float], max_false_reject: float, n: int | None = None, splits: int = 100, seed: int = 0
 ) -> Realised:
-    """Split scores at random into n for the threshold and the rest as new images; count those above, `splits` times.
+    """Split scores at random into n for the threshold and the rest as new images; count those above it, `splits` times.
 
-    Without `n` half the scores are for the threshold. Raises MambaADError where either side would be empty.
+    Without `n` half of the scores are for the threshold. Raises MambaADError where either side would be empty.
 
     >>> found = realised([float(i) for i in range(100)], 0.05)
     >>> found.n, found.promise, abs(found.mean - 2 / 51) < 4 * found.error  # the 49th of 50: 2 of 51 lie above
@@ -175,10 +175,10 @@ def read_scores(paths: Sequence[Path]) -> dict[str, list[float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print, for each class, what thresholds promise beside what they reject."""
+    """Print for each class the promised and the realised false rejects."""
     parser = argparse.ArgumentParser("python -m mambaad_cli.inspection.calibration", description=main.__doc__)
-    parser.add_argument("scores", nargs="+", type=Path, help="CSV of good images that were not trained on")
-    parser.add_argument("--calibration", type=int, help="images for the threshold; else half of them")
+    parser.add_argument("scores", nargs="+", type=Path, help="CSV of good images that were not used for training")
+    parser.add_argument("--calibration", type=int, help="images for the threshold; by default half of them")
     parser.add_argument("--splits", type=int, default=100)
     options = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""A fitted model: a detector with its encoder, and what good images taught about its scores.
+"""A fitted model: a detector with its encoder, and what is known of their results on good images.
 
 Letters: b batch, c channels, h × w positions of a stage, H × W pixels of the model's input.
 """
@@ -46,14 +46,14 @@ class FittedModel:
     encoder: Encoder
     detector: Detector
     scores: dict[str, list[float]] = field(default_factory=dict)  # of good images, by class; empty: uncalibrated
-    held_out: set[str] = field(default_factory=set)  # classes whose scores come from images that it was not trained on
-    trained_on: dict[str, int] = field(default_factory=dict)  # number of images, by class
+    held_out: set[str] = field(default_factory=set)  # classes whose scores come from images not used for training
+    trained_on: dict[str, int] = field(default_factory=dict)  # number of training images, by class
     max_false_reject: float = 0.01
     statistics: dict[str, list[ResidualStatistics]] = field(default_factory=dict)  # by class; empty: the plain map
-    recogniser: Recogniser | None = None  # tells the products apart, where there are several
+    recogniser: Recogniser | None = None  # distinguishes the products, if there are several
     examples: list[Example] = field(default_factory=list)
-    recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty where that is not known
-    precision: str = "fp32"  # of matrix products, while it runs; not in the file
+    recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
+    precision: str = "fp32"  # of matrix products at run time; not in the file
     _folded: tuple[Encoder, Encoder] | None = field(default=None, repr=False, compare=False)
 
     # For programs
@@ -69,7 +69,7 @@ class FittedModel:
 
         image: a path, an array (h, w, 3) or (h, w) in RGB order of uint8, of uint16 with white at 65535, or of floats
             in 0 … 1, or a PIL image.
-        class_name: the product that it shows; by default recognised, where the model knows several.
+        class_name: the product that it shows. By default it is recognised, if the model knows several.
 
         Raises MambaADError for an array of another kind and for a class that the model does not know. A file that
         cannot be read gives a Prediction with the verdict `error`.
@@ -86,7 +86,7 @@ class FittedModel:
         """Score image files, and all images in folders, one Prediction each as they come.
 
         Files are read in worker threads while the model works. Predictions of files carry no maps, so that memory stays
-        flat; ask `predict` for these.
+        flat; `predict` gives them.
 
         Raises MambaADError for a folder without images.
         """
@@ -122,7 +122,7 @@ class FittedModel:
     # From images to maps
 
     def anomaly_maps(self, images: Tensor, classes: Sequence[str] = ()) -> Tensor:
-        """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W); what is good differs from class to class."""
+        """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W), each with the statistics of its class."""
         size = (images.shape[2], images.shape[3])
         return self.maps_of(self.features(images), size, classes)
 
@@ -137,7 +137,7 @@ class FittedModel:
             return self.detector.residuals(features)
 
     def maps_of(self, features: list[Tensor], size: tuple[int, int], classes: Sequence[str] = ()) -> Tensor:
-        """Encoder features to anomaly maps (b, *size). Classes that are not told, or not known, are recognised."""
+        """Encoder features to anomaly maps (b, *size). Classes that are empty or not known are recognised."""
         if not self.statistics:
             with rounding(self.precision, features[0].device.type):
                 return self.detector.anomaly_map(features, size)
@@ -155,7 +155,7 @@ class FittedModel:
         return maps
 
     def recognised(self, features: list[Tensor]) -> list[Recognised]:
-        """The product that each image looks like: where there is only one, that one."""
+        """The product that each image looks like. Where there is only one product, it is that one."""
         if self.recogniser is None:
             return [Recognised(next(iter(self.statistics), ""), 1.0, True)] * len(features[0])
         return self.recogniser(signature(features).cpu())
@@ -166,10 +166,10 @@ class FittedModel:
             self._folded = self.encoder, for_inference(self.encoder)
         return replace(self, encoder=self._folded[1])
 
-    # What good images taught
+    # What is known of good images
 
     def threshold(self, class_name: str, max_false_reject: float | None = None) -> float | None:
-        """Above it an image of this class is anomalous; None while there are no scores of good images.
+        """An image of this class is anomalous above it; None while there are no scores of good images.
 
         A class that the model does not know gets the highest of the thresholds of those it knows. Another
         `max_false_reject` than the model's gives another threshold from the same scores.
@@ -178,13 +178,13 @@ class FittedModel:
         return max((calibration.threshold(scores, share) for scores in self._known(class_name)), default=None)
 
     def cold(self, class_name: str) -> float | None:
-        """What half the good images of this class never exceed: there the colours of a heatmap begin."""
+        """The median score of good images of this class, where the colours of a heatmap begin."""
         return self.threshold(class_name, 0.5)
 
     def p_value(self, class_name: str, score: float) -> float | None:
-        """How often a good image of this class scores as high; None without scores of images not trained on.
+        """How often a good image of this class scores this high; None without scores of images not used for training.
 
-        For a class that the model does not know: the highest of those it knows.
+        For a class that the model does not know, it is the highest p-value over the known classes.
         """
         names = [class_name] if class_name in self.scores else list(self.scores)
         promising = [self.scores[name] for name in names if name in self.held_out]
@@ -195,7 +195,7 @@ class FittedModel:
 
     @property
     def device(self) -> str:
-        """Where its tensors lie."""
+        """The device of its tensors."""
         return str(self.encoder.mean.device)
 
     def to(self, device: str) -> "FittedModel":
@@ -206,14 +206,14 @@ class FittedModel:
 
 
 def rounding(precision: str, device: str) -> AbstractContextManager[Any]:
-    """Within it bf16 rounds the factors of products and convolutions; the selective scan and the map stay fp32."""
+    """A context in which bf16 rounds the factors of products and convolutions; selective scan and map stay fp32."""
     if precision == "fp32":
-        return nullcontext()  # whoever called us may round already
+        return nullcontext()  # the caller may have an autocast of its own
     return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
 def new_model(settings: Settings, encoder: Encoder | None = None) -> FittedModel:
-    """A model with a fresh detector, and unless given one an encoder whose weights are still to be loaded."""
+    """A model with a new detector. Without `encoder`, its encoder's weights are still to be loaded."""
     if settings.detector not in DETECTORS:
         raise MambaADError(f"no detector {settings.detector!r}: choose {', '.join(DETECTORS)}")
     if encoder is None:

@@ -1,8 +1,7 @@
 """Anomaly maps made visible: overlays, contact sheets, 16-bit maps. Arrays in, arrays out; no files.
 
 Pictures are (H, W, 3) RGB, uint8 or float32 in 0…255. An anomaly map is (h, w), of any size, and covers its whole
-picture. One ColourScale serves all images of a model, so a good part stays cold: no map is ever stretched to its own
-maximum.
+picture. All images of a model share one ColourScale, so a good part stays cold: no map is stretched to its own maximum.
 """
 
 import math
@@ -18,21 +17,21 @@ GLOW = {0.0: (255, 190, 60), 0.35: (255, 160, 30), 0.6: (255, 84, 20), 0.8: (240
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 PAPER, MAT, INK, FAINT_INK = WHITE, (238, 238, 240), (34, 36, 42), (120, 122, 130)
 FONT, BOLD_FONT = cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX
-OPACITY = 0.62  # of the glow at its hottest: the part stays visible through it
-BAND = 1 << 19  # pixels blended at a time, so that a huge picture needs little memory beside itself
-RAW16_THRESHOLD, RAW16_UNIT = 32768, 16384  # raw16: code of the threshold, codes for as much as the threshold's size
+OPACITY = 0.62  # of the glow where it is hottest: the part stays visible through it
+BAND = 1 << 19  # pixels blended at a time, so that a huge picture needs little additional memory
+RAW16_THRESHOLD, RAW16_UNIT = 32768, 16384  # raw16: code of the threshold, codes per |threshold|
 HUGE = 1e30  # stands for infinity where values are interpolated: infinity times 0 would be NaN
 
 
 class ColourScale(NamedTuple):
-    """The one scale of a model, in units of its anomaly maps; the image score is a map's maximum."""
+    """The colour scale of a class, in units of its anomaly maps; the image score is the maximum of a map."""
 
-    cold: float  # what good images reach everywhere: the median of the maxima of their maps
+    cold: float  # the median score of good images
     threshold: float  # the model's decision threshold; maps and thresholds may be negative
 
     @property
     def span(self) -> float:
-        """From cold to the threshold; half the threshold's size where it does not lie above cold.
+        """From cold to the threshold; half of |threshold| if the threshold does not lie above cold.
 
         >>> ColourScale(1.0, 2.0).span, ColourScale(-2.0, -2.0).span, ColourScale(0.0, 0.0).span
         (1.0, 1.0, 1.0)
@@ -41,7 +40,7 @@ class ColourScale(NamedTuple):
         return span if span > 0 else abs(self.threshold) / 2 or 1.0
 
     def margin(self, score: float) -> float:
-        """How far a score lies above the threshold, in units of `span`: comparable between classes.
+        """How far a score lies above the threshold, in units of `span`, so that classes can be compared.
 
         >>> ColourScale(-3.0, -2.0).margin(-1.0), ColourScale(1.0, 2.0).margin(1.5)
         (1.0, -0.5)
@@ -52,7 +51,7 @@ class ColourScale(NamedTuple):
 class Tile(NamedTuple):
     """One picture of a contact sheet."""
 
-    image: np.ndarray  # (H, W, 3), best a thumbnail already
+    image: np.ndarray  # (H, W, 3), best a thumbnail
     title: str
     score: float  # NaN: none
     verdict: str  # good, review, anomalous or error
@@ -62,7 +61,7 @@ def heat(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
     """The heat of each value, float32 in 0…1: 0 up to cold, 0.5 at the threshold, towards 1 far above it.
 
     Linear up to the threshold, then 1 - 0.5 / r with r the distance from cold in units of threshold - cold: monotone
-    and smooth at the threshold. NaN counts as hottest: a broken map must not look good.
+    and smooth at the threshold. NaN counts as the hottest value, because a broken map must not look good.
 
     >>> heat(np.array([[0.5, 1.0, 1.5, 2.0, 5.0]]), ColourScale(cold=1.0, threshold=2.0)).tolist()
     [[0.0, 0.0, 0.25, 0.5, 0.875]]
@@ -76,8 +75,8 @@ def heat(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
 def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
     """The picture with its heat glowing over it and the threshold as a thin line: uint8 RGB of the picture's size.
 
-    Where the heat is 0 the picture stays as it is, to the byte. A line appears exactly if a value of the map exceeds
-    the threshold; its width grows with the picture, and a spot too small to be seen gets a small ring.
+    Where the heat is 0 the picture is not changed at all. A line appears exactly if a value of the map exceeds the
+    threshold. Its width grows with the picture, and a spot too small to be seen gets a small ring.
     """
     height, width = image.shape[:2]
     values = cv2.resize(_finite(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
@@ -92,9 +91,9 @@ def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale) -> n
 
 
 def framed(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> np.ndarray:
-    """The picture (H, W, 3) uint8 with a numbered frame around each box, x, y, width, height in its pixels, from 1.
+    """The picture (H, W, 3) uint8 with a frame around each box (x, y, width, height in pixels), numbered from 1.
 
-    Frames lie outside their boxes, where there is room, and grow with the picture as an overlay's line does.
+    Frames lie outside their boxes, where there is space. Their width grows with the picture, as in an overlay.
     """
     if not boxes:
         return picture
@@ -102,7 +101,7 @@ def framed(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> n
     thickness = max(1, round(max(height, width) / 400))
     scale, gap = 0.45 * thickness, 3 * thickness
     drawn = picture.copy()
-    for number, (x, y, wide, high) in reversed(list(enumerate(boxes, 1))):  # the first, the worst, lies on top
+    for number, (x, y, wide, high) in reversed(list(enumerate(boxes, 1))):  # the first one, the worst, is drawn last
         left, top = max(0, x - gap), max(0, y - gap)
         right, bottom = min(width, x + wide + gap) - 1, min(height, y + high + gap) - 1
         (text_width, text_height), _ = cv2.getTextSize(str(number), FONT, scale, thickness)
@@ -115,11 +114,12 @@ def framed(picture: np.ndarray, boxes: Sequence[tuple[int, int, int, int]]) -> n
 
 
 def raw16(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
-    """The map as uint16, comparable between all images of one class: 32768 is the threshold, 0 … 65535 two sizes of it
-    below and above.
+    """The map as uint16, comparable between all images of one class: 32768 is the threshold, and the codes reach twice
+    |threshold| below and above it.
 
-    Back: map = threshold + (code − 32768) / 16384 · |threshold|. With a positive threshold, 16384 is a map of 0 and
-    lower codes are negative values. What lies farther out is cut off; NaN is 65535. A threshold of 0 has the size 1.
+    map = threshold + (code − 32768) / 16384 · |threshold|. With a positive threshold, code 16384 is a map of 0 and
+    lower codes are negative values. Values outside the range are cut off; NaN is 65535. For a threshold of 0, 1 takes
+    the place of |threshold|.
 
     >>> raw16(np.array([[-0.25, 0.0, 0.5, 1.0, 9.0]]), ColourScale(cold=0.2, threshold=0.5)).tolist()
     [[8192, 16384, 32768, 49152, 65535]]
@@ -140,9 +140,9 @@ def thumbnail(image: np.ndarray, tile: int = 224) -> np.ndarray:
 def contact_sheet(tiles: Sequence[Tile], columns: int | None = None, tile: int = 224) -> np.ndarray:
     """All tiles in the order given, row by row, on one white sheet: uint8 RGB.
 
-    A cell holds the picture, aspect kept, in a square of `tile` pixels with a frame of its verdict's colour, and under
-    it the title, the verdict and the score. Without `columns` the grid is as square as can be. Hand over thumbnails,
-    not full pictures, and memory stays flat.
+    A cell holds the picture, aspect kept, in a square of `tile` pixels with a frame of its verdict's colour, and below
+    it the title, the verdict and the score. Without `columns` the grid is as square as possible. Pass thumbnails
+    instead of full pictures, so that memory stays flat.
     """
     columns = columns or math.ceil(math.sqrt(len(tiles))) or 1
     rows = math.ceil(len(tiles) / columns)
@@ -167,7 +167,7 @@ def _as_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def _with_glow(picture: np.ndarray, warmth: np.ndarray) -> np.ndarray:
-    """The picture under the colours of its heat (H, W), which grow opaque with it."""
+    """The picture under the colours of its heat (H, W); hotter colours are more opaque."""
     if not warmth.any():
         return picture
     opacity = OPACITY * warmth * warmth * (3 - 2 * warmth)
@@ -175,7 +175,7 @@ def _with_glow(picture: np.ndarray, warmth: np.ndarray) -> np.ndarray:
 
 
 def _painted(picture: np.ndarray, colour: tuple[int, int, int], mask: np.ndarray, opacity: float) -> np.ndarray:
-    """The picture with `colour` laid over it where the mask (H, W), 0…255, says."""
+    """The picture with `colour` over it where the mask (H, W), 0…255, is set."""
     if not mask.any():
         return picture
     weight = mask * np.float32(opacity / 255)
@@ -183,7 +183,7 @@ def _painted(picture: np.ndarray, colour: tuple[int, int, int], mask: np.ndarray
 
 
 def _glow_colours() -> np.ndarray:
-    """(256, 3) RGB by heat · 255: GLOW, interpolated."""
+    """(256, 3) RGB, indexed by heat · 255: GLOW, interpolated."""
     heats, colours = np.array(list(GLOW)), np.array(list(GLOW.values()))
     channels = [np.interp(np.linspace(0, 1, 256), heats, colours[:, c]) for c in range(3)]
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
@@ -192,13 +192,13 @@ def _glow_colours() -> np.ndarray:
 def _threshold_lines(anomaly_map: np.ndarray, threshold: float) -> list[np.ndarray]:
     """Closed lines around all that exceeds the threshold, each (n, 2) as x, y in 0…1 of the map's width and height.
 
-    The map is enlarged by an odd factor first: so each of its values has a pixel of its own and no peak is lost.
+    The map is first enlarged by an odd factor, so that each of its values has a pixel of its own and no peak is lost.
     """
     values = _finite(anomaly_map)
     factor = max(1, 1024 // max(values.shape)) | 1
     size = (values.shape[1] * factor, values.shape[0] * factor)
     fine = cv2.resize(values, size, interpolation=cv2.INTER_LINEAR)
-    fine[factor // 2 :: factor, factor // 2 :: factor] = values  # rounding aside, they are there already
+    fine[factor // 2 :: factor, factor // 2 :: factor] = values  # equal but for rounding
     above = (fine.astype(np.float64) > threshold).astype(np.uint8)
     lines, _ = cv2.findContours(above, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return [(_smooth(line[:, 0].astype(np.float64)) + 0.5) / size for line in lines]
@@ -210,7 +210,7 @@ def _smooth(line: np.ndarray, reach: int = 3) -> np.ndarray:
 
 
 def _strokes(lines: list[np.ndarray], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two masks (height, width), 0…255: where the lines' dark edge runs, and on it the line itself."""
+    """Two masks (height, width), 0…255: the dark edge of the lines, and the lines themselves."""
     thickness = max(1, round(max(height, width) / 400))
     lines = [_ring_if_smaller(line * (width, height), 6 * thickness) for line in lines]
     edge = thickness + 2 * math.ceil(thickness / 3)
@@ -218,7 +218,7 @@ def _strokes(lines: list[np.ndarray], height: int, width: int) -> tuple[np.ndarr
 
 
 def _ring_if_smaller(line: np.ndarray, least: float) -> np.ndarray:
-    """The line, or where it is smaller than `least` pixels, a ring of that diameter about its middle."""
+    """The line; if it is smaller than `least` pixels, a ring of that diameter around its middle."""
     if np.ptp(line, axis=0).max() >= least:
         return line
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -296,7 +296,7 @@ def three_figures(score: float) -> str:
 def shorten(text: str, room: int, scale: float) -> str:
     """The text as it can be drawn, its middle replaced by … where it is wider than `room` pixels.
 
-    OpenCV draws all of Unicode from version 5 on; before, other letters than ASCII become ? and … becomes three dots.
+    OpenCV draws all of Unicode from version 5 on. In older versions letters outside ASCII become ? and … three dots.
 
     >>> shorten("exp2_num_265639.jpg", 1000, 0.4)
     'exp2_num_265639.jpg'

@@ -1,7 +1,7 @@
-"""The file of a fitted model: one safetensors with its settings as JSON metadata; nothing is ever unpickled.
+"""The file of a fitted model: one safetensors file with its settings as JSON metadata; nothing is unpickled.
 
-Format 2 (of mambaad 0.2) adds the recipe and tells class by class whether a threshold comes from held-out images.
-Format 1 is still read.
+Format 2 (of mambaad 0.2) adds the recipe, and says for each class whether its threshold comes from held-out images.
+Files of format 1 can still be read.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from mambaad_cli.inspection.recognition import Recogniser
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.settings import Settings
 
-FORMAT = 2  # of the file; a reader refuses what is newer than itself
+FORMAT = 2  # of the file; newer formats are refused
 STATISTICS = {1: "normal", 2: "statistics"}  # what its tensors are called, by format
 PARTS = {1: ("mean", "whitening", "hard", "moments"), 2: ResidualStatistics._fields}
 
 
 def save(model: FittedModel, path: Path) -> None:
-    """Write the model, its encoder with it, so that scoring needs no network."""
+    """Write the model together with its encoder, so that scoring needs no network."""
     tensors = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     tensors |= {f"detector.{name}": tensor for name, tensor in model.detector.state_dict().items()}
     for i, scales in enumerate(model.statistics.values()):
@@ -85,11 +85,11 @@ def load(path: Path) -> FittedModel:
 
 
 def _described(facts: dict[str, Any]) -> FittedModel:
-    """A model as its file describes it, its tensors still to be loaded."""
+    """A model as its file describes it; its tensors are still to be loaded."""
     model = new_model(Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])})))
     for name in ("scores", "trained_on", "max_false_reject"):
         setattr(model, name, facts[name])
-    if facts["format"] == 1:  # one answer for all classes
+    if facts["format"] == 1:  # format 1 has one answer for all classes
         model.held_out = set(facts["scores"]) if facts["held_out"] else set()
     else:
         model.held_out, model.recipe = set(facts["held_out"]), dict(facts["recipe"])

@@ -1,4 +1,4 @@
-"""Overlays on disk: one picture an image in the folders' own structure, and contact sheets of all."""
+"""Overlays on disk: one picture per image in the same folder structure, and contact sheets of all."""
 
 import math
 import os
@@ -26,7 +26,7 @@ TILES = 400  # of one contact sheet
 
 
 class Small(NamedTuple):
-    """What a contact sheet keeps of an image: 20,000 of these stay small."""
+    """What a contact sheet keeps of an image, small enough for 20,000 of them."""
 
     urgency: float
     title: str
@@ -46,9 +46,9 @@ def write_maps(
 ) -> "Counter[str]":
     """Write each overlay below `folder`, and at the end contact sheets, worst first; returns the verdicts.
 
-    `raw` adds the map itself: "png" 16 bits, see heatmap.raw16; "npy" float32. `regions` frames those of
-    the predictions on the overlays and lists them in `folder`/regions.jsonl, a row an image. Raises MambaADError where
-    an output would lie on an input.
+    `raw` adds the map itself: "png" with 16 bits, see heatmap.raw16; "npy" as float32. `regions` draws a frame around
+    each region on the overlays and lists the regions in `folder`/regions.jsonl, one row per image. Raises MambaADError
+    where an output would overwrite an input.
     """
     ending = f".map.{raw}" if raw else ""
     outputs = output_paths(files, folder, ending)
@@ -82,7 +82,7 @@ def write_maps(
 
 
 def colour_scale(model: FittedModel, class_name: str) -> ColourScale:
-    """One scale for all images of a class: cold where half the good images never come, the threshold in its middle."""
+    """One scale for all images of a class: cold at the median score of good images, the threshold in its middle."""
     cold, threshold = model.cold(class_name), model.threshold(class_name)
     if cold is None or threshold is None:
         raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
@@ -90,10 +90,10 @@ def colour_scale(model: FittedModel, class_name: str) -> ColourScale:
 
 
 def output_paths(files: Sequence[ImageFile], folder: Path, ending: str = "") -> list[Path]:
-    """Where each overlay goes: the input's own folders and name, ending in .png; never two inputs onto one output.
+    """Where each overlay goes: the folders and name of the input, ending in .png; no two inputs have the same output.
 
-    Names that differ only in their ending or in case get a number, for not all disks can tell them apart. `ending` is
-    that of a second output beside each.
+    Names that differ only in their ending or in case get a number, because some disks do not distinguish them. `ending`
+    is that of a second output beside each.
 
     >>> files = [ImageFile(Path(name), Path(name), "") for name in ("a/x.jpg", "a/X.png", "y.bmp")]
     >>> [path.as_posix() for path in output_paths(files, Path("maps"))]

@@ -1,4 +1,4 @@
-"""Images in, one Prediction each out, in order: decoded in worker threads while the model works.
+"""Images in, one Prediction for each out, in order. Files are decoded in worker threads while the model works.
 
 Letters: b batch, H × W pixels of the model's input, h × w pixels of a picture.
 """
@@ -29,15 +29,15 @@ Image: TypeAlias = "str | Path | np.ndarray | Any"  # any: a PIL image, which ne
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What is asked for beside score and verdict."""
+    """What is wanted besides score and verdict."""
 
-    class_name: str | None = None  # of all images; None: what their folders say, else recognised
+    class_name: str | None = None  # of all images; None: named by a parent folder, else recognised
     batch: int = BATCH  # images that go through the model together
     workers: int = loading.WORKERS  # threads that read files
     maps: bool = False  # a Prediction carries its anomaly map and its picture
-    review: float | None = None  # the share of good images that may get the verdict review or anomalous
-    min_area: float | None = None  # a Prediction carries its regions of at least so many pixels of the picture
-    distances: bool = False  # a Prediction carries its distance from what its product looks like
+    review: float | None = None  # share of good images that may get the verdict review or anomalous
+    min_area: float | None = None  # a Prediction carries its regions of at least this many pixels
+    distances: bool = False  # a Prediction carries its distance from the mean of its product
 
 
 class Prediction(NamedTuple):
@@ -47,21 +47,21 @@ class Prediction(NamedTuple):
     class_name: str
     score: float | None
     threshold: float | None
-    verdict: str  # good, review, anomalous, unknown (like no product), uncalibrated or error
+    verdict: str  # good, review, anomalous, unknown (unlike all products), uncalibrated or error
     error: str
-    anomaly_map: np.ndarray | None = None  # (H, W) float32 of the image itself, where it was asked for
-    picture: np.ndarray | None = None  # (h, w, 3) RGB, where the map was asked for
-    p_value: float | None = None  # how often a good image scores as high, as far as the calibration can tell
-    certainty: float | None = None  # 0 … 1 that it is this class, where that was recognised and not told
-    regions: tuple[Region, ...] | None = None  # what exceeds the threshold, where it was asked for
-    cold: float | None = None  # what half the good images of its class never exceed
-    distance: float | None = None  # squared, from the mean of its class, where it was asked for
+    anomaly_map: np.ndarray | None = None  # (H, W) float32, without padding, if wanted
+    picture: np.ndarray | None = None  # (h, w, 3) RGB, if the map is wanted
+    p_value: float | None = None  # how often a good image scores this high, as far as the calibration can tell
+    certainty: float | None = None  # 0 … 1 that it is this class, if the class was recognised
+    regions: tuple[Region, ...] | None = None  # where the map exceeds the threshold, if wanted
+    cold: float | None = None  # the median score of good images of its class
+    distance: float | None = None  # squared, from the mean of its class, if wanted
 
     @property
     def urgency(self) -> float:
         """How far the score lies above the threshold, in units that the images of all classes share.
 
-        Without a threshold it is the score itself. Where there is no score it is infinite: such images come first.
+        Without a threshold it is the score itself. Without a score it is infinite, so that such images come first.
         """
         if self.score is None:
             return math.inf
@@ -70,7 +70,7 @@ class Prediction(NamedTuple):
 
     @property
     def colour_scale(self) -> heatmap.ColourScale | None:
-        """The one that all images of its class share; None without a threshold."""
+        """The colour scale that all images of its class share; None without a threshold."""
         if self.threshold is None:
             return None
         return heatmap.ColourScale(self.threshold if self.cold is None else self.cold, self.threshold)
@@ -78,7 +78,7 @@ class Prediction(NamedTuple):
     def overlay(self) -> np.ndarray:
         """The picture with its anomaly map glowing over it and the threshold as a line: (h, w, 3) uint8 RGB.
 
-        Raises MambaADError where there is no map, or no threshold to tell hot from cold.
+        Raises MambaADError where there is no map, or no threshold, which the colours need.
         """
         if self.anomaly_map is None or self.picture is None:
             raise MambaADError(f"{self.file.path} has no anomaly map: {self.error or 'ask predict for this one image'}")
@@ -90,7 +90,7 @@ class Prediction(NamedTuple):
 def predict(
     model: FittedModel, files: Sequence[ImageFile], options: PredictOptions | None = None
 ) -> Iterator[Prediction]:
-    """Score files in their order, each on its own merits: an unreadable one gives a Prediction with its error.
+    """Score files in their order. A file that cannot be read gives a Prediction with its error.
 
     Raises MambaADError for a class that the model does not know.
     """
@@ -102,7 +102,7 @@ def predict(
 
 
 def predict_images(model: FittedModel, pictures: Sequence[Image], options: PredictOptions) -> list[Prediction]:
-    """Score pictures that are in memory already, and files by their paths, in this thread."""
+    """Score pictures that are in memory, or files given by their paths, in this thread."""
     check_class(model, options.class_name)
     pairs = []
     for picture in pictures:
@@ -118,7 +118,7 @@ def check_class(model: FittedModel, class_name: str | None) -> None:
 
 
 def _input(model: FittedModel, picture: Image, keep: bool) -> Input | ImageError:
-    """A picture, or the file of one, as the model takes it."""
+    """A picture, or the file of one, as the model's input."""
     try:
         pixels = images.read(Path(picture)) if isinstance(picture, str | Path) else images.as_rgb(picture)
     except ImageError as error:
@@ -129,7 +129,7 @@ def _input(model: FittedModel, picture: Image, keep: bool) -> Input | ImageError
 def _judged(
     model: FittedModel, pairs: Iterator[tuple[ImageFile, Input | ImageError]], options: PredictOptions
 ) -> Iterator[Prediction]:
-    """One Prediction an image, a batch at a time."""
+    """One Prediction per image, a batch at a time."""
     for group in _grouped(pairs, options.batch):
         told = [options.class_name or class_of(file, model) for file, _ in group]
         readable = [i for i, (_, one) in enumerate(group) if isinstance(one, Input)]
@@ -145,7 +145,7 @@ def _judged(
 def _grouped(
     pairs: Iterator[tuple[ImageFile, Input | ImageError]], batch: int
 ) -> Iterator[list[tuple[ImageFile, Input | ImageError]]]:
-    """Batches of the images; a smaller one where the pictures that they keep are large."""
+    """Batches of the images, smaller ones where the pictures that they keep are large."""
     group, kept = [], 0
     for file, one in pairs:
         group.append((file, one))
@@ -158,11 +158,11 @@ def _grouped(
 
 
 class _Look(NamedTuple):
-    """What the model makes of one image."""
+    """What the model finds in one image."""
 
-    anomaly_map: Tensor  # (H, W), cut to the image where that was letterboxed
-    class_name: str  # told, or recognised
-    recognised: Recognised | None  # where the class was not told
+    anomaly_map: Tensor  # (H, W), without the padding of a letterboxed image
+    class_name: str  # given, or recognised
+    recognised: Recognised | None  # if the class was not given
     distance: float | None
 
 
@@ -193,7 +193,7 @@ def _looked_at(model: FittedModel, inputs: Sequence[Input], told: Sequence[str],
 def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, options: PredictOptions) -> Prediction:
     """The verdict on an image that was read."""
     score, recognised = float(look.anomaly_map.max()), look.recognised
-    if not math.isfinite(score):  # NaN exceeds no threshold, and must not pass for good
+    if not math.isfinite(score):  # NaN exceeds no threshold, but the image must not count as good
         return Prediction(file, look.class_name, None, None, "error", "the model gives no finite score: fit it anew")
     certainty = recognised.certainty if recognised else None
     if recognised is not None and not recognised.known:
@@ -213,7 +213,7 @@ def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, op
 
 
 def verdict_of(score: float, threshold: float | None, review: float | None = None) -> str:
-    """Above the threshold anomalous, else above that of review, where there is one, for a person to look at.
+    """Anomalous above the threshold; else review, for a person to look at, above the review threshold if there is one.
 
     >>> verdict_of(4.0, 3.0, 2.0), verdict_of(2.5, 3.0, 2.0), verdict_of(2.5, 3.0), verdict_of(9.0, None)
     ('anomalous', 'review', 'good', 'uncalibrated')
@@ -226,10 +226,10 @@ def verdict_of(score: float, threshold: float | None, review: float | None = Non
 
 
 def class_of(file: ImageFile, model: FittedModel) -> str:
-    """The product of a file: a parent folder named like a known product, or the only product there is."""
+    """The product of a file: that of a parent folder named like a known product, or the only product there is."""
     known = list(model.trained_on)
     if len(known) == 1:
         return known[0]
-    if not file.path.name:  # a picture that came without a file
+    if not file.path.name:  # a picture without a file
         return ""
     return next((part for part in reversed(file.path.absolute().parts[:-1]) if part in known), "")

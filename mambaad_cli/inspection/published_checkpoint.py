@@ -1,8 +1,8 @@
 """Published MambaAD checkpoints -> our model file.
 
-Two key layouts are around, of one network (ResNet34, depths 3/4/6/3, Hilbert, 8 directions): that of the paper's
-repository, and that of the released files, which calls the 7×7 branch's 1×1 convolutions `conv1b3` and `conv1a3` and
-stores a `conv33` that no forward pass uses. Both store scan index lists, which we compute.
+There are two key layouts for the same network (ResNet34, depths 3/4/6/3, Hilbert, 8 directions): that of the paper's
+repository, and that of the released files, which names the 1×1 convolutions of the 7×7 branch `conv1b3` and `conv1a3`
+and stores a `conv33` that no forward pass uses. Both store the scan orders as index lists, which we compute.
 """
 
 import re
@@ -58,8 +58,8 @@ RENAMED = [
 def import_published(path: Path) -> FittedModel:
     """The model of a published checkpoint, of either layout; it has no threshold yet.
 
-    Raises MambaADError for a file that holds more than tensors, and for any tensor missing, unexpected or of another
-    shape, by its published name.
+    Raises MambaADError for a file that holds more than tensors, and for any tensor that is missing, unexpected or of
+    another shape, which it names as published.
     """
     model = new_model(PRESETS["paper"])
     own = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
@@ -87,7 +87,7 @@ def our_name(published: str) -> str:
 
 
 def _check(path: Path, own: Mapping[str, Tensor], found: Mapping[str, tuple[str, Tensor]]) -> None:
-    """Each of our tensors must be there in its shape (1×1 kernels and k·d may lie flat), and nothing else."""
+    """Each of our tensors must be there in its shape (1×1 kernels and k·d may be flattened), and no others."""
     constants = {"encoder.mean", "encoder.std"}
     missing = [name for name in own if name not in found and name not in constants]
     unexpected = [published for name, (published, _) in found.items() if name not in own]
@@ -102,7 +102,7 @@ def _check(path: Path, own: Mapping[str, Tensor], found: Mapping[str, tuple[str,
 
 
 def _published_shape(name: str, tensor: Tensor) -> tuple[int, ...]:
-    """Theirs of one of our tensors: 1×1 convolutions for our products, k·d rows where we have (k, d)."""
+    """The published shape of one of our tensors: 1×1 convolutions for our products, k·d rows where we have (k, d)."""
     if name.endswith((".A_log", ".D")):
         return tuple(tensor.flatten(0, 1).shape)
     if re.search(r"\.(before|after|merge)\.weight$", name):

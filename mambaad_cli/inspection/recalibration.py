@@ -1,4 +1,4 @@
-"""Predictions of good images that were not trained on -> new thresholds of a fitted model, without training."""
+"""Predictions of good images not used for training -> new thresholds of a fitted model, without training."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ from mambaad_cli.files import shown
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Prediction
 
-PLAIN_NAMES = {"good", "ok", "normal", "train", "training", "images"}  # of folders, which name no product
+PLAIN_NAMES = {"good", "ok", "normal", "train", "training", "images"}  # of folders; these are not products
 
 
 def recalibrate(
@@ -21,12 +21,12 @@ def recalibrate(
 ) -> None:
     """Take the thresholds of `model` from the scores of these good images; products without any keep theirs.
 
-    With `new_size` the model was fitted at another size of images: then all scores of before are worth nothing, and the
-    limit of what is recognised is set anew as well. A model that knows no product yet, such as an imported one, gets
-    one named by each image's sub-folder, or by `folder`. Images that cannot be used are told to `on_left_out`.
+    `new_size` says that the model was fitted at another image size. Then all earlier scores are dropped, and the limit
+    beyond which an image is unknown is set anew as well. A model that knows no product yet, such as an imported one,
+    gets one for each sub-folder, or one named like `folder`. `on_left_out` is called for images that cannot be used.
 
-    Raises MambaADError, and leaves the model as it was, where no image can be used, and where it cannot be told which
-    product an image shows.
+    Raises MambaADError, and leaves the model as it was, where no image can be used, and where the product of an image
+    cannot be determined.
     """
     scores: dict[str, list[float]] = {}
     distances: list[float] = []
@@ -42,7 +42,7 @@ def recalibrate(
         distances += [] if one.distance is None else [one.distance]
     if not scores:
         raise MambaADError(f"no readable image in {shown(folder)}: the model stays as it was")
-    if not new_size:  # scores of training images say nothing once there are others
+    if not new_size:  # scores of training images are dropped, because there are better ones now
         scores = {name: own for name, own in model.scores.items() if name in model.held_out} | scores
     model.scores, model.held_out = scores, set(scores)
     model.trained_on = {name: model.trained_on.get(name, 0) for name in {**model.trained_on, **scores}}
@@ -51,7 +51,7 @@ def recalibrate(
 
 
 def _product(model: FittedModel, one: Prediction, folder: Path) -> str:
-    """The product of a good image: told by its folder, recognised, or of a model that knows none, its folder's name."""
+    """The product of a good image: given by its folder, or recognised; its folder's name if the model knows none."""
     if not model.trained_on:
         return one.class_name or shown(one.file.group) or product_name(folder)
     if not one.class_name and one.verdict != "unknown":
@@ -63,9 +63,9 @@ def _product(model: FittedModel, one: Prediction, folder: Path) -> str:
 
 
 def product_name(folder: Path) -> str:
-    """What a folder of good images is called: the nearest name on its path that says more than `good`.
+    """The product's name for a folder of good images: the last part of its path that is not a plain name like `good`.
 
-    A symbolic link counts by its own name.
+    A symbolic link counts by its own name, not its target's.
 
     >>> product_name(Path("parts/nut/train/good"))
     'nut'

@@ -1,7 +1,7 @@
-"""Which product an image shows, told by the encoder's features alone.
+"""Which product an image shows, from the encoder's features alone.
 
-Linear discriminant analysis: an image's signature is compared with the mean of each product by the Mahalanobis distance
-of the covariance that all products share, shrunk towards its diagonal because there are fewer images than dimensions.
+Linear discriminant analysis: the signature of an image is compared with the mean of each product by the Mahalanobis
+distance. All products share one covariance, shrunk towards its diagonal because there are fewer images than dimensions.
 
 Letters: n images, k products, s dimensions of a signature.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 0.1  # of the covariance
-ROOM = 1.5  # an image is unknown farther out than so many times the farthest good image: defects need room
+ROOM = 1.5  # limit of what is recognised, in units of the largest squared distance of good images
 
 
 class Recognised(NamedTuple):
@@ -25,7 +25,7 @@ class Recognised(NamedTuple):
 
 
 class Recogniser(NamedTuple):
-    """What tells k products from each other."""
+    """Distinguishes k products."""
 
     names: list[str]
     means: Tensor  # (k, s)
@@ -33,7 +33,7 @@ class Recogniser(NamedTuple):
     limit: float  # squared distance beyond which no product is recognised
 
     def __call__(self, signatures: Tensor) -> list[Recognised]:
-        """Of each signature (n, s) the nearest product."""
+        """The nearest product of each signature (n, s)."""
         nearest = self.distances(signatures).topk(min(2, len(self.names)), largest=False)
         return [
             Recognised(self.names[found[0]], float(1 - far[0] / far[-1]) if len(far) > 1 else 1.0, far[0] <= self.limit)
@@ -46,7 +46,7 @@ class Recogniser(NamedTuple):
         return ((offsets @ self.precision) * offsets).sum(-1)
 
     def with_limit_of(self, distances: Sequence[float]) -> "Recogniser":
-        """The same with its limit from the squared distances of good images that the means do not know."""
+        """The same, with its limit from the squared distances of good images that the means were not computed from."""
         return self._replace(limit=ROOM * max(distances))
 
 
@@ -57,9 +57,9 @@ def signature(features: Sequence[Tensor]) -> Tensor:
 
 
 def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> Recogniser:
-    """From signatures (n, s) and the product of each.
+    """A Recogniser from signatures (n, s) and the product of each.
 
-    The limit comes from images that the means do not know: from the `held_out` ones, and from each of the others with
+    The limit comes from images that the means were not computed from: the `held_out` ones, and each of the others with
     the mean that its product would have without it.
 
     >>> points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
@@ -80,5 +80,5 @@ def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> 
     recogniser = Recogniser(products, means.float(), torch.linalg.inv(covariance).float(), 0.0)
     own = recogniser.distances(signatures.float()).gather(1, labels[:, None])[:, 0]
     count = torch.bincount(labels[taught], minlength=len(products))[labels]
-    left_out = torch.where(taught & (count > 1), count / (count - 1).clamp(min=1), 1.0)  # moves the mean that much away
+    left_out = torch.where(taught & (count > 1), count / (count - 1).clamp(min=1), 1.0)  # distance to a mean without it
     return recogniser.with_limit_of((own * left_out.square()).tolist())

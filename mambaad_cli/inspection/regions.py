@@ -1,4 +1,4 @@
-"""An anomaly map and a threshold -> what is wrong and where: connected regions, in the pixels of the original image.
+"""An anomaly map and a threshold -> where an image is anomalous: connected regions in pixels of the original image.
 
 Letters: h × w values of the map, which covers its whole picture of H × W pixels. Pixels count from 0 at the top left.
 """
@@ -18,7 +18,7 @@ class Region(NamedTuple):
     area: int  # pixels, at least 1
     peak: float  # the highest value of the map in it
     peak_at: tuple[int, int]  # x, y
-    centre: tuple[int, int]  # x, y, the mean of its pixels: outside it where it is bent
+    centre: tuple[int, int]  # x, y, the mean of its pixels; it may lie outside a bent region
 
 
 def find_regions(
@@ -59,7 +59,7 @@ def _pixel(at: tuple[float, float]) -> tuple[int, int]:
 
 
 def json_object(region: Region) -> dict[str, Any]:
-    """What a program is told of a region.
+    """A region as a JSON object.
 
     >>> json_object(Region((10, 10, 20, 10), 200, 8.0, (25, 15), (20, 15)))["peak"]
     {'value': 8.0, 'x': 25, 'y': 15}

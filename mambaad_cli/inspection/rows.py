@@ -25,11 +25,11 @@ from mambaad_cli.inspection.regions import json_object
 COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")
 STYLES = {"anomalous": "red", "review": "yellow", "unknown": "magenta", "good": "green", "error": "magenta"}
 WORST = 50  # rows of the table; all of them are in --csv
-BAR, FULL = 24, 4.0  # characters of a bar; it is full so many spans above the threshold
+BAR, FULL = 24, 4.0  # characters of a bar; it is full this many spans above the threshold
 
 
 def row(prediction: Prediction, regions: bool = False) -> dict[str, Any]:
-    """One image's row; what is not known is None. With `regions`, for JSON, what exceeds the threshold as well."""
+    """The row of one image; unknown values are None. With `regions`, for JSON, it lists the regions as well."""
     values = (
         str(prediction.file.path),
         prediction.class_name,
@@ -53,7 +53,7 @@ def csv_line(values: Iterable[Any]) -> str:
     "'=1+1.png,12.3457,,a\n"
     """
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(_cell(value) for value in values)  # quotes what holds either
+    csv.writer(line, lineterminator="\r\n").writerow(_cell(value) for value in values)  # quotes text with \r or \n
     return line.getvalue()[:-2] + "\n"
 
 
@@ -76,11 +76,11 @@ def _plain(value: Any) -> Any:
         return [_plain(own) for own in value]
     if not isinstance(value, float):
         return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON knows no infinity
+    return float(f"{value:.6g}") if math.isfinite(value) else None  # JSON has no infinity
 
 
 class Lines:
-    """Where rows go, each flushed as it comes: stdout or a file. A line that the disk cuts short is taken back."""
+    """Where rows go: stdout or a file. Each is flushed at once. A line that was only partly written is removed."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -90,7 +90,7 @@ class Lines:
     def __enter__(self) -> "Lines":
         if self.path is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names need not be text
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # file names may be any bytes
             return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,16 +118,16 @@ class Lines:
             return
         try:
             self.file.close()
-        except OSError:  # what could not be flushed; said already
+        except OSError:  # rows that could not be flushed; write has reported it
             os.truncate(self.path, self.whole)
 
 
 def write_rows(
     predictions: Iterable[Prediction], path: Path | None, as_json: bool, regions: bool = False
 ) -> "Counter[str]":
-    """Stream one row an image to stdout or a file, CSV with a header or JSON lines; returns the verdicts.
+    """Stream one row per image to stdout or a file, CSV with a header or JSON lines; returns the verdicts.
 
-    With `regions`, which takes JSON, each row holds what exceeds the threshold.
+    With `regions`, which needs JSON, each row lists the regions above the threshold.
     """
     counts: Counter[str] = Counter()
     with Lines(path) as lines:
@@ -141,7 +141,7 @@ def write_rows(
 
 
 def worst_first(predictions: Iterable[Prediction], counts: "Counter[str]") -> Iterator[Prediction]:
-    """The images to look at first: those with an error, then the highest scores, at most `WORST`; counts verdicts."""
+    """The images to look at first: those with an error, then the highest scores, at most `WORST`. Counts verdicts."""
 
     def seen() -> Iterator[Prediction]:
         for one in predictions:
@@ -152,7 +152,7 @@ def worst_first(predictions: Iterable[Prediction], counts: "Counter[str]") -> It
 
 
 def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter[str]":
-    """A table for people, worst first, each score with a bar that fills half at the threshold; returns the verdicts."""
+    """A table for people, worst first, with a bar for each score, half full at the threshold; returns the verdicts."""
     counts: Counter[str] = Counter()
     rows = list(worst_first(predictions, counts))
     highest = max((one.score for one in rows if one.score is not None), default=1.0)
@@ -184,7 +184,7 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
 
 
 def bar(one: Prediction, highest: float, style: str) -> Text:
-    """The score as a bar, its middle marking the threshold; without one, the highest score fills it.
+    """The score as a bar whose middle is the threshold. Without a threshold, the highest score fills it.
 
     It grows with the distance from the threshold, since scores and thresholds may be negative.
     """

@@ -1,4 +1,4 @@
-"""Weights files of others: safetensors, or PyTorch's own without any code in them."""
+"""Weights files from elsewhere: safetensors, or PyTorch files without code in them."""
 
 import pickle
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from mambaad_cli import MambaADError
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or PyTorch file, wrapped under a key or not, `module.` cut off their names.
+    """The tensors of a safetensors or PyTorch file, which may lie under a key; `module.` is removed from their names.
 
-    PyTorch files are loaded with weights_only=True alone: code in them is refused, not run.
+    PyTorch files are loaded with weights_only=True: code in them is refused, not run.
     """
     try:
         if path.suffix == ".safetensors":

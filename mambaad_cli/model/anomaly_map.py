@@ -31,9 +31,7 @@ class ResidualStatistics(NamedTuple):
 
     mean: Tensor  # (c,)
     whitening: Tensor  # (c, c): the squared length of (difference − mean) @ whitening is its Mahalanobis distance
-    expected: (
-        Tensor  # (c + 1,): weights and constant that predict the log of the expected distance from `reconstructed`
-    )
+    expected: Tensor  # (c + 1,): weights and constant; they predict the log of the distance to expect
     moments: Tensor  # (2,): mean and standard deviation of the distances
 
 
@@ -95,7 +93,7 @@ class _Moments:
 
 
 class _Regression:
-    """Ridge regression of the log distance on the reconstructed vector, in float64. It keeps the distances themselves."""
+    """Ridge regression of the log distance on the reconstructed vector, in float64. It keeps the distances."""
 
     def __init__(self) -> None:
         self.gram = self.wanted = torch.zeros((), dtype=torch.double)
@@ -145,12 +143,12 @@ def _expected(reconstructed: Tensor, expected: Tensor) -> Tensor:
 def standardised_distances(found: Sequence[Residual], good: Sequence[ResidualStatistics]) -> list[Tensor]:
     """How unusual the residuals of each scale are for good images: (b, h, w) each, around 0.
 
-    The Mahalanobis distance replaces the cosine distance: a direction in which good images vary counts for less, and one
-    in which they do not vary counts for more. Some places are hard to reconstruct on good images too, such as a hole that the
-    border cuts off. There the distance is divided by its expected value, predicted from the reconstructed feature
+    The Mahalanobis distance replaces the cosine distance: a direction in which good images vary counts for less, one in
+    which they do not vary counts for more. Some places are hard to reconstruct on good images too, such as a hole that
+    the border cuts off. There the distance is divided by its expected value, predicted from the reconstructed feature
     (locally weighted residuals: Lei et al., JASA 2018). Each scale is then standardised by its mean and deviation on
-    good images (on rough surfaces the finest scale is grain that nothing can predict), and weighted in proportion to
-    its stride, because a defect is rarely one pixel wide.
+    good images, because on rough surfaces the finest scale is grain that nothing can predict. It is weighted in
+    proportion to its stride, because a defect is rarely one pixel wide.
     """
     maps = []
     for scale, (one, own) in enumerate(zip(found, good, strict=True)):

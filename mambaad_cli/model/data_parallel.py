@@ -98,7 +98,7 @@ class WholeBatchRandom(TorchDispatchMode):
         return rows // (self.own.stop - self.own.start) * self.n
 
     def _like_all(self, x: Tensor) -> Tensor:
-        """As many rows as all processes have, with the same order of axes in memory: numbers are drawn in that order."""
+        """The rows of all processes, with the same order of axes in memory: numbers are drawn in that order."""
         size = (self._all(x.shape[0]), *x.shape[1:])
         order = sorted(range(x.ndim), key=lambda axis: (-x.stride()[axis], axis == 0))
         whole = torch.ones([size[axis] for axis in order], dtype=x.dtype, device=x.device)

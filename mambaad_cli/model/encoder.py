@@ -142,8 +142,8 @@ def for_inference(encoder: Encoder) -> Encoder:
 class _SamePadded(nn.Module):
     """A convolution with TensorFlow's padding, without a padded copy of its input.
 
-    TensorFlow pads so that ⌈side / stride⌉ positions come out. Where the total padding is odd, it is larger by one at the
-    end. A row of zeros before the kernel makes both sides equal.
+    TensorFlow pads so that ⌈side / stride⌉ positions come out. Where the total padding is odd, it is larger by one at
+    the end. A row of zeros before the kernel makes both sides equal.
     """
 
     def __init__(self, conv: Conv2dSame) -> None:
@@ -162,7 +162,7 @@ class _SamePadded(nn.Module):
 
 
 def _activation_of(norm: nn.BatchNorm2d) -> nn.Module:
-    """What a folded batch norm leaves: timm's BatchNormAct2d also drops out and activates, a plain one does nothing else."""
+    """What is left of a folded batch norm: timm's BatchNormAct2d also drops out and activates, a plain one does not."""
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     return nn.Sequential(*rest) if rest else nn.Identity()
 

@@ -26,8 +26,8 @@ from mambaad_cli.model.scan_orders import directions as walks
 class HSSBlock(nn.Module):
     """Hybrid State Space block (section 3.3): x + DropPath(SS2D(LayerNorm(x))), (b, h, w, c) to the same.
 
-    SS2D runs a selective scan over the grid in several `directions` of one scan `order`, each with projections and states
-    of its own, then adds the results and gates them.
+    SS2D runs a selective scan over the grid in several `directions` of one scan `order`, each with projections and
+    states of its own, then adds the results and gates them.
     """
 
     def __init__(self, channels: int, order: str, directions: int, drop_path: float = 0.0, states: int = 16) -> None:
@@ -255,7 +255,7 @@ class MambaAD(nn.Module):
         return [y.permute(0, 3, 1, 2) for y in reversed(self.decoder(x, sizes))]
 
     def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
-        """A scalar that falls as good features are reconstructed better, from themselves or from corrupted ones (`seen`)."""
+        """Falls as good features are reconstructed better, from themselves or from the corrupted ones in `seen`."""
         return self.loss_function(features, self(features if seen is None else seen))
 
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:

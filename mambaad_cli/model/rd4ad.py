@@ -70,7 +70,7 @@ class ReverseDistillation(nn.Module):
 
     channels: of the encoder's maps at strides 4, 8, 16.
     bottleneck_width: width per group of 64 planes in the embedding's bottleneck blocks. 64 is what benchmarks print as
-        RD4AD (80.6 M parameters with WideResNet50-2), 128 what its authors trained (108.7 M). Basic blocks do not use it.
+        RD4AD (80.6 M parameters with WideResNet50-2), 128 what its authors trained (108.7 M). Not used by basic blocks.
     block: "basic" as in ResNet18/34, "bottleneck" as in ResNet50, "wide" as in WideResNet50-2. By default it is
         the encoder's own for the channels of ResNet34 and WideResNet50-2, and "basic" for all others. These two
         encoders end a stage in ReLU, and so does their decoder. For other encoders the decoder's stages end without

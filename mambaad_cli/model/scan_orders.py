@@ -119,8 +119,10 @@ def directions(order: str, h: int, w: int, k: int) -> np.ndarray:
     """(k, l) int32: one scan order in k directions over an h × w grid (MambaAD, section 3.3).
 
     Forward: the grid as is, transposed, rotated by 90°, rotated and transposed; then the same four backwards. 2: as is
-    and backwards; 4: also the transposed pair; 8: all. On a square of 2ⁿ two of the eight directions of Hilbert's curve,
-    and two of the boustrophedon's, repeat others; 6 leaves these two out. Raises MambaADError for an unknown order or k.
+    and backwards; 4: also the transposed pair; 8: all. On a square of 2ⁿ two of the eight directions of Hilbert's curve
+    repeat others, and so do two of the boustrophedon's; 6 leaves these two out.
+
+    Raises MambaADError for an unknown order or k.
 
     >>> directions("sweep", 2, 2, 4).tolist()
     [[0, 1, 2, 3], [0, 2, 1, 3], [3, 2, 1, 0], [3, 1, 2, 0]]

@@ -150,7 +150,7 @@ class UniAD(nn.Module):
 
 
 def neighbour_mask(h: int, w: int, neighbourhood: int = 7) -> Tensor:
-    """Which positions of an h × w grid are hidden from which: (l, l) bool, the row is the position that attends, True means hidden.
+    """Which positions of an h × w grid are hidden from which: (l, l) bool, a row per attending position, True = hidden.
 
     A position's `neighbourhood` × `neighbourhood` square (odd) is hidden. On a grid so small that some position would
     see nothing, the square shrinks until every position sees something; a grid of one position hides nothing.

@@ -1,4 +1,4 @@
-"""What good images tell once a training is over: residual statistics, how products differ, scores for thresholds."""
+"""What is computed from good images after a training: residual statistics, the recogniser, scores for thresholds."""
 
 import itertools
 import math
@@ -17,15 +17,15 @@ from mambaad_cli.training.features import Features, encoded
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import split
 
-LOOKED_AT = 160  # good images of a class, nudged views among them, that tell what is normal
-Pixels = Callable[[int], Tensor | None]  # of an image, (3, H, W) in 0 … 1, by its number; None where it is gone
+LOOKED_AT = 160  # good images of a class, including nudged views, that give its statistics
+Pixels = Callable[[int], Tensor | None]  # of an image, (3, H, W) in 0 … 1, by its number; None if it no longer exists
 
 
 class GoodImages(NamedTuple):
-    """The images of a training, by number: those that the model carried, then the new ones."""
+    """The images of a training, by number: first those that the model carries, then the new ones."""
 
     features: Features
-    names: list[str]  # product of each
+    names: list[str]  # the product of each
     train: list[int]  # learnt from
     held_out: list[int]  # kept for the threshold
     pixels: Pixels
@@ -33,10 +33,10 @@ class GoodImages(NamedTuple):
 
 @torch.inference_mode()
 def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptions) -> None:
-    """Set what the model knows of good images beside its weights.
+    """Set what the model knows of good images besides its weights.
 
-    Where images are held out, a class without any keeps the scores that it had, which then promise nothing; where none
-    are, the scores come from the training images, and promise nothing either.
+    If images are held out, a class without any keeps its earlier scores, which then promise nothing. If none are held
+    out, the scores come from the training images, and promise nothing either.
     """
     model.detector.eval()
     model.statistics = {}
@@ -56,9 +56,9 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
 def statistics_of(
     model: FittedModel, good: GoodImages, chosen: Sequence[int], recipe: Recipe, run: RunOptions
 ) -> list[ResidualStatistics]:
-    """Of the residuals of good images of one class, one a scale, from LOOKED_AT of them or so.
+    """Statistics of the residuals of good images of one class, one per scale, from about LOOKED_AT images.
 
-    Where there are fewer, nudged views of their pixels join them: not trained on, as the next photo is not.
+    If there are fewer, nudged views of them are added. Like new photos, these were not used for training.
     """
     chosen = chosen[:: math.ceil(len(chosen) / LOOKED_AT)]
     some = chosen[: LOOKED_AT - len(chosen)]
@@ -75,7 +75,7 @@ def statistics_of(
 
 
 def scores_of(model: FittedModel, good: GoodImages, chosen: Sequence[int], run: RunOptions) -> dict[str, list[float]]:
-    """Image scores of cached images by class, each as one of its class."""
+    """Image scores of cached images by class; each image is scored as one of its class."""
     scores: dict[str, list[float]] = {}
     done = 0
     for batch in good.features.batches(chosen, run.device):

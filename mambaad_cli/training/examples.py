@@ -1,4 +1,4 @@
-"""Good images that a model carries with it, so that products can be added later without the old photos."""
+"""Good images that a model file carries, so that products can be added later without the old photos."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from mambaad_cli.inspection.fitted_model import Example
 from mambaad_cli.model.settings import Settings
 from mambaad_cli.training.splits import evenly_spread
 
-EXAMPLES = 64  # to train on, and as many held-out ones, of each class at most
+EXAMPLES = 64  # at most, of each class, for training, and as many held-out ones
 
 
 def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Iterable[int]) -> list[int]:
-    """The images that the model carries with it: of each class a few of both kinds, evenly spread."""
+    """The images that the model will carry: of each class some of both kinds, evenly spread."""
     kept: list[int] = []
     for name in dict.fromkeys(names):
         for group in (dict.fromkeys(train), sorted(held_out)):
@@ -28,7 +28,7 @@ def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Itera
 
 
 def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> Example | None:
-    """An image as the encoder sees it, as a PNG: nothing is lost of 8-bit images. None where it is gone meanwhile."""
+    """An image as the encoder sees it, as a PNG, without loss for 8-bit images. None if the file no longer exists."""
     pixels, box = read_as_seen(path, settings)
     if pixels is None:
         return None
@@ -37,13 +37,13 @@ def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> 
 
 
 def read_as_seen(path: Path, settings: Settings) -> tuple[Tensor | None, Box | None]:
-    """A file as the encoder sees it; None where it is gone meanwhile: the training is worth more than that."""
+    """A file as the encoder sees it. None if it no longer exists: this must not stop a training."""
     one = next(iter(read_ahead([path], settings.size, settings.letterbox, 1)))
     return (None, None) if isinstance(one, ImageError) else (one.pixels, one.box)
 
 
 def pixels_of(one: Example, size: tuple[int, int]) -> Tensor:
-    """What the encoder saw, (3, H, W) in 0 … 1, scaled to `size` where the model was calibrated for another since."""
+    """What the encoder saw, (3, H, W) in 0 … 1, scaled to `size` if the model was calibrated for another size later."""
     picture = cv2.imdecode(one.png.numpy(), cv2.IMREAD_COLOR)
     if picture is None:
         raise MambaADError(f"the model's examples of {one.class_name} are damaged: fit it anew")
@@ -54,7 +54,7 @@ def pixels_of(one: Example, size: tuple[int, int]) -> Tensor:
 
 
 def box_of(one: Example, size: tuple[int, int]) -> Box | None:
-    """Where the image lies in what `pixels_of` gives."""
+    """Where the image lies in the result of `pixels_of`."""
     picture = cv2.imdecode(one.png.numpy(), cv2.IMREAD_COLOR) if one.box else None
     if one.box is None or picture is None or picture.shape[:2] == size:
         return one.box

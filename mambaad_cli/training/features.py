@@ -30,7 +30,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Features:
     """The encoder's features of n images, in memory or in a file, fp32 or bf16.
 
-    stages   (n · views, h, w, c) each: of each image itself, then of its moved views
+    stages   (n · views, h, w, c) each: for each image first the image itself, then its moved views
     """
 
     def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: int = 1) -> None:
@@ -39,16 +39,16 @@ class Features:
         self.views = views
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
-        """Those of some images: one (b, c, h, w) a stage, channels last in memory, float32."""
+        """The features of some images: one (b, c, h, w) per stage, channels last in memory, float32."""
         return self._rows(chosen * self.views)
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
-        """The same, of a view of each at random."""
+        """The same, for a random view of each image."""
         first = chosen * self.views
         return self._rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
 
     def batches(self, chosen: Sequence[int], device: str) -> Iterator[list[Tensor]]:
-        """Those of some images, a batch at a time, on the device."""
+        """The features of some images, a batch at a time, on the device."""
         for start in range(0, len(chosen), ENCODED):
             yield [stage.to(device) for stage in self[torch.tensor(chosen[start : start + ENCODED])]]
 
@@ -70,16 +70,16 @@ def features_of_files(
     views_for: Callable[[int], int] = lambda images: 1,
     flips: bool = False,
 ) -> tuple[Features, list[int]]:
-    """Run the encoder once over the files: its features and the indices of the files that could be read.
+    """Run the encoder once over the files; return its features and the indices of the files that could be read.
 
-    Each image has as many views as `views_for` says of that many images; with `flips` moved views are mirrored as well.
+    `views_for` gives the number of views per image for a number of images. With `flips` moved views are mirrored too.
     """
     progress = progress or Progress()
     features, readable = _encode_files(model, files, run, progress, views_for(len(files)), flips)
     views = views_for(len(readable))
     if not readable or views == features.views:
         return features, readable
-    # files that cannot be read leave no trace: the views are those of the readable ones alone
+    # files that cannot be read must not change the result: the views are those for the readable ones alone
     features, _ = _encode_files(model, [files[i] for i in readable], run, Progress(), views, flips)
     return features, readable
 
@@ -106,7 +106,7 @@ def _encode_files(
 
 
 def features_of_examples(model: FittedModel, run: RunOptions, views: int = 1) -> Features:
-    """Features of the images that the model carries, and of `views` less one moved views of each."""
+    """Features of the images that the model carries: of each image itself and of `views` − 1 moved views."""
     size = model.settings.size
     pictures = (view for i, one in enumerate(model.examples) for view in with_moved(pixels_of(one, size), views, i))
     stages = encoded(model, pictures, views * len(model.examples), run)
@@ -115,7 +115,7 @@ def features_of_examples(model: FittedModel, run: RunOptions, views: int = 1) ->
 
 @torch.inference_mode()
 def encoded(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> list[Tensor]:
-    """The encoder's features of at most so many pictures (3, H, W): one (n, h, w, c) a stage, cached as `run` says."""
+    """The encoder's features of at most `most` pictures (3, H, W): one (n, h, w, c) per stage, cached as `run` says."""
     stages: list[Tensor] = []
     folded, pictures, done = model.for_inference(), iter(pictures), 0
     while some := list(itertools.islice(pictures, ENCODED)):
@@ -128,13 +128,13 @@ def encoded(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunO
 
 
 def _room(n: int, shapes: Sequence[tuple[int, ...]], run: RunOptions) -> list[Tensor]:
-    """Uninitialised (n, h, w, c) tensors: in memory, or in an unnamed temporary file where they are large."""
+    """Uninitialised (n, h, w, c) tensors: in memory, or in an unnamed temporary file if they are large."""
     dtype, sizes = DTYPES[run.cache_dtype], [n * math.prod(shape) for shape in shapes]
     needed = dtype.itemsize * sum(sizes)
     if needed <= run.cache_memory:
         return [torch.empty(n, *shape, dtype=dtype) for shape in shapes]
     folder = tempfile.gettempdir()
-    if needed > (free := shutil.disk_usage(folder).free):  # a disk that fills under a mapping kills the process
+    if needed > (free := shutil.disk_usage(folder).free):  # if the disk fills up under a mapping, the process is killed
         raise MambaADError(
             f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: set TMPDIR to "
             "a larger disk, or give --cache-dtype bf16 or --cache-memory"
@@ -148,4 +148,4 @@ def _mapped(size: int, dtype: torch.dtype) -> Tensor:
     try:
         return torch.from_file(path, shared=True, size=size, dtype=dtype)
     finally:
-        Path(path).unlink()  # the mapping keeps it until we end, however we end
+        Path(path).unlink()  # the mapping keeps the data until the process ends

@@ -1,4 +1,4 @@
-"""Good images in, a calibrated model out: one sequence for a new model and for products added to one."""
+"""Good images in, a calibrated model out: the same steps for a new model and for products added to a model."""
 
 import math
 from collections import Counter
@@ -34,16 +34,16 @@ def fit(
     run: RunOptions | None = None,
     progress: Progress | None = None,
 ) -> FittedModel:
-    """Train one model on good images, one class name a file, by a recipe.
+    """Train one model on good images by a recipe; `classes` holds one class name for each file.
 
-    A checkpoint is written every half minute; a resumed training ends with the weights of one that was never stopped.
+    A checkpoint is written every half minute. A resumed training ends with the same weights as one that never stopped.
 
-    With folds no image is lost to the threshold: it comes from that many short trainings, each of which scores the
-    images that it did not see, and the model itself learns from all (cross-conformal prediction: Vovk, Annals of
+    With folds no image is lost to the threshold: it comes from that many shorter trainings, each of which scores the
+    images that it did not see, and the model itself learns from all images (cross-conformal prediction: Vovk, Annals of
     Mathematics and Artificial Intelligence 2015). Its promise is then only nearly exact.
 
-    Under torchrun each process trains on its share of each batch, as one process would on the whole but for rounding;
-    the first alone writes checkpoints and calibrates, the others' models have no scores.
+    Under torchrun each process trains on its share of each batch, with the same result as one process except for
+    rounding. Only the first one writes checkpoints and calibrates; the models of the others have no scores.
 
     Raises MambaADError for fewer than three readable images, for a checkpoint of another training, and where the
     temporary folder is too small for the features.
@@ -67,9 +67,9 @@ def add(
     """Teach a fitted model new products, or more images of those it knows, by its own recipe unless one is given.
 
     Half of what it trains on are the images of the other products that it carries, so that these are not forgotten
-    (rehearsal: Robins, Connection Science 1995). Thresholds are set anew from images that it carries and was never
-    trained on. A product that has none, because it was fitted with folds or from very few images, keeps the threshold
-    that it had, which then promises nothing.
+    (rehearsal: Robins, Connection Science 1995). Thresholds are set anew from images that it carries and was
+    never trained on. A product that has none, because it was fitted with folds or from very few images, keeps its
+    threshold, which then promises nothing.
 
     Raises MambaADError for a model without examples, and for fewer than three readable images.
     """
@@ -93,7 +93,7 @@ def _teach(
     run: RunOptions,
     progress: Progress,
 ) -> FittedModel:
-    """Encode the images, split them, train, describe what is good, and keep examples."""
+    """Encode the images, split them, train, compute what describes good images, and keep examples."""
     model.precision = run.precision
     if run.checkpoint_activations:
         recompute_activations(model.detector)
@@ -158,7 +158,7 @@ def _good_images(
 
 
 def _balanced(train: Sequence[int], carried: int) -> list[int]:
-    """The images to train on, where the first `carried` are old: as many old as new, the fewer taken more often.
+    """The images to train on, where the first `carried` are old: as many old as new, so the fewer are repeated.
 
     >>> _balanced([0, 1, 2, 3, 4], 3)
     [0, 1, 2, 3, 4, 3]
@@ -169,7 +169,7 @@ def _balanced(train: Sequence[int], carried: int) -> list[int]:
 
 
 def _on_whole(progress: Progress, loop: TrainingLoop, folds: int, before: int) -> OnStep:
-    """Tells `progress` of a step of one training as one of the whole work: the model's own steps, then the folds'."""
+    """Reports steps of one training to `progress` as steps of the whole work: the model's own, then the folds'."""
 
     def on_step(step: int, steps: int, loss: float, images: int) -> None:
         progress.step(before + step, loop.steps + folds * _fold_steps(loop), loss, images)
@@ -186,7 +186,7 @@ def _cross_fitted_scores(
 ) -> dict[str, list[float]]:
     """Scores of all images, by class, each from a model that was trained on the other folds alone.
 
-    What is finished is in the checkpoint, so that a stopped training resumes with the next fold.
+    Finished folds are in the checkpoint, so that a stopped training resumes with the next fold.
     """
     recipe, steps = loop.recipe, _fold_steps(loop)
     parts = folds_of(good.names, recipe.folds, recipe.seed)

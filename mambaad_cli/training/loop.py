@@ -31,12 +31,12 @@ from mambaad_cli.training.features import Features
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_from
 
 SAVE_EVERY = 30.0  # seconds between checkpoints
-TIMED = 5  # steps that tell how many fit into a given time
+TIMED = 5  # steps that are timed to find how many fit into the given time
 OnStep = Callable[[int, int, float, int], None]  # step, steps, loss, images of the batch
 
 
 class TrainingLoop:
-    """One training: everything that changes from step to step, so that it can stop and go on."""
+    """One training, with all that changes from step to step, so that it can be stopped and resumed."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class TrainingLoop:
         self.steps = recipe.steps_for(len(train), self.batch)
         self.optimizer = detector.optimizer(recipe.lr)
         self.step = 0
-        self.fold_scores: list[dict[str, list[float]]] = []  # of folds that were trained after this
+        self.fold_scores: list[dict[str, list[float]]] = []  # of the folds, which are trained afterwards
         self.order: tuple[int, Tensor] = (-1, self.images)  # of one epoch
         if distributed.world() > self.batch:
             raise MambaADError(
@@ -64,11 +64,11 @@ class TrainingLoop:
 
     @property
     def batch(self) -> int:
-        """Images a step."""
+        """Images per step."""
         return min(self.recipe.batch, len(self.images))
 
     def train(self, on_step: OnStep) -> None:
-        """Run to the last step, or as many as fit into the recipe's minutes."""
+        """Run all steps, or as many as fit into the recipe's minutes."""
         checkpoint = self.run.checkpoint
         if self.run.resume and checkpoint is not None and checkpoint.exists():
             self.restore(checkpoint)
@@ -117,7 +117,7 @@ class TrainingLoop:
         return float(loss)
 
     def chosen(self, step: int) -> Tensor:
-        """The images of a step's batch: each epoch in an order of its own, one after the other without a gap."""
+        """The images of a step's batch. Each epoch has a random order of its own, and epochs follow without a gap."""
         n, batch = len(self.images), self.batch
         positions = range(step * batch, (step + 1) * batch)
         return torch.stack([self.order_of(position // n)[position % n] for position in positions])
@@ -165,7 +165,7 @@ class TrainingLoop:
                 raise MambaADError(f"cannot write {path}: {error}") from error
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises MambaADError for one that is damaged, or of another training."""
+        """Continue from a checkpoint. Raises MambaADError for one that is damaged or of another training."""
         facts = _checkpoint_facts(path)
         if facts.get("fingerprint") != self.fingerprint:
             raise MambaADError(f"{path} is a checkpoint of other images or settings: fit without --resume")
@@ -204,7 +204,7 @@ def _nested(flat: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 
 def _random_state(device: str) -> dict[str, Tensor]:
-    """The states of the generators that a step draws from."""
+    """The states of the random generators that a step uses."""
     state = {"cpu": torch.get_rng_state()}
     return state | {"cuda": torch.cuda.get_rng_state(device)} if device.startswith("cuda") else state
 
@@ -216,7 +216,7 @@ def _set_random_state(state: dict[str, Tensor], device: str) -> None:
 
 
 def recompute_activations(detector: Detector) -> None:
-    """Let those parts of a detector that can forget what they computed until the backward pass asks for it."""
+    """Let the parts of a detector that can do so drop their activations and compute them again in the backward pass."""
     parts = [module for module in detector.modules() if hasattr(module, "recompute")]
     if not parts:
         raise MambaADError("--checkpoint-activations is for the detector mambaad: leave it out")
@@ -242,7 +242,7 @@ def lr_factor(schedule: str, progress: float) -> float:
 
 @contextmanager
 def _whole_steps() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits to be asked for at the end of a step: half of one could be neither kept nor repeated."""
+    """Ctrl-C takes effect at the end of a step, because half a step could be neither kept nor repeated."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -255,8 +255,10 @@ def _whole_steps() -> Iterator[Callable[[], bool]]:
 
 
 def fingerprint(model: FittedModel, files: Sequence[ImageFile], classes: Sequence[str], recipe: Recipe) -> str:
-    """Tells one training from another: the images' names, classes and bytes, the settings, the encoder's weights, and
-    the recipe but for what a resumed training takes from the stopped one or may change freely."""
+    """Identifies a training by the names, classes and bytes of its images, its settings, encoder and recipe.
+
+    It leaves out the choices that a resumed training takes from the stopped one, and those that may change freely.
+    """
     free = {"batch", "lr", "epochs", "max_minutes", "max_false_reject", "keep_examples"}
     choices = {name: value for name, value in as_dict(recipe).items() if name not in free}
     named = [[str(file.path), name] for file, name in zip(files, classes, strict=True)]
@@ -269,7 +271,7 @@ def fingerprint(model: FittedModel, files: Sequence[ImageFile], classes: Sequenc
 
 
 def _digest(path: Path) -> bytes:
-    """Of a file's content; of nothing where it cannot be read."""
+    """The digest of a file's content; that of no bytes if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:

@@ -10,35 +10,35 @@ from mambaad_cli import MambaADError
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.settings import PRESETS, Settings
 
-MOST_STEPS = 2000  # unless epochs or minutes are given
+MOST_STEPS = 2000  # at most, unless epochs or minutes are given
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the learning rate, when a product is added
-ADDING_VIEWS = 2  # times the moved views, which old and new images share
+ADDING_VIEWS = 2  # factor on the moved views, which old and new images share
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a detector is trained on good images. `epochs` and `max_minutes` take the place of `steps` where given."""
 
-    batch: int  # images a step
+    batch: int  # images per step
     lr: float  # learning rate
     schedule: Literal["constant", "step", "cosine"]  # step: × 0.1 at 80 %, as in the paper; cosine: warm-up, then to 0
-    steps: int = 0  # optimisation steps, to which
-    steps_per_image: float = 0.0  # so many for each image are added
+    steps: int = 0  # optimisation steps
+    steps_per_image: float = 0.0  # additional steps for each image
     epochs: int | None = None  # how often each image is seen
-    max_minutes: float | None = None  # of training
-    clip: float = 5.0  # largest norm of a step's gradient
-    views: int = 0  # moved views that extend a smaller set of images to about so many
-    flips: bool = False  # good parts may also lie mirrored
+    max_minutes: float | None = None  # of training, in place of steps
+    clip: float = 5.0  # largest norm of the gradient of a step
+    views: int = 0  # moved views extend a smaller set of images to about this many
+    flips: bool = False  # good parts may also be mirrored
     cut_paste: bool = False  # the detector restores good features from corrupted ones, see data.augmentation
-    distance: Literal["published", "mahalanobis"] = "published"  # that the anomaly map measures
-    expected_distance: bool = False  # a Mahalanobis distance is divided by what is to be expected at such a place
-    folds: int = 0  # short trainings more, from which the threshold comes; 0: some images are held out for it
+    distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
+    expected_distance: bool = False  # Mahalanobis distances are divided by their expected value, see anomaly_map
+    folds: int = 0  # shorter trainings that give the threshold; 0: some images are held out for it
     max_false_reject: float = 0.01  # the share of good images that the threshold may reject
-    keep_examples: bool = True  # some images stay in the model file, for `add`
+    keep_examples: bool = True  # keep some images in the model file, for `add`
     seed: int = 42
 
     def steps_for(self, images: int, batch: int) -> int:
-        """Steps of a training on so many images in batches of `batch`.
+        """Steps of a training on this number of images in batches of `batch`.
 
         >>> [RECIPES["small"].steps_for(n, 8) for n in (10, 100, 10**6)], RECIPES["paper"].steps_for(160, 16)
         ([318, 475, 2000], 10000)
@@ -61,7 +61,7 @@ class Recipe:
         )
 
 
-# Ours for minutes on a laptop, section 4.1 of the paper, and the baselines as published; see model.settings.PRESETS
+# Ours, for minutes on a laptop; the paper's, section 4.1; and the baselines as published. See model.settings.PRESETS.
 RECIPES: dict[str, Recipe] = {
     "small": Recipe(
         batch=8,
@@ -83,8 +83,8 @@ RECIPES: dict[str, Recipe] = {
 def recipe_of(model: FittedModel) -> Recipe:
     """The recipe that a model was trained by.
 
-    Files of format 1 do not hold it: then it is the preset's that has the model's detector and loss, with the distance
-    that the model measures. Raises MambaADError for a recipe of a newer version.
+    Files of format 1 do not hold it. Then it is the recipe of the preset that has the model's detector and loss, with
+    the distance that the model measures. Raises MambaADError for a recipe of a newer version.
     """
     if model.recipe:
         return recipe_from(model.recipe, "the model")
@@ -101,7 +101,7 @@ def recipe_of(model: FittedModel) -> Recipe:
 
 
 def recipe_from(choices: Mapping[str, Any], source: str) -> Recipe:
-    """A recipe as it was written into the file of `source`. Raises MambaADError where it has choices not known here."""
+    """A recipe as it was written into the file of `source`. Raises MambaADError for choices that are not known."""
     known = {one.name for one in fields(Recipe)}
     if unknown := sorted(set(choices) - known):
         raise MambaADError(f"{source} was trained by another version of mambaad, which knew {', '.join(unknown)}")
@@ -118,16 +118,16 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a training runs. None of it changes what is learnt, but for rounding."""
+    """Where and how a training runs. These options do not change what is learnt, except for rounding."""
 
     device: str = "cpu"
     precision: str = "fp32"  # of matrix products: fp32 or bf16
-    encoder_weights: Path | None = None  # a local file; else the package of the encoder, or timm's hub or cache
-    cache_dtype: str = "fp32"  # of cached features: fp32, or bf16 in half the room
+    encoder_weights: Path | None = None  # a local file; else from the encoder's package, or timm's hub or cache
+    cache_dtype: str = "fp32"  # of cached features: fp32, or bf16 in half the space
     cache_memory: int = 4 * 10**9  # bytes of features kept in memory; more go to a memory-mapped temporary file
-    checkpoint_activations: bool = False  # the backward pass computes again what it would else find in memory
-    checkpoint: Path | None = None  # written every half minute, for the caller to remove once the model is safe
-    resume: bool = False  # go on from that checkpoint
+    checkpoint_activations: bool = False  # compute activations again in the backward pass, to save memory
+    checkpoint: Path | None = None  # written every half minute; the caller removes it once the model is saved
+    resume: bool = False  # continue from that checkpoint
 
 
 def preset(name: str) -> tuple[Settings, Recipe]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-HELD_OUT = 5  # one image of so many is kept for the threshold
+HELD_OUT = 5  # one image in this many is kept for the threshold
 
 
 def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out: of each class with five images or more a fifth, chosen by the seed.
+    """Indices to train on and to hold out: a fifth of each class with at least five images, chosen by the seed.
 
     >>> train, held_out = split(["nut"] * 10 + ["bolt"] * 4, seed=0)
     >>> len(train), len(held_out), max(held_out) < 10
@@ -37,7 +37,7 @@ def folds_of(classes: Sequence[str], folds: int, seed: int) -> list[list[int]]:
 
 
 def evenly_spread(chosen: Sequence[int], most: int) -> list[int]:
-    """At most so many of them, evenly spread.
+    """At most `most` of them, evenly spread.
 
     >>> evenly_spread([2, 3, 5, 7, 11, 13], 3)
     [2, 5, 11]

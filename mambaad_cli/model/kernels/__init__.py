@@ -1,1 +1,1 @@
-"""The selective scan and the fused norms: plain PyTorch, C, CUDA and Triton behind one signature each."""
+"""The selective scan and the fused norms: plain PyTorch, C, CUDA and Triton versions with one signature."""

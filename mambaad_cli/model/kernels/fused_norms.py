@@ -1,4 +1,4 @@
-"""Normalisations of (b, h, w, c) with their SiLU in one: on the CPU kernels (scan_cpu.c) in place of a dozen passes."""
+"""Normalisations of (b, h, w, c) fused with their SiLU: on the CPU one kernel (scan_cpu.c) replaces a dozen passes."""
 
 import ctypes
 
@@ -10,7 +10,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.model.kernels import selective_scan as scan
 
 EPS = 1e-5
-PARTS = 32  # that rows are shared out in, whatever the number of threads: sums are the same
+PARTS = 32  # rows are always divided into so many parts, so that sums do not depend on the number of threads
 
 
 def normed_silu(x: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def normed_silu_ref(x: Tensor) -> Tensor:
 
 
 def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """LayerNorm of x (b, h, w, c) over c, with weight and bias (c,), times SiLU of the gate: differentiable, as x."""
+    """LayerNorm of x (b, h, w, c) over c, with weight and bias (c,), times SiLU of the gate: (b, h, w, c)."""
     if not _in_kernel(x, gate, weight, bias):
         return gated_norm_ref(x, gate, weight, bias)
     return torch.ops.mambaad.gated_norm(x.contiguous(), gate.contiguous(), weight, bias)[0]

@@ -1,17 +1,17 @@
 """The selective scan of Mamba over a grid, in k directions at once (Gu & Dao, arXiv 2312.00752, section 3.2).
 
-Everything lies in raster order, channels last; a backend walks `order[k]` and adds its results in place, so no permuted
-copy is needed. Four backends give the same numbers: the plain reference here, the chunked PyTorch path (any device),
-the fused CPU kernel (scan_cpu.c) and the GPU's (scan_cuda.py).
+All tensors are in raster order, channels last. A backend visits the positions in the order `order[k]` and adds its
+results in place, so no permuted copy is needed. Four backends give the same numbers: the plain reference here, the
+chunked PyTorch path (any device), the fused CPU kernel (scan_cpu.c) and the GPU's (selective_scan_cuda.py).
 
 Letters: b batch, l positions, k directions, d channels, n states, r rank of dt.
     u          (b, l, d)            input
-    x          (b, l, k, r + 2n)    what the input selects: dt in its low rank, B, C
+    x          (b, l, k, r + 2n)    what depends on the input: dt at low rank, B, C
     dt_weight  (k, d, r)            dt = softplus(dt_weight · low rank + dt_bias)
     dt_bias    (k, d)
     A          (k, d, n)            negative
     D          (k, d)               skip
-    order      (k, l) int32         walks over the l positions, see orders.py
+    order      (k, l) int32         the order of the l positions in each direction, see scan_orders.py
     y          (b, l, d)            output, summed over the directions
 """
 
@@ -36,7 +36,7 @@ ISA = ("portable", "AVX2", "AVX-512")  # what scan_cpu.c was built for, by numbe
 def selective_scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> Tensor:
-    """h_t = exp(dt A) h_{t−1} + dt B u_t, y_t = C h_t + D u_t along each walk: (b, l, d), float32, differentiable."""
+    """h_t = exp(dt A) h_{t−1} + dt B u_t, y_t = C h_t + D u_t in each direction: (b, l, d), float32, differentiable."""
     tensors = [tensor.float().contiguous() for tensor in (u, x, dt_weight, dt_bias, A, D)]
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     with torch.autocast(u.device.type, enabled=False):  # the recurrence stays float32, whichever backend runs it
@@ -49,7 +49,7 @@ def selective_scan(
 def reference_scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> Tensor:
-    """The recurrence as it is written, a position at a time: what the other backends are tested against."""
+    """The recurrence as it is written, one position at a time. The other backends are tested against it."""
     dt, dtu, B, C = _along_walks(u, x, dt_weight, dt_bias, A.shape[2], order)
     h = u.new_zeros(*dt.shape[:2], *A.shape[1:])  # (b, k, d, n)
     outputs = []
@@ -64,8 +64,8 @@ def chunked_scan(
 ) -> Tensor:
     """The same with about 2·√l steps instead of l: chunks of √l positions advance side by side.
 
-    A first pass finds what each chunk does to the state that enters it, a short loop over the chunks carries the state
-    through, a second pass runs the recurrence in all chunks at once from the states that really enter them.
+    A first pass finds what each chunk does to the state that enters it. A short loop over the chunks carries the state
+    through. A second pass runs the recurrence in all chunks in parallel, from the states that really enter them.
     """
     l, n = u.shape[1], A.shape[2]
     chunk = max(1, math.isqrt(l))
@@ -94,7 +94,7 @@ def chunked_scan(
 def _along_walks(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, n: int, order: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dt and dt · u (b, k, l, d), B and C (b, k, l, n), each in the order of its direction's walk."""
+    """dt and dt · u (b, k, l, d), B and C (b, k, l, n), each in the order of its direction."""
     walks = order.long()
     along = torch.stack([x[:, walk, k] for k, walk in enumerate(walks)], 1)
     low, B, C = along.split([x.shape[-1] - 2 * n, n, n], dim=-1)
@@ -103,7 +103,7 @@ def _along_walks(
 
 
 def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
-    """(b, k, l, d) outputs along the walks, put back on the grid and summed with the skip: (b, l, d)."""
+    """(b, k, l, d) outputs in the order of each direction, put back on the grid and summed with the skip: (b, l, d)."""
     inverse = torch.argsort(order.long(), dim=1)
     return sum((y[:, k, back] for k, back in enumerate(inverse)), D.sum(0) * u)
 
@@ -115,7 +115,7 @@ def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
 def _scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """y, and the states at the borders of tiles where `keep` asks for them (backward starts from these)."""
+    """y, and with `keep` the states at the borders of tiles, from which backward starts."""
     if u.is_cuda:
         from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
@@ -162,7 +162,7 @@ def _backward(ctx, dy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
         from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
         grads = scan_cuda.selective_scan_backward(dy, *inputs)
-    elif kernel() is None:  # not inside an operator: there nothing can be differentiated
+    elif kernel() is None:  # not inside an operator, where autograd does not record
         grads = chunked_backward(dy, *inputs)
     else:
         grads = torch.ops.mambaad.selective_scan_backward(dy, border, *inputs)
@@ -175,7 +175,7 @@ _scan.register_autograd(_backward, setup_context=_save)
 def chunked_backward(
     dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients through `chunked_scan`, an image at a time so that only one image's states are ever held."""
+    """Gradients through `chunked_scan`, one image at a time, so that memory holds the states of one image only."""
     grads = [torch.zeros_like(tensor) for tensor in (u, x, dt_weight, dt_bias, A, D)]
     for image in range(dy.shape[0]):
         with torch.enable_grad():
@@ -187,13 +187,13 @@ def chunked_backward(
     return grads[0], grads[1], grads[2], grads[3], grads[4], grads[5]
 
 
-# Counted per state: dt·A, exp2, decay·h, dtu·B, +, C·h, +, and two for what is done once a channel; the paper counts
-# the same nine. Backward finds the states again (5) and then their gradients (14).
+# Counted per state: dt·A, exp2, decay·h, dtu·B, +, C·h, +, and two for what is done once per channel. The paper
+# counts the same nine. Backward computes the states again (5) and then their gradients (14).
 FORWARD, BACKWARD = 9, 5 + 14
 
 
 def scan_flops(u: Sequence[int], x: Sequence[int], A: Sequence[int], backward: bool = False) -> tuple[int, int]:
-    """FLOP of one call, from the shapes of u, x and A: of the projection of dt, a matrix product, and of the scan.
+    """FLOP of one call from the shapes of u, x and A: those of the projection of dt, a matrix product, and of the scan.
 
     >>> scan_flops((1, 64, 32), (1, 64, 8, 2 + 2 * 16), (8, 32, 16))
     (65536, 2359296)
@@ -242,7 +242,7 @@ def kernel() -> Any:
 
 
 def _torch_team() -> ctypes.c_void_p:
-    """libgomp's entry point, where torch brought libgomp into the process: its team of threads serves us too."""
+    """libgomp's entry point, if torch has loaded libgomp into the process: then the kernels use the same threads."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
     except (AttributeError, OSError, TypeError):
@@ -288,7 +288,7 @@ def _kernel_backward(
 
 
 def _call(function: str, tensors: dict[str, Tensor], groups: int = 1) -> None:
-    """Hand the tensors' addresses to the kernel; ctypes lets go of the GIL meanwhile."""
+    """Pass the tensors' addresses to the kernel; ctypes releases the GIL during the call."""
     library = kernel()
     assert library is not None
     u, A, x = tensors["u"], tensors["A"], tensors["x"]

@@ -1,13 +1,14 @@
-"""The GPU's selective scan: imported when a CUDA tensor arrives, never before.
+"""The selective scan on a GPU. This module is imported when a CUDA tensor arrives, never before.
 
-Three backends, of which the first that works is used: the CUDA scan of mamba-ssm, Triton kernels of our own, and the
-chunked PyTorch path of scan.py. "Works" is tried out: before its first use on a GPU a backend runs a small scan,
-forward and backward, and one that raises or gives other numbers than the CPU is passed over.
+There are three backends, and the first one that works is used: the CUDA scan of mamba-ssm, Triton kernels of our own,
+and the chunked PyTorch path of selective_scan.py. Before its first use on a GPU a backend runs a small scan, forward
+and backward. A backend that raises an error or gives other numbers than the CPU is not used.
 
-None of this has been run on a GPU yet. What is tested without one: the way to mamba-ssm's layout and back, the Triton
-kernels' numbers in Triton's interpreter, and that the kernels compile for NVIDIA's GPUs.
+None of this has been run on a GPU yet. The tests without one cover the conversion to mamba-ssm's layout and back, the
+numbers of the Triton kernels in Triton's interpreter, and that the kernels compile for NVIDIA GPUs.
 
-Letters, shapes and the recurrence are those of scan.py. All tensors are float32 and contiguous, `order` is int32.
+Letters, shapes and the recurrence are those of selective_scan.py. All tensors are float32 and contiguous; `order` is
+int32.
 """
 
 import importlib
@@ -43,7 +44,7 @@ def selective_scan(
 def selective_scan_backward(
     dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> Grads:
-    """Gradients of u, x, dt_weight, dt_bias, A, D from dy: (b, l, d). What forward went through is computed again."""
+    """Gradients of u, x, dt_weight, dt_bias, A, D from dy: (b, l, d). The states of forward are computed again."""
     with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
         _, _, backward = BACKENDS[chosen(u.device)]
         return backward(dy, u, x, dt_weight, dt_bias, A, D, order)
@@ -53,9 +54,9 @@ def selective_scan_backward(
 
 
 def backends() -> dict[str, str]:
-    """Each backend, the fastest first: "available", or in one line why it is not. Never raises.
+    """Each backend, the fastest first: "available", or one line that says why it is not. Never raises.
 
-    With a GPU "available" says that it gave the right numbers there; without one, only that it imports.
+    With a GPU, "available" means that it gave the right numbers there; without one, only that it can be imported.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
     return {name: _fault(name, device) or "available" for name in BACKENDS}
@@ -63,7 +64,7 @@ def backends() -> dict[str, str]:
 
 @cache
 def chosen(device: torch.device) -> str:
-    """The name of the first backend that works on a device; warns, once, where only the slow one is left."""
+    """The name of the first backend that works on a device. Warns once where only the slow one is left."""
     *fast, plain = BACKENDS
     faults = {}
     for name in fast:
@@ -76,7 +77,7 @@ def chosen(device: torch.device) -> str:
 
 
 def _fault(name: str, device: torch.device | None) -> str:
-    """What keeps a backend from being used, in one line, or "". Without a device it is imported, not tried out."""
+    """Why a backend cannot be used, in one line, or "". Without a device it is only imported, not tried."""
     modules, _, _ = BACKENDS[name]
     try:
         for module in modules:
@@ -89,8 +90,8 @@ def _fault(name: str, device: torch.device | None) -> str:
 
 
 def _try_out(name: str, device: torch.device) -> None:
-    """Run a small scan on a device; raises RuntimeError where its numbers are not the CPU's."""
-    b, l, k, d, n, r = 2, 37, 2, 24, 16, 2  # no multiple of any block, and as many states as the model has
+    """Run a small scan on a device. Raises RuntimeError where its numbers differ from the CPU's."""
+    b, l, k, d, n, r = 2, 37, 2, 24, 16, 2  # not multiples of any block size, and as many states as in the model
     random = torch.Generator().manual_seed(0)
     shapes = ((b, l, d), (b, l, d), (b, l, k, r + 2 * n), (k, d, r), (k, d), (k, d, n), (k, d))
     with torch.inference_mode(False):
@@ -115,7 +116,7 @@ def _run(name: str, dy: Tensor, *inputs: Tensor) -> list[Tensor]:
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Autograd on, in the body of a custom operator too, where torch leaves autograd's dispatch key out."""
+    """Switches autograd on, also in the body of a custom operator, where torch excludes autograd's dispatch key."""
     key = torch._C.DispatchKey.AutogradFunctionality
     excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
     torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
@@ -132,7 +133,8 @@ def _recording() -> Iterator[None]:
 def to_mamba(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> dict[str, Tensor]:
-    """Arguments of mamba-ssm's `selective_scan_fn`: k groups of d channels, positions last and along the walks.
+    """Arguments of mamba-ssm's `selective_scan_fn`: k groups of d channels, positions last, in the order of each
+    direction.
 
     u, delta: (b, k·d, l); A: (k·d, n); B, C: (b, k, n, l); D, delta_bias: (k·d). delta is before bias and softplus.
     """
@@ -152,7 +154,7 @@ def to_mamba(
 
 
 def from_mamba(y: Tensor, order: Tensor) -> Tensor:
-    """(b, k·d, l) along the walks, put back on the grid and summed over directions: (b, l, d).
+    """(b, k·d, l) in the order of each direction, put back on the grid and summed over directions: (b, l, d).
 
     >>> y = torch.tensor([[[1, 2, 3], [10, 20, 30]]])  # one channel in two directions
     >>> from_mamba(y, torch.tensor([[0, 1, 2], [2, 1, 0]])).flatten().tolist()
@@ -173,7 +175,7 @@ def mamba_scan(u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tens
 
 
 def mamba_backward(dy: Tensor, *inputs: Tensor) -> Grads:
-    """As `selective_scan_backward`: forward again, this time recorded by autograd."""
+    """As `selective_scan_backward`: it runs forward again, recorded by autograd."""
     *tensors, order = inputs
     with _recording():
         u, x, dt_weight, dt_bias, A, D = (tensor.detach().requires_grad_() for tensor in tensors)
@@ -183,9 +185,9 @@ def mamba_backward(dy: Tensor, *inputs: Tensor) -> Grads:
     return du, dx, d_dt_weight, d_dt_bias, dA, dD
 
 
-# Triton. A program owns one image, one direction and a block of channels, and walks along the positions with these
-# channels' states in registers, as (states, channels), and A likewise, so that a warp's threads stand for channels.
-# Projections and all sums over programs are left to torch: without atomics the same input gives the same bits.
+# Triton. A program handles one image, one direction and a block of channels. It goes through the positions with the
+# states of these channels, and with A, in registers as (states, channels), so that a warp's threads stand for channels.
+# torch does the projections and all sums over programs: without atomics the same input gives the same bits.
 
 FORWARD_BLOCK, BACKWARD_BLOCK = 16, 32  # channels of a program; wider in backward, which writes dB and dC once a block
 
@@ -193,7 +195,7 @@ if triton is not None:
 
     @triton.jit
     def _softplus(x):  # type: ignore[no-untyped-def]
-        """log(1 + e^x) and its slope. Dividing by what 1 + e really grew by keeps a tiny e's digits."""
+        """log(1 + e^x) and its slope. Dividing by the rounded increase of 1 keeps the digits of a tiny e."""
         e = tl.exp(-tl.abs(x))
         one = 1.0 + e
         log1p = tl.where(one == 1.0, e, tl.log(one) * (e / tl.where(one == 1.0, 1.0, one - 1.0)))
@@ -202,7 +204,7 @@ if triton is not None:
     @triton.jit
     def _place(k, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
         """This program's image · k + direction, image, direction, channels (BLOCK_D) and states (BLOCK_N)."""
-        pair = tl.program_id(0).to(tl.int64)  # offsets outgrow 32 bits at large batches
+        pair = tl.program_id(0).to(tl.int64)  # with large batches offsets need more than 32 bits
         channels = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         return pair, pair // k, pair % k, channels, tl.arange(0, BLOCK_N)
 
@@ -265,7 +267,7 @@ if triton is not None:
                 position = tl.load(order + direction * l + first + i)
                 u_t, dt, _, B, _ = _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r)
                 h = tl.exp(dt[None, :] * a) * h + B[:, None] * (dt * u_t)[None, :]
-            tl.debug_barrier()  # what one thread stored another may load
+            tl.debug_barrier()  # another thread may load what one thread stored
             for step in tl.range(0, length, num_stages=3):
                 i = length - 1 - step
                 position = tl.load(order + direction * l + first + i)
@@ -336,11 +338,11 @@ def _project_dt(x: Tensor, dt_weight: Tensor, dt_bias: Tensor) -> Tensor:
 
 
 def _launch(u: Tensor, x: Tensor, A: Tensor, block: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of programs and what each of the kernels is told; √l positions to a chunk keep the fewest states."""
+    """The grid of programs and the arguments of each kernel. Chunks of √l positions keep the fewest states."""
     (b, l, d), (k, _, n) = u.shape, A.shape
     settings = {"l": l, "k": k, "d": d, "n": n, "r": x.shape[3] - 2 * n, "chunk": math.isqrt(l)}
     settings |= {"BLOCK_D": block, "BLOCK_N": 1 << (n - 1).bit_length()}
-    settings |= {"num_warps": 1, "enable_fp_fusion": True}  # said, as Triton's default is about to change
+    settings |= {"num_warps": 1, "enable_fp_fusion": True}  # explicit: Triton's default is about to change
     return (b * k, -(-d // block)), settings
 
 
@@ -355,7 +357,7 @@ def plain_backward(
         return chunked_backward(dy, u, x, dt_weight, dt_bias, A, D, order)
 
 
-# By name, the fastest first: modules to import, forward, backward. mamba-ssm's scan is a module of its own that newer
+# By name, the fastest first: modules to import, forward, backward. mamba-ssm's scan is a separate module that newer
 # versions leave out unless they are built with MAMBA_KEEP_CUDA_BUILD=TRUE.
 BACKENDS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor], Callable[..., Grads]]] = {
     "mamba-ssm": (("selective_scan_cuda", "mamba_ssm.ops.selective_scan_interface"), mamba_scan, mamba_backward),
