@@ -27,8 +27,8 @@ def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> Fitt
 
 def fit(
     folder: str | Path,
-    preset: Literal["small", "paper", "rd4ad", "uniad"] = "small",
-    size: tuple[int, int] = (256, 256),
+    preset: Literal["small", "paper", "memory", "rd4ad", "uniad"] = "small",
+    size: tuple[int, int] | None = None,
     letterbox: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
@@ -36,7 +36,7 @@ def fit(
 ) -> FittedModel:
     """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
 
-    size: (height, width) in pixels of the model's input.
+    size: (height, width) in pixels that all images are scaled to; by default each product has a size of its own.
     letterbox: keep each image's aspect ratio; otherwise images are stretched to that size.
     choices: fields of Recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1.
 
@@ -47,6 +47,7 @@ def fit(
     if unknown := sorted(set(choices) - known):
         raise MambaADError(f"a recipe has no {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
     files, classes = good_images(Path(folder))
-    settings = replace(settings, size=size, letterbox=letterbox)
+    if size is not None or letterbox:
+        settings = replace(settings, size=size or (256, 256), letterbox=letterbox, own_aspect=False, detail=1.0)
     run = RunOptions(device=distributed.pick_device(device))
     return training.fit(files, classes, settings, replace(recipe, **choices), run, progress)

@@ -18,8 +18,8 @@ from tests.conftest import picture
 
 SIGNATURES = {
     "load": "(path: str | pathlib.Path = 'mambaad.safetensors', device: str = 'auto')",
-    "fit": "(folder: str | pathlib.Path, preset: Literal['small', 'paper', 'rd4ad', 'uniad'] = 'small', "
-    "size: tuple[int, int] = (256, 256), letterbox: bool = False, device: str = 'auto', "
+    "fit": "(folder: str | pathlib.Path, preset: Literal['small', 'paper', 'memory', 'rd4ad', 'uniad'] = 'small', "
+    "size: tuple[int, int] | None = None, letterbox: bool = False, device: str = 'auto', "
     "progress: mambaad_cli.training.progress.Progress | None = None, **choices: Any)",
     "FittedModel.predict": "(self, image: 'Image | list[Image]', class_name: str | None = None)",
     "FittedModel.predict_many": "(self, paths: collections.abc.Iterable[str | pathlib.Path], "

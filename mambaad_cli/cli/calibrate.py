@@ -9,13 +9,13 @@ from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
 from mambaad_cli.cli.options import Batch, ClassName, Device, MaxFalseReject, Precision, Workers
-from mambaad_cli.cli.output import print_thresholds, warn
+from mambaad_cli.cli.output import print_misses, print_thresholds, warn
 
 
 @app.command(
     epilog=examples(
         "mambaad calibrate mambaad.safetensors ./more_good/",
-        "mambaad calibrate mambaad.safetensors --max-false-reject 5%",
+        "mambaad calibrate mambaad.safetensors --bad ./known_defects/",
     )
 )
 def calibrate(
@@ -27,6 +27,9 @@ def calibrate(
         ),
     ] = None,
     max_false_reject: MaxFalseReject = None,
+    bad: Annotated[
+        Path | None, typer.Option(help="Folder of known defects: tells how many are found. Nothing is trained on them.")
+    ] = None,
     class_name: ClassName = None,
     res: Annotated[
         str | None, typer.Option(help="Image size to calibrate for; the model then scores at this size.")
@@ -45,8 +48,10 @@ def calibrate(
     from mambaad_cli.inspection.recalibration import recalibrate
     from mambaad_cli.training.good_images import good_files
 
-    if good is None and (max_false_reject is None or res is not None):
-        raise typer.BadParameter("give a folder of good images, or --max-false-reject alone", param_hint="GOOD")
+    if good is None and (res is not None or (max_false_reject is None and bad is None)):
+        raise typer.BadParameter(
+            "give a folder of good images, or --max-false-reject or --bad alone", param_hint="GOOD"
+        )
     fitted = running.load_model(model, device, precision=precision)
     fitted.max_false_reject = max_false_reject or fitted.max_false_reject
     skipped: list[Prediction] = []
@@ -65,4 +70,7 @@ def calibrate(
         raise MambaADError(f"{model} keeps no scores of good images: give a folder of some")
     model_file.save(fitted.to("cpu"), model)
     print_thresholds(fitted)
+    if bad is not None:
+        found = running.running(fitted, good_files(bad), PredictOptions(class_name, batch, workers))
+        print_misses(fitted, found, left_out)
     raise typer.Exit(USER_CAN_MEND if skipped else 0)

@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from mambaad_cli.training.recipe import Recipe, RunOptions
 
 OF_THE_MODEL = (
-    "preset", "detector", "encoder", "encoder_weights", "res", "letterbox", "scan", "directions", "local_branches",
+    "preset", "detector", "encoder", "encoder_weights", "res", "pixels", "detail", "evidence", "letterbox", "scan",
+    "directions", "local_branches",
 )  # fmt: skip
 NOT_TO_ADD = {
     "folds": "--folds: a product is added by one training, and its threshold comes from held-out images",
     "keep_examples": "--no-examples: without its images a product would be forgotten when the next one is added",
 }
+MOST_NAMED = 5  # suspects that are named without --suspects
 FROM_THE_STOPPED_RUN = ("epochs", "max_minutes", "batch", "lr")
 
 
@@ -49,7 +51,8 @@ def fit(
         typer.Option(help="small: for laptops, takes minutes. paper: as published, takes hours."),
     ] = "small",
     detector: Annotated[
-        Literal["mambaad", "rd4ad", "uniad"], typer.Option(help="rd4ad and uniad: baselines with recipes of their own.")
+        Literal["mambaad", "rd4ad", "uniad", "memory"],
+        typer.Option(help="rd4ad, uniad and memory (PatchCore-style, no training): baselines with their own recipes."),
     ] = "mambaad",
     encoder: Annotated[
         str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8 and 16.")
@@ -58,8 +61,24 @@ def fit(
         Path | None, typer.Option(help="Local safetensors or pth file with its weights.")
     ] = None,
     res: Annotated[
-        str, typer.Option(help="Size of the model's input in pixels: 256 or 320x192 (width x height).")
-    ] = "256",
+        str | None,
+        typer.Option(
+            help="One size for all products in pixels: 256 or 320x192 (width x height). Else each has its own."
+        ),
+    ] = None,
+    pixels: Annotated[
+        int | None,
+        typer.Option(
+            min=64, help="Budget of a product's own size: as many pixels as a square of this side, in its aspect."
+        ),
+    ] = None,
+    detail: Annotated[
+        float | None, typer.Option(min=1, max=4, help="The memory sees images so many times larger, along a side.")
+    ] = None,
+    evidence: Annotated[
+        Literal["decoder", "memory", "both"] | None,
+        typer.Option(help="What finds defects: the Mamba decoder, a memory of good patches, or both (small)."),
+    ] = None,
     letterbox: Annotated[
         bool, typer.Option("--letterbox", help="Keep each image's aspect ratio; the padding does not count.")
     ] = False,
@@ -105,6 +124,12 @@ def fit(
         bool, typer.Option("--resume", help="Continue from the last checkpoint of a stopped run.")
     ] = False,
     add: Annotated[bool, typer.Option("--add", help="Teach the products to the existing model.")] = False,
+    suspects: Annotated[
+        Path | None, typer.Option(help="Folder for a contact sheet of the images that are least like the others.")
+    ] = None,
+    drop_suspects: Annotated[
+        str, typer.Option(metavar="N|auto", help="Leave out so many of them, or all that look odd.")
+    ] = "0",
     keep_examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Keep some of the images in the model file, for --add.")
     ] = True,
@@ -115,7 +140,9 @@ def fit(
     from mambaad_cli.training.good_images import good_images
     from mambaad_cli.training.recipe import RunOptions
 
-    size = parse_size(res)
+    if res is not None and (unfit := given(ctx, ("pixels", "detail"))):
+        raise typer.BadParameter(f"{', '.join(unfit)}: only without --res")
+    size = None if res is None else parse_size(res)
     if folds == 1 or (folds and distributed.world() > 1):
         raise typer.BadParameter("expected 2 or more, and no torchrun", param_hint="--folds")
     known = _known(ctx, model, device) if add else None
@@ -125,7 +152,7 @@ def fit(
         for name, value in {"epochs": epochs, "max_minutes": max_minutes, "batch": batch, "lr": lr}.items()
         if value is not None
     }
-    asked |= {"seed": seed}
+    asked |= {"seed": seed, "drop_suspects": parse_drop(drop_suspects)}
     if known is None:
         asked |= {"flips": flips, "folds": folds, "keep_examples": keep_examples}
         asked["max_false_reject"] = max_false_reject or 0.01
@@ -147,7 +174,10 @@ def fit(
     name = preset if detector == "mambaad" else detector
     network = {"order": scan, "directions": directions, "local_branches": local_branches}
     settings, recipe = _chosen(name, network if detector == "mambaad" else {})
-    settings = replace(settings, encoder=encoder or settings.encoder, size=size, letterbox=letterbox)
+    settings = replace(settings, encoder=encoder or settings.encoder, letterbox=letterbox)
+    if evidence is not None:
+        recipe = replace(recipe, evidence=evidence)
+    settings = _sized(settings, size, pixels, detail)
     _say_what_resume_does(ctx, run, model)
     with FitProgress(len(files)) as progress:
         if known is None:
@@ -155,7 +185,36 @@ def fit(
         else:
             own = training.recipe_of(known).for_adding()
             fitted = training.add(known, files, classes, replace(own, **asked), run, progress)
+    _tell_suspects(progress, suspects)
     _finish(fitted, model, run, progress)
+
+
+def parse_drop(text: str) -> int | Literal["auto"]:
+    """
+    >>> parse_drop("auto"), parse_drop("3")
+    ('auto', 3)
+    """
+    if text == "auto":
+        return "auto"
+    if not (text.isascii() and text.isdecimal()):
+        raise typer.BadParameter(f"{text!r}: expected a number of images, or auto", param_hint="--drop-suspects")
+    return int(text)
+
+
+def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
+    """Name the good images that are least like the others, and draw a contact sheet of them where it is asked for."""
+    if distributed.rank() > 0 or not progress.odd:
+        return
+    for number, (file, oddness, _) in enumerate(progress.odd):
+        done = "left out" if number < progress.dropped else "look at it"
+        if number < MOST_NAMED or number < progress.dropped:
+            warn(f"{file.path}: unlike the other good images ({oddness:.1f} deviations): {done}")
+    if len(progress.odd) > max(MOST_NAMED, progress.dropped):
+        warn(f"and {len(progress.odd) - max(MOST_NAMED, progress.dropped)} more: --suspects DIR shows all")
+    if sheet is not None:
+        from mambaad_cli.inspection.overlays import write_suspects
+
+        warn(f"wrote {shown(write_suspects(progress.odd, sheet))}")
 
 
 def _known(ctx: typer.Context, model: Path, device: str) -> "FittedModel":
@@ -181,6 +240,14 @@ def _chosen(preset: str, network: dict[str, Any]) -> "tuple[Settings, Recipe]":
         options["order"], 1, 1, options["directions"]
     )  # refuses now a number of directions that the order does not have
     return replace(settings, options=options), recipe
+
+
+def _sized(settings: "Settings", res: tuple[int, int] | None, pixels: int | None, detail: float | None) -> "Settings":
+    """One size for all products where it was given, and for letterboxes; else as the preset says."""
+    if res is not None or settings.letterbox:
+        return replace(settings, size=res or (256, 256), own_aspect=False, detail=1.0)
+    size = settings.size if pixels is None else (pixels, pixels)
+    return replace(settings, size=size, detail=detail or settings.detail)
 
 
 def _say_what_resume_does(ctx: typer.Context, run: "RunOptions", model: Path) -> None:

@@ -1,13 +1,14 @@
 """Progress bars on stderr for reading images and for training; none where stderr is not a terminal."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from mambaad_cli import distributed
 from mambaad_cli.cli.output import warn
-from mambaad_cli.data.images import ImageError
+from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.training.progress import Progress
 
 
@@ -19,6 +20,8 @@ class FitProgress(Progress):
         self.reading = tqdm(total=images, desc="encode", unit="image", leave=False, disable=self.silent)
         self.training: Any = None
         self.skipped = 0
+        self.odd: list[tuple[ImageFile, float, tuple[float, float]]] = []
+        self.dropped = 0
         self.losses: list[float] = []
         self.start = time.monotonic()
 
@@ -41,6 +44,9 @@ class FitProgress(Progress):
         self.skipped += 1
         self.reading.clear()
         warn(f"left out {error}")
+
+    def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
+        self.odd, self.dropped = list(found), dropped
 
     def step(self, step: int, steps: int, loss: float, images: int) -> None:
         self.losses.append(loss)

@@ -1,6 +1,7 @@
 """The output of commands: warnings on stderr, what a threshold promises, tables and files."""
 
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.inspection.fitted_model import FittedModel
+    from mambaad_cli.inspection.predict import Prediction
 
 
 def warn(line: str, everyone: bool = False) -> None:
@@ -63,6 +65,7 @@ def print_thresholds(model: "FittedModel") -> None:
     """Print for each class its threshold, how many scores lie above it, and what it promises; if that is less than
     wanted, also how many images are needed."""
     from mambaad_cli.inspection.calibration import exceeds
+    from mambaad_cli.inspection.findings import described, found_simulated
 
     for name in model.trained_on:
         if name not in model.scores:
@@ -72,6 +75,8 @@ def print_thresholds(model: "FittedModel") -> None:
         above, n = sum(exceeds(score, -math.inf if threshold is None else threshold) for score in scores), len(scores)
         kind = "held-out" if name in model.held_out else "training"
         typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {n} {kind} good images")
+        if model.simulated.get(name) and threshold is not None:
+            typer.echo(f"    {described(found_simulated(model.simulated[name], threshold))}")
         if name in model.held_out:
             _print_promise(name, n, model.max_false_reject)
         else:
@@ -93,3 +98,28 @@ def _print_promise(name: str, n: int, wanted: float) -> None:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
         images = f"{n} held-out image{'s' if n > 1 else ''}"
         warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")
+
+
+def print_misses(
+    model: "FittedModel", predictions: "Iterable[Prediction]", left_out: "Callable[[Prediction, str], None]"
+) -> None:
+    """Of known defects how many are missed, how sure that is, and which threshold would miss none of them."""
+    from mambaad_cli.inspection.calibration import exceeds, percent
+    from mambaad_cli.inspection.findings import misses_of, threshold_that_finds
+
+    scores: dict[str, list[float]] = {}
+    for one in predictions:
+        if one.score is None or one.threshold is None:
+            left_out(one, one.error or "looks like no product of the model: name it with --class")
+        else:
+            scores.setdefault(one.class_name, []).append(one.score)
+    for name, own in scores.items():
+        found = misses_of(own, model.threshold(name) or 0.0)
+        typer.echo(
+            f"{name}: misses {found.missed} of {found.total} known defects; "
+            f"with 95% confidence the true share is {percent(found.low)} to {percent(found.high)}"
+        )
+        if found.missed and name in model.scores:
+            lower, good = threshold_that_finds(own), model.scores[name]
+            above = sum(exceeds(score, lower) for score in good)
+            typer.echo(f"    threshold {lower:.4g} would find them all, and reject {above} of {len(good)} good images")

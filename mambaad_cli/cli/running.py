@@ -36,7 +36,8 @@ def load_model(path: Path, device: str, res: str | None = None, precision: str =
 def set_size(model: "FittedModel", res: str) -> None:
     """Let the model score at another image size. The limit of recognition holds for one size only, so it is removed:
     until the model is calibrated, every image counts as known."""
-    model.settings = replace(model.settings, size=parse_size(res))
+    model.settings = replace(model.settings, size=parse_size(res), own_aspect=False, detail=1.0)
+    model.sizes = {}
     if model.recogniser is not None:
         model.recogniser = model.recogniser._replace(limit=math.inf)
 

@@ -138,14 +138,7 @@ def read(path: Path) -> np.ndarray:
     Raises ImageError, and MambaADError where MAMBAAD_MAX_PIXELS (default 268435456) is not a number. Damage in the
     middle of a JPEG, TIFF or WebP can go unnoticed, because the decoders themselves hide it (libjpeg warns on stderr).
     """
-    data = _content(path)
-    try:
-        header = read_header(data)
-    except (EOFError, struct.error, IndexError):
-        raise ImageError(path, "truncated: the file ends before the image does") from None
-    except ValueError as error:
-        raise ImageError(path, str(error)) from None
-    _check_size(path, header.width, header.height)
+    header = _checked_header(path)
     try:
         image = cv2.imdecode(np.frombuffer(header.body, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
@@ -158,6 +151,25 @@ def read(path: Path) -> np.ndarray:
         return _rgb(_scaled(_oriented(image, header.orientation)), header)
     except ValueError as error:
         raise ImageError(path, str(error)) from None
+
+
+def shape_of(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file as `read` gives it, from its header alone. Raises ImageError as `read` does."""
+    header = _checked_header(path)
+    turned = header.orientation >= 5
+    return (header.width, header.height) if turned else (header.height, header.width)
+
+
+def _checked_header(path: Path) -> Header:
+    data = _content(path)
+    try:
+        header = read_header(data)
+    except (EOFError, struct.error, IndexError):
+        raise ImageError(path, "truncated: the file ends before the image does") from None
+    except ValueError as error:
+        raise ImageError(path, str(error)) from None
+    _check_size(path, header.width, header.height)
+    return header
 
 
 def _content(path: Path) -> bytes:

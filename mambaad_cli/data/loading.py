@@ -6,7 +6,7 @@ Letters: h × w pixels of the file's image, H × W pixels of the model's input.
 import itertools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,8 @@ BATCH = 8  # images that a model takes at once
 WORKERS = 2
 BYTES_AHEAD = 512 * 2**20  # what images that are decoded or wait to be taken may occupy
 Box = tuple[int, int, int, int]  # top, left, height, width
+Size = tuple[int, int]  # height, width
+SizeOf = Callable[[int, Size], Size]  # of an image by its place among the paths and its height and width as read
 
 
 class Input(NamedTuple):
@@ -48,16 +50,16 @@ def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
 
 def read_ahead(
     paths: Iterable[Path],
-    size: tuple[int, int],
+    size: Size | SizeOf,
     letterbox: bool = False,
     workers: int = WORKERS,
     pictures: bool = False,
 ) -> Iterator[Input | ImageError]:
     """Read and scale images in worker threads, ahead of the code that takes them, in the order given.
 
-    `size` is (H, W). With `pictures` each Input keeps the image as read. A file that cannot be read comes out as its
-    ImageError. What is ahead is limited in number, to 4 for each worker and a batch, and in bytes, to BYTES_AHEAD;
-    images that are larger than that are still read, `workers` of them at once.
+    `size` is (H, W), of all images or of each. With `pictures` each Input keeps the image as read. A file that cannot
+    be read comes out as its ImageError. What is ahead is limited in number, to 4 for each worker and a batch, and in
+    bytes, to BYTES_AHEAD; images that are larger than that are still read, `workers` of them at once.
     """
     memory = _Memory(BYTES_AHEAD, workers)
 
@@ -67,7 +69,8 @@ def read_ahead(
         try:
             picture = images.read(path)
             whole = picture.nbytes
-            one = prepared(picture, size, letterbox, pictures)
+            wanted = size(place, (picture.shape[0], picture.shape[1])) if callable(size) else size
+            one = prepared(picture, wanted, letterbox, pictures)
             kept = _bytes_kept(one)
             return one
         except ImageError as error:

@@ -3,6 +3,7 @@
 Letters: b batch, c channels, h × w positions of a stage, H × W pixels of the model's input.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mambaad_cli import MambaADError
@@ -19,7 +21,9 @@ from mambaad_cli.model import DETECTORS, STRIDES
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
-from mambaad_cli.model.settings import Settings
+from mambaad_cli.model.fusion import Fusion, fuse_witnesses
+from mambaad_cli.model.memory import Memory, patches_of, unusual_patches
+from mambaad_cli.model.settings import Settings, scaled_size
 
 if TYPE_CHECKING:
     from mambaad_cli.inspection.predict import Image, Prediction
@@ -32,7 +36,7 @@ class Example:
     class_name: str
     held_out: bool
     box: tuple[int, int, int, int] | None  # top, left, height, width of the image in it, if it was letterboxed
-    png: Tensor  # uint8, the bytes of a PNG
+    encoded: Tensor  # uint8, the bytes of a JPEG or PNG
 
 
 @dataclass
@@ -49,7 +53,13 @@ class FittedModel:
     held_out: set[str] = field(default_factory=set)  # classes whose scores come from images not used for training
     trained_on: dict[str, int] = field(default_factory=dict)  # number of training images, by class
     max_false_reject: float = 0.01
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # height, width by class, where each has its own
     statistics: dict[str, list[ResidualStatistics]] = field(default_factory=dict)  # by class; empty: the plain map
+    memories: dict[str, Memory] = field(default_factory=dict)  # of good patches, by class; empty: the decoder alone
+    fusion: dict[str, Fusion] = field(default_factory=dict)  # of the decoder's map and the memory's, by class
+    photos: dict[str, tuple[int, int]] = field(default_factory=dict)  # median height, width of a class's files
+    # kind, length in pixels of the photo and score of simulated defects in held-out images, by class
+    simulated: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
     recogniser: Recogniser | None = None  # distinguishes the products, if there are several
     examples: list[Example] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
@@ -123,41 +133,77 @@ class FittedModel:
 
     def anomaly_maps(self, images: Tensor, classes: Sequence[str] = ()) -> Tensor:
         """(b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W), each with the statistics of its class."""
-        size = (images.shape[2], images.shape[3])
+        size = self.map_size((images.shape[2], images.shape[3]))
         return self.maps_of(self.features(images), size, classes)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(b, 3, H, W) in 0 … 1 to the encoder's features, one (b, c, h, w) a stage."""
         with rounding(self.precision, images.device.type):
-            return self.encoder(images)
+            fine = self.encoder(images)
+            if self.settings.detail == 1:
+                return fine
+            size = self.map_size((images.shape[2], images.shape[3]))
+            scaled = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+            return [*self.encoder(scaled), *fine[-2:]]
+
+    def _for_decoder(self, features: list[Tensor]) -> list[Tensor]:
+        """The stages that the decoder takes: where the memory sees images larger, its own two follow them."""
+        return features if self.settings.detail == 1 else features[:-2]
+
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the anomaly maps of images of this size: what the decoder sees them at."""
+        return size if self.settings.detail == 1 else scaled_size(size, 1 / self.settings.detail)
 
     def residuals(self, features: list[Tensor]) -> list[Residual]:
         """What the decoder cannot reconstruct of the encoder's features."""
         with rounding(self.precision, features[0].device.type):
-            return self.detector.residuals(features)
+            return self.detector.residuals(self._for_decoder(features))
 
     def maps_of(self, features: list[Tensor], size: tuple[int, int], classes: Sequence[str] = ()) -> Tensor:
-        """Encoder features to anomaly maps (b, *size). Classes that are empty or not known are recognised."""
-        if not self.statistics:
+        """Encoder features to anomaly maps (b, *size). Classes that are not told, or not known, are recognised."""
+        if not (self.statistics or self.memories):
             with rounding(self.precision, features[0].device.type):
-                return self.detector.anomaly_map(features, size)
+                return self.detector.anomaly_map(self._for_decoder(features), size)
         names = list(classes) or [""] * len(features[0])
-        if not all(name in self.statistics for name in names):
+        if not all(name in self.described for name in names):
             looks = [one.name for one in self.recognised(features)]
-            names = [name if name in self.statistics else look for name, look in zip(names, looks, strict=True)]
-        found = self.residuals(features)
-        maps = found[0].difference.new_empty(len(names), *size)
-        for name in set(names):
+            names = [name if name in self.described else look for name, look in zip(names, looks, strict=True)]
+        maps = features[0].new_empty(len(names), *size, dtype=torch.float32)
+        for name in dict.fromkeys(names):
             own = [i for i, other in enumerate(names) if other == name]
-            good = [ResidualStatistics(*(part.to(maps.device) for part in one)) for one in self.statistics[name]]
-            mine = [Residual(one.difference[own], one.reconstructed[own]) for one in found]
-            maps[own] = fuse(standardised_distances(mine, good), size)
+            mine = features if len(own) == len(names) else [stage[own] for stage in features]
+            decoder_map, memory_map = self.evidence(mine, size, name)
+            fusion = self.fusion.get(name)
+            if fusion is None:
+                only = memory_map if decoder_map is None else decoder_map
+                assert only is not None
+                maps[own] = only
+            else:
+                maps[own] = fuse_witnesses(fusion, decoder_map, memory_map)
         return maps
+
+    def evidence(
+        self, features: list[Tensor], size: tuple[int, int], class_name: str
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The maps (b, *size) of the decoder and of the memory for images of one class; None where one has no say."""
+        fusion = self.fusion.get(class_name)
+        statistics, memory = self.statistics.get(class_name), self.memories.get(class_name)
+        decoder_map = memory_map = None
+        if statistics is not None and (fusion is None or fusion.decoder.weight > 0):
+            decoder_map = fuse(standardised_distances(self.residuals(features), statistics), size)
+        if memory is not None and (fusion is None or fusion.memory.weight > 0):
+            memory_map = fuse([unusual_patches(memory, patches_of(features))], size)
+        return decoder_map, memory_map
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The classes of which is known what good images are like."""
+        return self.statistics or self.memories
 
     def recognised(self, features: list[Tensor]) -> list[Recognised]:
         """The product that each image looks like. Where there is only one product, it is that one."""
         if self.recogniser is None:
-            return [Recognised(next(iter(self.statistics), ""), 1.0, True)] * len(features[0])
+            return [Recognised(next(iter(self.described), ""), 1.0, True)] * len(features[0])
         return self.recogniser(signature(features).cpu())
 
     def for_inference(self) -> "FittedModel":
@@ -167,6 +213,18 @@ class FittedModel:
         return replace(self, encoder=self._folded[1])
 
     # What is known of good images
+
+    def size_of(self, class_name: str) -> tuple[int, int]:
+        """Height and width that images of this class are scaled to."""
+        return self.sizes.get(class_name, self.settings.size)
+
+    def photo_scale(self, class_name: str) -> float:
+        """Pixels of a photo of this class on a pixel of the model's input, along a side."""
+        (height, width), (rows, columns) = (
+            self.photos.get(class_name, self.size_of(class_name)),
+            self.size_of(class_name),
+        )
+        return math.sqrt(height * width / (rows * columns))
 
     def threshold(self, class_name: str, max_false_reject: float | None = None) -> float | None:
         """An image of this class is anomalous above it; None while there are no scores of good images.
@@ -201,6 +259,11 @@ class FittedModel:
     def to(self, device: str) -> "FittedModel":
         self.encoder.to(device)
         self.detector.to(device)
+        self.memories = {name: Memory(*(part.to(device) for part in one)) for name, one in self.memories.items()}
+        self.statistics = {
+            name: [ResidualStatistics(*(part.to(device) for part in one)) for one in scales]
+            for name, scales in self.statistics.items()
+        }
         self._folded = None
         return self
 

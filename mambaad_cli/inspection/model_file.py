@@ -18,6 +18,8 @@ from mambaad_cli.files import shown, written_whole
 from mambaad_cli.inspection.fitted_model import Example, FittedModel, new_model
 from mambaad_cli.inspection.recognition import Recogniser
 from mambaad_cli.model.anomaly_map import ResidualStatistics
+from mambaad_cli.model.fusion import Fusion, Witness
+from mambaad_cli.model.memory import Memory
 from mambaad_cli.model.settings import Settings
 
 FORMAT = 2  # of the file; newer formats are refused
@@ -32,9 +34,12 @@ def save(model: FittedModel, path: Path) -> None:
     for i, scales in enumerate(model.statistics.values()):
         for scale, one in enumerate(scales):
             tensors |= {f"statistics.{i}.{scale}.{part}": tensor for part, tensor in one._asdict().items()}
+    for i, memory in enumerate(model.memories.values()):
+        stored = memory._replace(patches=memory.patches.half())
+        tensors |= {f"memory.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
     if model.recogniser is not None:
         tensors |= {"recogniser.means": model.recogniser.means, "recogniser.precision": model.recogniser.precision}
-    tensors |= {f"example.{i}": one.png for i, one in enumerate(model.examples)}
+    tensors |= {f"example.{i}": one.encoded for i, one in enumerate(model.examples)}
     facts: dict[str, Any] = {
         "format": FORMAT,
         "mambaad": __version__,
@@ -44,7 +49,12 @@ def save(model: FittedModel, path: Path) -> None:
         "held_out": sorted(model.held_out),
         "trained_on": model.trained_on,
         "max_false_reject": model.max_false_reject,
+        "sizes": model.sizes,
+        "photos": model.photos,
+        "simulated": model.simulated,
         "statistics": {name: len(scales) for name, scales in model.statistics.items()},
+        "memories": list(model.memories),
+        "fusion": model.fusion,
         "examples": [(one.class_name, one.held_out, one.box) for one in model.examples],
     }
     if model.recogniser is not None:
@@ -75,6 +85,8 @@ def load(path: Path) -> FittedModel:
     model.detector.eval()
     try:
         model.statistics = _statistics(facts, tensors)
+        for i, name in enumerate(facts.get("memories", [])):
+            model.memories[name] = Memory(*(tensors[f"memory.{i}.{part}"].float() for part in Memory._fields))
         if "recogniser" in facts:
             means, precision = tensors["recogniser.means"], tensors["recogniser.precision"]
             model.recogniser = Recogniser(facts["recogniser"]["names"], means, precision, facts["recogniser"]["limit"])
@@ -93,6 +105,14 @@ def _described(facts: dict[str, Any]) -> FittedModel:
         model.held_out = set(facts["scores"]) if facts["held_out"] else set()
     else:
         model.held_out, model.recipe = set(facts["held_out"]), dict(facts["recipe"])
+        model.fusion = {name: Fusion(*(Witness(*one) for one in own)) for name, own in facts["fusion"].items()}
+        model.sizes, model.photos = (
+            {name: (int(height), int(width)) for name, (height, width) in facts[sizes].items()}
+            for sizes in ("sizes", "photos")
+        )
+        model.simulated = {
+            name: [(str(k), float(l), float(s)) for k, l, s in rows] for name, rows in facts["simulated"].items()
+        }
     return model
 
 

@@ -81,6 +81,22 @@ def write_maps(
     return counts
 
 
+def write_suspects(odd: Sequence[tuple[ImageFile, float, tuple[float, float]]], folder: Path) -> Path:
+    """Write folder/suspects.png, a contact sheet of good images that are unlike the others; returns its path.
+
+    odd: of each its file, how many deviations it is away, and the place, in shares of width and height, that is framed.
+    """
+    tiles = []
+    for file, oddness, (x, y) in odd[:TILES]:
+        picture = thumbnail(images.read(file.path))
+        height, width = picture.shape[:2]
+        box = (round(x * width) - 12, round(y * height) - 12, 24, 24)
+        tiles.append(Tile(framed(picture, [box]), shown(file.relative), oddness, "review"))
+    path = folder / "suspects.png"
+    images.write(path, contact_sheet(tiles))
+    return path
+
+
 def colour_scale(model: FittedModel, class_name: str) -> ColourScale:
     """One scale for all images of a class: cold at the median score of good images, the threshold in its middle."""
     cold, threshold = model.cold(class_name), model.threshold(class_name)

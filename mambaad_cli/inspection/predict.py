@@ -96,19 +96,41 @@ def predict(
     """
     options = options or PredictOptions()
     check_class(model, options.class_name)
-    size, letterbox = model.settings.size, model.settings.letterbox
-    inputs = loading.read_ahead([file.path for file in files], size, letterbox, options.workers, options.maps)
-    yield from _judged(model.for_inference(), zip(files, inputs, strict=True), options)
+    told = [options.class_name or class_of(file, model) for file in files]
+
+    def size(place: int, shape: tuple[int, int]) -> tuple[int, int]:
+        return size_for(model, told[place], shape)
+
+    keep = options.maps or (_several_sizes(model) and not all(told))
+    inputs = loading.read_ahead([file.path for file in files], size, model.settings.letterbox, options.workers, keep)
+    yield from _judged(model.for_inference(), zip(files, told, inputs, strict=True), options)
 
 
 def predict_images(model: FittedModel, pictures: Sequence[Image], options: PredictOptions) -> list[Prediction]:
-    """Score pictures that are in memory, or files given by their paths, in this thread."""
+    """Score pictures that are in memory already, and files by their paths, in this thread."""
     check_class(model, options.class_name)
-    pairs = []
+    given = []
     for picture in pictures:
         path = Path(picture) if isinstance(picture, str | Path) else Path()
-        pairs.append((ImageFile(path, Path(path.name), ""), _input(model, picture, options.maps)))
-    return list(_judged(model.for_inference(), iter(pairs), options))
+        file = ImageFile(path, Path(path.name), "")
+        told = options.class_name or class_of(file, model)
+        given.append((file, told, _input(model, picture, told)))
+    return list(_judged(model.for_inference(), iter(given), options))
+
+
+def size_for(model: FittedModel, class_name: str, shape: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that an image (h, w) of this class is scaled to.
+
+    Of an unknown class: the size whose aspect is nearest to the image's.
+    """
+    if class_name or not _several_sizes(model):
+        return model.size_of(class_name or next(iter(model.sizes), ""))
+    aspect = math.log(shape[1] / shape[0])
+    return min(model.sizes.values(), key=lambda size: abs(math.log(size[1] / size[0]) - aspect))
+
+
+def _several_sizes(model: FittedModel) -> bool:
+    return len(set(model.sizes.values())) > 1
 
 
 def check_class(model: FittedModel, class_name: str | None) -> None:
@@ -117,38 +139,38 @@ def check_class(model: FittedModel, class_name: str | None) -> None:
         raise MambaADError(f"the model knows no class {class_name!r}: choose {', '.join(model.trained_on)}")
 
 
-def _input(model: FittedModel, picture: Image, keep: bool) -> Input | ImageError:
-    """A picture, or the file of one, as the model's input."""
+def _input(model: FittedModel, picture: Image, told: str) -> Input | ImageError:
+    """A picture, or the file of one, as the model takes it."""
     try:
         pixels = images.read(Path(picture)) if isinstance(picture, str | Path) else images.as_rgb(picture)
     except ImageError as error:
         return error
-    return loading.prepared(pixels, model.settings.size, model.settings.letterbox, keep)
+    size = size_for(model, told, (pixels.shape[0], pixels.shape[1]))
+    return loading.prepared(pixels, size, model.settings.letterbox, keep=True)
 
 
-def _judged(
-    model: FittedModel, pairs: Iterator[tuple[ImageFile, Input | ImageError]], options: PredictOptions
-) -> Iterator[Prediction]:
-    """One Prediction per image, a batch at a time."""
-    for group in _grouped(pairs, options.batch):
-        told = [options.class_name or class_of(file, model) for file, _ in group]
-        readable = [i for i, (_, one) in enumerate(group) if isinstance(one, Input)]
-        inputs = [one for _, one in group if isinstance(one, Input)]
-        looks = iter(_looked_at(model, inputs, [told[i] for i in readable], options.distances))
-        for (file, one), name in zip(group, told, strict=True):
+Given: TypeAlias = "tuple[ImageFile, str, Input | ImageError]"  # a file, its class if that is told, what was read
+
+
+def _judged(model: FittedModel, given: Iterator[Given], options: PredictOptions) -> Iterator[Prediction]:
+    """One Prediction an image, a batch at a time."""
+    for group in _grouped(given, options.batch):
+        inputs = [one for _, _, one in group if isinstance(one, Input)]
+        told = [name for _, name, one in group if isinstance(one, Input)]
+        looks = iter(_looks(model, inputs, told, options.distances))
+        for file, name, one in group:
             if isinstance(one, ImageError):
                 yield Prediction(file, name, None, None, "error", one.reason)
             else:
                 yield _prediction(model, file, one, next(looks), options)
 
 
-def _grouped(
-    pairs: Iterator[tuple[ImageFile, Input | ImageError]], batch: int
-) -> Iterator[list[tuple[ImageFile, Input | ImageError]]]:
+def _grouped(given: Iterator[Given], batch: int) -> Iterator[list[Given]]:
     """Batches of the images, smaller ones where the pictures that they keep are large."""
-    group, kept = [], 0
-    for file, one in pairs:
-        group.append((file, one))
+    group: list[Given] = []
+    kept = 0
+    for file, name, one in given:
+        group.append((file, name, one))
         kept += one.picture.nbytes if isinstance(one, Input) and one.picture is not None else 0
         if len(group) == batch or kept > loading.BYTES_AHEAD // 2:
             yield group
@@ -167,27 +189,43 @@ class _Look(NamedTuple):
 
 
 @torch.inference_mode()
-def _looked_at(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], distances: bool) -> list[_Look]:
-    if not inputs:
-        return []
-    stacked = torch.stack([one.pixels for one in inputs]).to(model.device)
-    features = model.features(stacked)
-    looks: list[Recognised | None] = [None] * len(inputs)
-    if model.recogniser is not None and not all(told):
-        looks[:] = model.recognised(features)
-    classes = [name or (look.name if look else "") for name, look in zip(told, looks, strict=True)]
-    far: list[float | None] = [None] * len(inputs)
-    if model.recogniser is not None and distances:
-        known = model.recogniser.distances(signature(features).cpu())
-        names = model.recogniser.names
-        far[:] = [
-            float(row[names.index(name)]) if name in names else None for row, name in zip(known, classes, strict=True)
-        ]
-    maps = model.maps_of(features, (stacked.shape[2], stacked.shape[3]), classes).float().cpu()
-    return [
-        _Look(within(anomaly_map, one.box), name, None if own else look, distance)
-        for one, anomaly_map, name, own, look, distance in zip(inputs, maps, classes, told, looks, far, strict=True)
-    ]
+def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], distances: bool) -> list[_Look]:
+    """What the model makes of a batch; images of the same size go through it together."""
+    looks: dict[int, _Look] = {}
+    waiting = list(enumerate(zip(inputs, told, strict=True)))
+    while waiting:
+        size = waiting[0][1][0].pixels.shape
+        together = [(i, one, name) for i, (one, name) in waiting if one.pixels.shape == size]
+        waiting = [pair for pair in waiting if pair[1][0].pixels.shape != size]
+        features = model.features(torch.stack([one.pixels for _, one, _ in together]).to(model.device))
+        recognised = _recognised(model, features, [name for _, _, name in together])
+        names = [name or (look.name if look else "") for (_, _, name), look in zip(together, recognised, strict=True)]
+        maps = model.maps_of(features, model.map_size((size[1], size[2])), names).float().cpu()
+        far = _distances(model, features, names) if distances else [None] * len(names)
+        for (i, one, _), name, look, distance, anomaly_map in zip(together, names, recognised, far, maps, strict=True):
+            wanted = model.size_of(name)
+            if look is not None and look.known and one.picture is not None and tuple(size[1:]) != wanted:
+                again = loading.prepared(one.picture, wanted, model.settings.letterbox, keep=True)
+                looks[i] = _looks(model, [again], [name], distances)[0]._replace(recognised=look)
+            else:
+                looks[i] = _Look(within(anomaly_map, one.box), name, look, distance)
+    return [looks[i] for i in range(len(inputs))]
+
+
+def _recognised(model: FittedModel, features: list[Tensor], told: Sequence[str]) -> list[Recognised | None]:
+    """The product of each image whose class is not told, where the model tells several apart."""
+    if model.recogniser is None or all(told):
+        return [None] * len(told)
+    return [None if name else look for name, look in zip(told, model.recognised(features), strict=True)]
+
+
+def _distances(model: FittedModel, features: list[Tensor], names: Sequence[str]) -> list[float | None]:
+    """Squared distance of each image from what its product looks like."""
+    if model.recogniser is None:
+        return [None] * len(names)
+    known = model.recogniser.names
+    rows = model.recogniser.distances(signature(features).cpu())
+    return [float(row[known.index(name)]) if name in known else None for row, name in zip(rows, names, strict=True)]
 
 
 def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, options: PredictOptions) -> Prediction:

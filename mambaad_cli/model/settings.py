@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+STEP = 16  # own sizes are multiples of it: the encoder's coarsest stage has this stride
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -13,14 +15,31 @@ class Settings:
     size: tuple[int, int] = (256, 256)  # height, width in pixels of what the encoder sees
     letterbox: bool = False  # keep each image's aspect; else it is stretched to `size`
     options: dict[str, Any] = field(default_factory=dict)  # the detector's keyword arguments
+    detail: float = 1.0  # the memory sees images so many times as large as `size`, along a side
+    own_aspect: bool = False  # each product has a size of its own, with as many pixels as `size` in its images' aspect
+
+
+def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Height and width times a factor, in whole multiples of STEP.
+
+    >>> scaled_size((256, 208), 1.5), scaled_size((384, 320), 1 / 1.5)
+    ((384, 320), (256, 208))
+    """
+    height, width = (max(STEP, STEP * round(factor * side / STEP)) for side in size)
+    return height, width
 
 
 # Ours for a laptop, the paper's (section 4.1), and the baselines as published
 PRESETS = {
-    "small": Settings(options={"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"}),
+    "small": Settings(
+        own_aspect=True,
+        detail=1.5,
+        options={"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
+    ),
     "paper": Settings(
         encoder="resnet34", options={"depths": (3, 4, 6, 3), "directions": 8, "drop_path": 0.2, "loss": "mse"}
     ),
+    "memory": Settings("memory", size=(384, 384), own_aspect=True),
     "rd4ad": Settings("rd4ad", "wide_resnet50_2", options={"bottleneck_width": 64}),
     "uniad": Settings("uniad", "efficientnet_b4"),
 }

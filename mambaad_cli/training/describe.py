@@ -2,8 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +12,13 @@ from mambaad_cli.data.loading import within
 from mambaad_cli.inspection import recognition
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, residual_statistics
-from mambaad_cli.training.features import Features, encoded
+from mambaad_cli.training.features import features_of_pixels
+from mambaad_cli.training.good import GoodImages
+from mambaad_cli.training.memories import fusion_of, memory_of_class, trial_of
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import split
 
-LOOKED_AT = 160  # good images of a class, including nudged views, that give its statistics
-Pixels = Callable[[int], Tensor | None]  # of an image, (3, H, W) in 0 … 1, by its number; None if it no longer exists
-
-
-class GoodImages(NamedTuple):
-    """The images of a training, by number: first those that the model carries, then the new ones."""
-
-    features: Features
-    names: list[str]  # the product of each
-    train: list[int]  # learnt from
-    held_out: list[int]  # kept for the threshold
-    pixels: Pixels
+LOOKED_AT = 96  # good images of a class, including nudged views, that give its statistics
 
 
 @torch.inference_mode()
@@ -39,18 +29,32 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
     out, the scores come from the training images, and promise nothing either.
     """
     model.detector.eval()
-    model.statistics = {}
-    for name in dict.fromkeys(good.names) if recipe.distance == "mahalanobis" else ():
-        own = [i for i in good.train if good.names[i] == name]
-        model.statistics[name] = statistics_of(model, good, own, recipe, run)
+    model.statistics, model.memories, model.fusion, model.simulated = {}, {}, {}, {}
+    for name in dict.fromkeys(good.names):
+        _describe_class(model, good, name, recipe, run)
     if len(set(good.names)) > 1:
-        everything = range(len(good.names))
-        signatures = [recognition.signature(batch).cpu() for batch in good.features.batches(everything, run.device)]
-        unseen = good.held_out or split(good.names, seed=0)[1]
-        model.recogniser = recognition.learn(torch.cat(signatures), good.names, unseen)
+        signatures: dict[int, Tensor] = {}
+        for own, batch in good.features.batches(range(len(good.names)), run.device):
+            signatures |= dict(zip(own, recognition.signature(batch).cpu(), strict=True))
+        known = torch.stack([signatures[i] for i in range(len(good.names))])
+        model.recogniser = recognition.learn(known, good.names, good.held_out or split(good.names, seed=0)[1])
     scores = scores_of(model, good, good.held_out or good.train, run)
     model.scores = {name: own for name, own in model.scores.items() if name not in scores} | scores
     model.held_out = set(scores) if good.held_out else set()
+
+
+def _describe_class(model: FittedModel, good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> None:
+    """What good images of one class are like to each witness, and how their maps are fused."""
+    if recipe.distance == "mahalanobis" and recipe.evidence != "memory":
+        own = [i for i in good.train if good.names[i] == name]
+        model.statistics[name] = statistics_of(model, good, own, recipe, run)
+    if recipe.evidence == "decoder":
+        return
+    model.memories[name], maps = memory_of_class(good, name, recipe, run)
+    trial = trial_of(model, good, name, maps, recipe, run)
+    if recipe.evidence == "both":
+        model.fusion[name] = fusion_of(trial)
+    model.simulated[name] = trial.scored(model.fusion.get(name), model.photo_scale(name))
 
 
 def statistics_of(
@@ -63,12 +67,11 @@ def statistics_of(
     chosen = chosen[:: math.ceil(len(chosen) / LOOKED_AT)]
     some = chosen[: LOOKED_AT - len(chosen)]
     views = (nudged(own, i) for i in some if (own := good.pixels(i)) is not None)
-    unseen = Features(encoded(model, views, len(some), run), [])
-    count = len(unseen.stages[0]) if unseen.stages else 0
+    unseen = features_of_pixels(model, views, len(some), run)
+    sources = ((good.features, chosen), (unseen, range(len(unseen.boxes))))
 
     def residuals() -> Iterator[list[Residual]]:
-        batches = (good.features.batches(chosen, run.device), unseen.batches(range(count), run.device))
-        for batch in itertools.chain(*batches):
+        for _, batch in itertools.chain(*(source.batches(own, run.device) for source, own in sources)):
             yield model.residuals(batch)
 
     return residual_statistics(residuals, recipe.expected_distance)
@@ -77,11 +80,9 @@ def statistics_of(
 def scores_of(model: FittedModel, good: GoodImages, chosen: Sequence[int], run: RunOptions) -> dict[str, list[float]]:
     """Image scores of cached images by class; each image is scored as one of its class."""
     scores: dict[str, list[float]] = {}
-    done = 0
-    for batch in good.features.batches(chosen, run.device):
-        own = chosen[done : done + len(batch[0])]
-        maps = model.maps_of(batch, model.settings.size, [good.names[i] for i in own])
+    for own, batch in good.features.batches(chosen, run.device):
+        size = model.map_size(model.size_of(good.names[own[0]]))
+        maps = model.maps_of(batch, size, [good.names[i] for i in own])
         for i, one in zip(own, maps, strict=True):
             scores.setdefault(good.names[i], []).append(float(within(one, good.features.boxes[i]).max()))
-        done += len(own)
     return scores

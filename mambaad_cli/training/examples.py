@@ -12,10 +12,10 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageError
 from mambaad_cli.data.loading import Box, read_ahead
 from mambaad_cli.inspection.fitted_model import Example
-from mambaad_cli.model.settings import Settings
 from mambaad_cli.training.splits import evenly_spread
 
-EXAMPLES = 64  # at most, of each class, for training, and as many held-out ones
+EXAMPLES = 32  # at most, of each class, for training, and as many held-out ones
+QUALITY = 92  # of their JPEGs
 
 
 def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Iterable[int]) -> list[int]:
@@ -27,24 +27,25 @@ def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Itera
     return kept
 
 
-def example(path: Path, class_name: str, held_out: bool, settings: Settings) -> Example | None:
-    """An image as the encoder sees it, as a PNG, without loss for 8-bit images. None if the file no longer exists."""
-    pixels, box = read_as_seen(path, settings)
+def example(path: Path, class_name: str, held_out: bool, size: tuple[int, int], letterbox: bool) -> Example | None:
+    """An image as the encoder sees it, as a JPEG. None if its file has disappeared since."""
+    pixels, box = read_as_seen(path, size, letterbox)
     if pixels is None:
         return None
-    png = cv2.imencode(".png", (pixels * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1])[1]
-    return Example(class_name, held_out, box, torch.from_numpy(png.ravel()))
+    picture = (pixels * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1]
+    encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    return Example(class_name, held_out, box, torch.from_numpy(encoded.ravel()))
 
 
-def read_as_seen(path: Path, settings: Settings) -> tuple[Tensor | None, Box | None]:
+def read_as_seen(path: Path, size: tuple[int, int], letterbox: bool) -> tuple[Tensor | None, Box | None]:
     """A file as the encoder sees it. None if it no longer exists: this must not stop a training."""
-    one = next(iter(read_ahead([path], settings.size, settings.letterbox, 1)))
+    one = next(iter(read_ahead([path], size, letterbox, 1)))
     return (None, None) if isinstance(one, ImageError) else (one.pixels, one.box)
 
 
 def pixels_of(one: Example, size: tuple[int, int]) -> Tensor:
     """What the encoder saw, (3, H, W) in 0 … 1, scaled to `size` if the model was calibrated for another size later."""
-    picture = cv2.imdecode(one.png.numpy(), cv2.IMREAD_COLOR)
+    picture = cv2.imdecode(one.encoded.numpy(), cv2.IMREAD_COLOR)
     if picture is None:
         raise MambaADError(f"the model's examples of {one.class_name} are damaged: fit it anew")
     pixels = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1) / 255
@@ -55,7 +56,7 @@ def pixels_of(one: Example, size: tuple[int, int]) -> Tensor:
 
 def box_of(one: Example, size: tuple[int, int]) -> Box | None:
     """Where the image lies in the result of `pixels_of`."""
-    picture = cv2.imdecode(one.png.numpy(), cv2.IMREAD_COLOR) if one.box else None
+    picture = cv2.imdecode(one.encoded.numpy(), cv2.IMREAD_COLOR) if one.box else None
     if one.box is None or picture is None or picture.shape[:2] == size:
         return one.box
     rows, columns = size[0] / picture.shape[0], size[1] / picture.shape[1]

@@ -3,13 +3,14 @@
 Letters: n images, b batch, c channels, h × w positions of a stage, H × W pixels.
 """
 
-import itertools
 import math
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,104 +28,181 @@ ENCODED = 8  # images that go through the encoder together
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Features:
-    """The encoder's features of n images, in memory or in a file, fp32 or bf16.
+class Views(NamedTuple):
+    """How many views of each image are learnt: itself and moved ones, which may be mirrored too."""
 
-    stages   (n · views, h, w, c) each: for each image first the image itself, then its moved views
+    number: int = 1
+    flips: bool = False
+
+
+class Group(NamedTuple):
+    """Features of the images that the model sees at one size.
+
+    stages   (m · views, h, w, c) each: of each of m images itself, then of its moved views
     """
 
-    def __init__(self, stages: list[Tensor], boxes: list[Box | None], views: int = 1) -> None:
-        self.stages = stages
-        self.boxes = boxes
+    stages: list[Tensor]
+    members: list[int]  # the images' numbers, in the order of the stages
+
+
+class Features:
+    """The encoder's features of n images, in memory or in a file, fp32 or bf16: a group for each size."""
+
+    def __init__(self, groups: Sequence[Group], boxes: Sequence[Box | None], views: int = 1) -> None:
+        self.groups = [group for group in groups if group.members]
+        self.boxes = list(boxes)
         self.views = views
+        self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
+        self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
-        """The features of some images: one (b, c, h, w) per stage, channels last in memory, float32."""
-        return self._rows(chosen * self.views)
+        """Those of some images of one size: one (b, c, h, w) a stage, channels last in memory, float32."""
+        return self._rows(chosen, torch.zeros_like(chosen))
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
-        """The same, for a random view of each image."""
-        first = chosen * self.views
-        return self._rows(first if self.views == 1 else first + torch.randint(self.views, first.shape))
+        """The same, of a view of each at random."""
+        return self._rows(
+            chosen, torch.randint(self.views, chosen.shape) if self.views > 1 else torch.zeros_like(chosen)
+        )
 
-    def batches(self, chosen: Sequence[int], device: str) -> Iterator[list[Tensor]]:
-        """The features of some images, a batch at a time, on the device."""
-        for start in range(0, len(chosen), ENCODED):
-            yield [stage.to(device) for stage in self[torch.tensor(chosen[start : start + ENCODED])]]
+    def all_views(self, image: int) -> list[Tensor]:
+        """Those of one image and its moved views: one (views, c, h, w) a stage."""
+        return self._rows(torch.full((self.views,), image), torch.arange(self.views))
+
+    def batches(self, chosen: Sequence[int], device: str) -> Iterator[tuple[list[int], list[Tensor]]]:
+        """Some images and their features, a batch of one size at a time, on the device."""
+        for number in dict.fromkeys(self.group_of[i] for i in chosen):
+            own = [i for i in chosen if self.group_of[i] == number]
+            for start in range(0, len(own), ENCODED):
+                batch = own[start : start + ENCODED]
+                yield batch, [stage.to(device) for stage in self[torch.tensor(batch)]]
 
     def and_those_of(self, others: "Features") -> "Features":
-        """These features, then the others'."""
-        pairs = zip(self.stages, others.stages, strict=True)
-        stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
-        return Features(stages, [*self.boxes, *others.boxes], others.views)
+        """These features, then the others', whose images are numbered on; groups of the same grids become one."""
+        first = len(self.boxes)
+        groups = {_grid(group): group for group in self.groups}
+        for group in others.groups:
+            members = [first + i for i in group.members]
+            known = groups.get(_grid(group))
+            if known is None:
+                groups[_grid(group)] = Group(group.stages, members)
+            else:
+                pairs = zip(known.stages, group.stages, strict=True)
+                stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
+                groups[_grid(group)] = Group(stages, known.members + members)
+        return Features(list(groups.values()), [*self.boxes, *others.boxes], others.views)
 
-    def _rows(self, rows: Tensor) -> list[Tensor]:
-        return [stage[rows].float().permute(0, 3, 1, 2) for stage in self.stages]
+    def _rows(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
+        images = chosen.tolist()
+        group = self.groups[self.group_of[images[0]]]
+        rows = torch.tensor([self._row_of[i] for i in images]) * self.views + view
+        return [stage[rows].float().permute(0, 3, 1, 2) for stage in group.stages]
+
+
+def _grid(group: Group) -> tuple[int, ...]:
+    return tuple(side for stage in group.stages for side in stage.shape[1:3])
 
 
 def features_of_files(
     model: FittedModel,
     files: Sequence[ImageFile],
+    classes: Sequence[str],
     run: RunOptions,
     progress: Progress | None = None,
-    views_for: Callable[[int], int] = lambda images: 1,
-    flips: bool = False,
+    views_for: Callable[[int], Views] = lambda images: Views(),
 ) -> tuple[Features, list[int]]:
-    """Run the encoder once over the files; return its features and the indices of the files that could be read.
+    """Run the encoder once over the files, each at the size of its class: its features, and the indices of the files
+    that could be read.
 
-    `views_for` gives the number of views per image for a number of images. With `flips` moved views are mirrored too.
+    Each image has the views that `views_for` says for that many images.
     """
     progress = progress or Progress()
-    features, readable = _encode_files(model, files, run, progress, views_for(len(files)), flips)
+    features, readable = _encode_files(model, files, classes, run, progress, views_for(len(files)))
     views = views_for(len(readable))
-    if not readable or views == features.views:
+    if not readable or views.number == features.views:
         return features, readable
-    # files that cannot be read must not change the result: the views are those for the readable ones alone
-    features, _ = _encode_files(model, [files[i] for i in readable], run, Progress(), views, flips)
-    return features, readable
+    # files that cannot be read leave no trace: the views are those of the readable ones alone
+    files, classes = [files[i] for i in readable], [classes[i] for i in readable]
+    return _encode_files(model, files, classes, run, Progress(), views)[0], readable
 
 
 def _encode_files(
-    model: FittedModel, files: Sequence[ImageFile], run: RunOptions, progress: Progress, views: int, flips: bool
+    model: FittedModel,
+    files: Sequence[ImageFile],
+    classes: Sequence[str],
+    run: RunOptions,
+    progress: Progress,
+    views: Views,
 ) -> tuple[Features, list[int]]:
+    sizes = [model.size_of(name) for name in classes]
+    encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
     boxes: list[Box | None] = []
     readable: list[int] = []
-
-    def pictures() -> Iterator[Tensor]:
-        size, letterbox = model.settings.size, model.settings.letterbox
-        for i, one in enumerate(read_ahead([file.path for file in files], size, letterbox, WORKERS)):
-            progress.image()
-            if isinstance(one, ImageError):
-                progress.unreadable(one)
-                continue
-            readable.append(i)
-            boxes.append(one.box)
-            yield from with_moved(one.pixels, views, len(readable), flips)
-
-    stages = encoded(model, pictures(), views * len(files), run)
-    return Features(stages, boxes, views), readable
+    paths = [file.path for file in files]
+    for i, one in enumerate(read_ahead(paths, lambda i, shape: sizes[i], model.settings.letterbox, WORKERS)):
+        progress.image()
+        if isinstance(one, ImageError):
+            progress.unreadable(one)
+            continue
+        encoders[sizes[i]].add(with_moved(one.pixels, views.number, len(readable) + 1, views.flips), len(readable))
+        readable.append(i)
+        boxes.append(one.box)
+    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number), readable
 
 
-def features_of_examples(model: FittedModel, run: RunOptions, views: int = 1) -> Features:
-    """Features of the images that the model carries: of each image itself and of `views` − 1 moved views."""
-    size = model.settings.size
-    pictures = (view for i, one in enumerate(model.examples) for view in with_moved(pixels_of(one, size), views, i))
-    stages = encoded(model, pictures, views * len(model.examples), run)
-    return Features(stages, [box_of(one, size) for one in model.examples], views)
+def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> Features:
+    """Features of the images that the model carries, and of moved views of them."""
+    sizes = [model.size_of(one.class_name) for one in model.examples]
+    encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
+    for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
+        encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips), i)
+    boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
+    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number)
 
 
-@torch.inference_mode()
-def encoded(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> list[Tensor]:
-    """The encoder's features of at most `most` pictures (3, H, W): one (n, h, w, c) per stage, cached as `run` says."""
-    stages: list[Tensor] = []
-    folded, pictures, done = model.for_inference(), iter(pictures), 0
-    while some := list(itertools.islice(pictures, ENCODED)):
-        maps = [stage.permute(0, 2, 3, 1) for stage in folded.features(torch.stack(some).to(run.device))]
-        stages = stages or _room(most, [tuple(found.shape[1:]) for found in maps], run)
-        for stage, found in zip(stages, maps, strict=True):
-            stage[done : done + len(found)] = found
-        done += len(some)
-    return [stage[:done] for stage in stages]
+def features_of_pixels(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> Features:
+    """Features of at most so many pictures (3, H, W) of one size."""
+    encoding = _Encoding(model, most, run)
+    count = 0
+    for picture in pictures:
+        encoding.add([picture], count)
+        count += 1
+    return Features([encoding.group()], [None] * count)
+
+
+class _Encoding:
+    """Pictures of one size on their way through the encoder, a few at a time, into a cache for at most so many."""
+
+    def __init__(self, model: FittedModel, most: int, run: RunOptions) -> None:
+        self.model, self.most, self.run = model.for_inference(), most, run
+        self.waiting: list[Tensor] = []
+        self.members: list[int] = []
+        self.stages: list[Tensor] = []
+        self.done = 0
+
+    def add(self, pictures: Iterable[Tensor], member: int) -> None:
+        """The views (3, H, W) of one image."""
+        self.members.append(member)
+        for picture in pictures:
+            self.waiting.append(picture)
+            if len(self.waiting) == ENCODED:
+                self._encode()
+
+    def group(self) -> Group:
+        """What was encoded."""
+        if self.waiting:
+            self._encode()
+        return Group([stage[: self.done] for stage in self.stages], self.members)
+
+    @torch.inference_mode()
+    def _encode(self) -> None:
+        pixels = torch.stack(self.waiting).to(self.run.device)
+        maps = [stage.permute(0, 2, 3, 1) for stage in self.model.features(pixels)]
+        self.stages = self.stages or _room(self.most, [tuple(found.shape[1:]) for found in maps], self.run)
+        for stage, found in zip(self.stages, maps, strict=True):
+            stage[self.done : self.done + len(found)] = found
+        self.done += len(self.waiting)
+        self.waiting = []
 
 
 def _room(n: int, shapes: Sequence[tuple[int, ...]], run: RunOptions) -> list[Tensor]:

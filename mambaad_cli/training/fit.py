@@ -14,14 +14,17 @@ from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model import STRIDES
 from mambaad_cli.model.encoder import pretrained_encoder
-from mambaad_cli.model.settings import Settings
-from mambaad_cli.training.describe import GoodImages, describe
+from mambaad_cli.model.settings import Settings, scaled_size
+from mambaad_cli.training.describe import describe
 from mambaad_cli.training.examples import example, examples_to_keep, pixels_of, read_as_seen
-from mambaad_cli.training.features import Features, features_of_examples, features_of_files
+from mambaad_cli.training.features import Features, Views, features_of_examples, features_of_files
+from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.loop import OnStep, TrainingLoop, fingerprint, recompute_activations
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_of
+from mambaad_cli.training.sizes import median_shape, own_size, shapes_of
 from mambaad_cli.training.splits import folds_of, split
+from mambaad_cli.training.suspects import suspects_of, without
 
 LEAST_IMAGES = 3
 
@@ -49,6 +52,8 @@ def fit(
     temporary folder is too small for the features.
     """
     run = run or RunOptions()
+    if recipe.folds and recipe.evidence == "memory":
+        raise MambaADError("--folds are for what is trained: a memory alone holds images out")
     state = None if run.encoder_weights is None else read_state_dict(run.encoder_weights)
     torch.manual_seed(recipe.seed)
     encoder = pretrained_encoder(settings.encoder, STRIDES[settings.detector], state)
@@ -95,25 +100,33 @@ def _teach(
 ) -> FittedModel:
     """Encode the images, split them, train, compute what describes good images, and keep examples."""
     model.precision = run.precision
+    for name, shapes in shapes_of(files, classes).items():
+        model.photos.setdefault(name, median_shape(shapes))
+        if model.settings.own_aspect:
+            size = own_size(shapes, math.prod(model.settings.size))
+            model.sizes.setdefault(name, scaled_size(size, model.settings.detail))
     if run.checkpoint_activations:
         recompute_activations(model.detector)
     mark = "" if run.checkpoint is None else fingerprint(model, files, classes, recipe)
     good, readable = _good_images(model, files, classes, recipe, run, progress)
     rehearsed = len(model.examples)
-    batches = _balanced(good.train, rehearsed) if rehearsed else good.train
-    loop = TrainingLoop(model.detector, good.features, batches, recipe, run, mark)
-    with distributed.joined(run.device):
-        loop.train(_on_whole(progress, loop, recipe.folds, 0))
+    good = _without_suspects(good, [files[i] for i in readable], rehearsed, recipe, run, progress)
+    loop = None
+    if recipe.evidence != "memory":
+        batches = _balanced(good.train, rehearsed) if rehearsed else good.train
+        loop = TrainingLoop(model.detector, good.features, batches, recipe, run, mark)
+        with distributed.joined(run.device):
+            loop.train(_on_whole(progress, loop, recipe.folds, 0))
     if distributed.rank() > 0:
         return model
 
     model.max_false_reject = recipe.max_false_reject
-    model.recipe = as_dict(
-        replace(loop.recipe, max_false_reject=recipe.max_false_reject, keep_examples=recipe.keep_examples)
-    )
+    trained = recipe if loop is None else loop.recipe
+    free = replace(trained, max_false_reject=recipe.max_false_reject, keep_examples=recipe.keep_examples)
+    model.recipe = as_dict(free)
     model.trained_on = dict(Counter(model.trained_on) + Counter(good.names[i] for i in good.train if i >= rehearsed))
     describe(model, good, recipe, run)
-    if recipe.folds:
+    if recipe.folds and loop is not None:
         model.scores = _cross_fitted_scores(model, good, loop, run, progress)
         model.held_out = set(model.scores)
     if recipe.keep_examples:
@@ -132,10 +145,10 @@ def _good_images(
     """The images that the model carries and the new ones, split; and the indices of the files that could be read."""
     carried = len(model.examples)
 
-    def views_for(images: int) -> int:
-        return max(2 if recipe.flips else 1, recipe.views // max(1, carried + images))
+    def views_for(images: int) -> Views:
+        return Views(max(2 if recipe.flips else 1, recipe.views // max(1, carried + images)), recipe.flips)
 
-    new, readable = features_of_files(model, files, run, progress, views_for, recipe.flips)
+    new, readable = features_of_files(model, files, classes, run, progress, views_for)
     if len(readable) < LEAST_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
     names = [classes[i] for i in readable]
@@ -143,7 +156,7 @@ def _good_images(
     if not carried:
         features: Features = new
     else:
-        features = features_of_examples(model, run, new.views).and_those_of(new)
+        features = features_of_examples(model, run, Views(new.views, recipe.flips)).and_those_of(new)
         names = [one.class_name for one in model.examples] + names
         unseen = [i for i, one in enumerate(model.examples) if one.held_out]
         train = sorted(set(range(carried)) - set(unseen)) + [carried + i for i in train]
@@ -151,10 +164,22 @@ def _good_images(
 
     def pixels(i: int) -> Tensor | None:
         if i < carried:
-            return pixels_of(model.examples[i], model.settings.size)
-        return read_as_seen(files[readable[i - carried]].path, model.settings)[0]
+            return pixels_of(model.examples[i], model.size_of(names[i]))
+        return read_as_seen(files[readable[i - carried]].path, model.size_of(names[i]), model.settings.letterbox)[0]
 
     return GoodImages(features, names, train, held_out, pixels), readable
+
+
+def _without_suspects(
+    good: GoodImages, files: Sequence[ImageFile], carried: int, recipe: Recipe, run: RunOptions, progress: Progress
+) -> GoodImages:
+    """Tell which new images are least like the others, and leave out as many as the recipe says."""
+    if recipe.evidence == "decoder" and not recipe.drop_suspects:
+        return good
+    found = [one for one in suspects_of(good, recipe, run) if one.number >= carried]
+    dropped = found if recipe.drop_suspects == "auto" else found[: recipe.drop_suspects]
+    progress.suspects([(files[one.number - carried], one.oddness, one.place) for one in found], len(dropped))
+    return without(good, [one.number for one in dropped])
 
 
 def _balanced(train: Sequence[int], carried: int) -> list[int]:
@@ -215,6 +240,7 @@ def _keep_examples(model: FittedModel, good: GoodImages, files: Sequence[ImageFi
     for i in examples_to_keep(good.names, good.train, good.held_out):
         if i < carried:
             continue
-        one = example(files[i - carried].path, good.names[i], i in held_out, model.settings)
+        name = good.names[i]
+        one = example(files[i - carried].path, name, i in held_out, model.size_of(name), model.settings.letterbox)
         if one is not None:
             model.examples.append(one)

@@ -48,13 +48,15 @@ class TrainingLoop:
         fingerprint: str = "",
     ) -> None:
         self.detector, self.features, self.run, self.fingerprint = detector, features, run, fingerprint
-        self.images = torch.tensor(train)
+        self.images = len(train)
+        self.groups = _by_size(features, train)
+        self.turns: list[tuple[int, int]] = []  # of each step so far: which group, and which of its batches
         self.recipe = recipe
         self.steps = recipe.steps_for(len(train), self.batch)
         self.optimizer = detector.optimizer(recipe.lr)
         self.step = 0
         self.fold_scores: list[dict[str, list[float]]] = []  # of the folds, which are trained afterwards
-        self.order: tuple[int, Tensor] = (-1, self.images)  # of one epoch
+        self.orders: dict[int, tuple[int, Tensor]] = {}  # of each group the last epoch and its order
         if distributed.world() > self.batch:
             raise MambaADError(
                 f"{distributed.world()} processes for batches of {self.batch} images: start fewer, or give --batch"
@@ -65,7 +67,7 @@ class TrainingLoop:
     @property
     def batch(self) -> int:
         """Images per step."""
-        return min(self.recipe.batch, len(self.images))
+        return min(self.recipe.batch, self.images)
 
     def train(self, on_step: OnStep) -> None:
         """Run all steps, or as many as fit into the recipe's minutes."""
@@ -102,7 +104,7 @@ class TrainingLoop:
             group["lr"] = self.recipe.lr * lr_factor(self.recipe.schedule, self.step / self.steps)
         chosen = self.chosen(self.step)
         own, n = distributed.share(len(chosen)), len(chosen)
-        whole = self.features.any_view(chosen)
+        whole = self.features.any_view(chosen)[: len(self.detector.strides)]  # the rest is for the memory
         corrupted = [cut_paste(whole)] if self.recipe.cut_paste else []
         batch, *seen = ([stage[own].to(self.run.device) for stage in stages] for stages in (whole, *corrupted))
         self.optimizer.zero_grad(set_to_none=True)
@@ -117,16 +119,29 @@ class TrainingLoop:
         return float(loss)
 
     def chosen(self, step: int) -> Tensor:
-        """The images of a step's batch. Each epoch has a random order of its own, and epochs follow without a gap."""
-        n, batch = len(self.images), self.batch
-        positions = range(step * batch, (step + 1) * batch)
-        return torch.stack([self.order_of(position // n)[position % n] for position in positions])
+        """The images of a step's batch, all of one size.
 
-    def order_of(self, epoch: int) -> Tensor:
-        if self.order[0] != epoch:
+        Each epoch over the images of a size has a random order of its own, and epochs follow without a gap. The sizes
+        take turns in proportion to their images.
+        """
+        while len(self.turns) <= step:
+            done = [sum(own == number for own, _ in self.turns) for number in range(len(self.groups))]
+            shares = [len(group) / self.images for group in self.groups]
+            due = [share * (len(self.turns) + 1) - n for share, n in zip(shares, done, strict=True)]
+            number = max(range(len(due)), key=due.__getitem__)
+            self.turns.append((number, done[number]))
+        number, turn = self.turns[step]
+        n, batch = len(self.groups[number]), self.batch
+        positions = range(turn * batch, (turn + 1) * batch)
+        return torch.stack([self.order_of(number, position // n)[position % n] for position in positions])
+
+    def order_of(self, number: int, epoch: int) -> Tensor:
+        """The images of one size in the order of an epoch."""
+        if number not in self.orders or self.orders[number][0] != epoch:
             generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + epoch)
-            self.order = (epoch, self.images[torch.randperm(len(self.images), generator=generator)])
-        return self.order[1]
+            group = self.groups[number]
+            self.orders[number] = (epoch, group[torch.randperm(len(group), generator=generator)])
+        return self.orders[number][1]
 
     def steps_within(self, seconds: float) -> int:
         """How many steps fit, from the time that the fastest of a few takes; these are undone again."""
@@ -180,6 +195,14 @@ class TrainingLoop:
         except (KeyError, ValueError, RuntimeError, MambaADError) as error:
             reason = str(error).splitlines()[0]
             raise MambaADError(f"{path} is a checkpoint of another version ({reason}): fit without --resume") from error
+
+
+def _by_size(features: Features, train: Sequence[int]) -> list[Tensor]:
+    """The numbers of the images that can share a batch."""
+    groups: dict[int, list[int]] = {}
+    for i in train:
+        groups.setdefault(features.group_of.get(i, 0), []).append(i)
+    return [torch.tensor(group) for group in groups.values()]
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The progress of a training. The class here does nothing; the command draws bars."""
 
-from mambaad_cli.data.images import ImageError
+from collections.abc import Sequence
+
+from mambaad_cli.data.images import ImageError, ImageFile
 
 
 class Progress:
@@ -11,6 +13,10 @@ class Progress:
 
     def unreadable(self, error: ImageError) -> None:
         """A file was left out."""
+
+    def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
+        """Images that are least like the others of their product, the oddest first: their files, how many deviations
+        they are away, and where; so many of them are left out."""
 
     def step(self, step: int, steps: int, loss: float, images: int) -> None:
         """Optimisation step number `step` of `steps` is done, on a batch of `images`."""

@@ -10,7 +10,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.settings import PRESETS, Settings
 
-MOST_STEPS = 2000  # at most, unless epochs or minutes are given
+MOST_STEPS = 1000  # at most, unless epochs or minutes are given
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the learning rate, when a product is added
 ADDING_VIEWS = 2  # factor on the moved views, which old and new images share
 
@@ -32,7 +32,12 @@ class Recipe:
     cut_paste: bool = False  # the detector restores good features from corrupted ones, see data.augmentation
     distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
     expected_distance: bool = False  # Mahalanobis distances are divided by their expected value, see anomaly_map
+    evidence: Literal["decoder", "memory", "both"] = "decoder"  # that the anomaly map shows
+    memory_size: int = 3000  # patches of each product that the memory keeps
     folds: int = 0  # shorter trainings that give the threshold; 0: some images are held out for it
+    drop_suspects: int | Literal["auto"] = (
+        0  # images least like the others that are left out; auto: those that look odd
+    )
     max_false_reject: float = 0.01  # the share of good images that the threshold may reject
     keep_examples: bool = True  # keep some images in the model file, for `add`
     seed: int = 42
@@ -41,7 +46,7 @@ class Recipe:
         """Steps of a training on this number of images in batches of `batch`.
 
         >>> [RECIPES["small"].steps_for(n, 8) for n in (10, 100, 10**6)], RECIPES["paper"].steps_for(160, 16)
-        ([318, 475, 2000], 10000)
+        ([302, 325, 1000], 10000)
         """
         if self.epochs is not None:
             return math.ceil(self.epochs * images / batch)
@@ -68,12 +73,14 @@ RECIPES: dict[str, Recipe] = {
         lr=0.004,
         schedule="cosine",
         steps=300,
-        steps_per_image=1.75,
+        steps_per_image=0.25,
         views=500,
         cut_paste=True,
         distance="mahalanobis",
         expected_distance=True,
+        evidence="both",
     ),
+    "memory": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory"),
     "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
     "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
     "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),
@@ -87,7 +94,7 @@ def recipe_of(model: FittedModel) -> Recipe:
     the distance that the model measures. Raises MambaADError for a recipe of a newer version.
     """
     if model.recipe:
-        return recipe_from(model.recipe, "the model")
+        return replace(recipe_from(model.recipe, "the model"), max_false_reject=model.max_false_reject)
     name = next(name for name, own in PRESETS.items() if own.detector == model.settings.detector)
     if model.settings.options.get("loss") == "mse":
         name = "paper"
@@ -95,6 +102,7 @@ def recipe_of(model: FittedModel) -> Recipe:
     return replace(
         RECIPES[name],
         distance="mahalanobis" if model.statistics else "published",
+        evidence="decoder",
         expected_distance=expected,
         max_false_reject=model.max_false_reject,
     )
@@ -131,5 +139,5 @@ class RunOptions:
 
 
 def preset(name: str) -> tuple[Settings, Recipe]:
-    """The network and the recipe of a preset: small, paper, rd4ad or uniad."""
+    """The network and the recipe of a preset: small, paper, memory, rd4ad or uniad."""
     return PRESETS[name], RECIPES[name]

@@ -38,5 +38,5 @@ def test_detectors_are_chosen_by_kind_or_name(names: list[str], chosen: list[str
 
 
 def test_an_unknown_detector_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(MambaADError, match=r"no detector 'patchcore'.*mambaad, rd4ad, uniad, mambaad-paper"):
+    with pytest.raises(MambaADError, match=r"no detector 'patchcore'.*mambaad, memory, rd4ad, uniad, mambaad-paper"):
         detectors.choose(["patchcore"])

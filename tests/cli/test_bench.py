@@ -30,7 +30,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(study, "PASSING", 0.0)
     small = PRESETS["small"]
     monkeypatch.setitem(PRESETS, "small", replace(small, options=small.options | TINY))
-    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS))
+    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS, evidence="decoder"))
     torch.manual_seed(7)
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
     return write_tree(tmp_path / "parts")

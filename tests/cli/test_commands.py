@@ -77,7 +77,7 @@ def fitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
     monkeypatch.chdir(tmp_path)
     small = PRESETS["small"]
     monkeypatch.setitem(PRESETS, "small", replace(small, options=small.options | TINY))
-    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS))
+    monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS, evidence="decoder"))
     torch.manual_seed(7)
     save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
 

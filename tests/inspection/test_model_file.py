@@ -94,7 +94,7 @@ def test_what_tells_products_apart_and_examples_travel_too(tiny_model: FittedMod
         ("nut", False, (1, 2, 3, 4)),
         ("bolt", True, None),
     ]
-    assert all(torch.equal(a.png, b.png) for a, b in zip(found.examples, tiny_model.examples, strict=True))
+    assert all(torch.equal(a.encoded, b.encoded) for a, b in zip(found.examples, tiny_model.examples, strict=True))
 
 
 def test_scoring_needs_no_weights_from_elsewhere(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

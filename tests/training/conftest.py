@@ -46,7 +46,7 @@ def tiny_settings(letterbox: bool = False, drop_path: float = 0.0) -> Settings:
 
 
 def tiny_recipe(**choices: Any) -> Recipe:
-    return replace(RECIPES["small"], **({"views": VIEWS, "epochs": 2, "batch": 8} | choices))
+    return replace(RECIPES["small"], **({"views": VIEWS, "epochs": 2, "batch": 8, "evidence": "decoder"} | choices))
 
 
 @pytest.fixture(scope="session")

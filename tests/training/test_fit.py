@@ -23,7 +23,7 @@ from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model.anomaly_map import Residual
 from mambaad_cli.training import describe, loop
 from mambaad_cli.training.examples import EXAMPLES, examples_to_keep, pixels_of
-from mambaad_cli.training.features import Features, features_of_files
+from mambaad_cli.training.features import Features, Group, Views, features_of_files
 from mambaad_cli.training.fit import add
 from mambaad_cli.training.loop import TrainingLoop, lr_factor, recompute_activations
 from mambaad_cli.training.recipe import MOST_STEPS, RECIPES, Recipe, RunOptions, recipe_of
@@ -174,7 +174,7 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
     model = run(epochs=1)
     (goods / "bolt" / "3.png").write_text("text")
     files = images.find([goods])
-    features, readable = features_of_files(model, files, RunOptions())
+    features, readable = features_of_files(model, files, [file.group for file in files], RunOptions())
     assert readable == [0, 1, 2, *range(4, 12)]
     pixels = torch.stack([images.resize(images.read(files[i].path), (64, 64)) for i in readable])
     with torch.inference_mode():
@@ -208,7 +208,7 @@ def test_each_class_is_normal_in_its_own_way(
 ) -> None:
     monkeypatch.setattr(describe, "LOOKED_AT", 5)  # all that are learnt, and no nudged views
     model = run()
-    features, _ = features_of_files(model, images.find([goods]), RunOptions())
+    features, _ = features_of_files(model, images.find([goods]), ["bolt"] * 6 + ["nut"] * 6, RunOptions())
     train, _ = split(["bolt"] * 6 + ["nut"] * 6, 42)
     bolts = torch.tensor([i for i in train if i < 6])
     with torch.inference_mode():
@@ -230,7 +230,7 @@ def test_nudged_views_tell_what_is_normal_where_images_are_few(
 
     monkeypatch.setattr(describe, "LOOKED_AT", most)
     monkeypatch.setattr(tiny_model, "residuals", residuals)
-    features = Features([torch.randn(8, 4, 4, 2)], [None] * 4, 2)
+    features = Features([Group([torch.randn(8, 4, 4, 2)], [0, 1, 2, 3])], [None] * 4, 2)
     gone = {2}  # meanwhile
     good = describe.GoodImages(
         features, ["nut"] * 4, [0, 2, 3], [], lambda i: None if i in gone else torch.rand(3, 64, 64)
@@ -508,7 +508,7 @@ def test_a_model_carries_images_as_the_encoder_saw_them(run: Callable[..., Fitte
     first = model.examples[0]
     learnt = split(["bolt"] * 6 + ["nut"] * 6, 42)[0][0]
     pixels, box = images.letterbox(images.read(goods / "bolt" / f"{learnt}.png"), model.settings.size)
-    torch.testing.assert_close(pixels_of(first, (64, 64)), pixels, atol=1e-6, rtol=0)
+    assert (pixels_of(first, (64, 64)) - pixels).abs().mean() < 0.01  # kept as a JPEG
     assert first.box == box
     assert not run(keep_examples=False).examples
 
@@ -551,9 +551,10 @@ def test_of_many_images_a_model_carries_some_of_each_class() -> None:
 def test_few_images_are_extended_by_moved_views(run: Callable[..., FittedModel], goods: Path) -> None:
     model = run()
     files = images.find([goods])
-    features, _ = features_of_files(model, files, RunOptions(), views_for=lambda images: 3)
-    plain, _ = features_of_files(model, files, RunOptions())
-    assert len(features.stages[0]) == 36
+    classes = [file.group for file in files]
+    features, _ = features_of_files(model, files, classes, RunOptions(), views_for=lambda images: Views(3))
+    plain, _ = features_of_files(model, files, [file.group for file in files], RunOptions())
+    assert len(features.groups[0].stages[0]) == 36
     chosen = torch.tensor([3, 7])
     for own, alone in zip(features[chosen], plain[chosen], strict=True):
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
@@ -661,7 +662,7 @@ def test_adding_takes_the_share_of_false_rejects_that_is_asked_for(
 
 def test_the_recipe_of_a_file_that_does_not_hold_it_is_that_of_its_preset(run: Callable[..., FittedModel]) -> None:
     model = run()
-    expected = replace(RECIPES["small"], expected_distance=True)
+    expected = replace(RECIPES["small"], expected_distance=True, evidence="decoder")
     model.recipe = {}
     assert recipe_of(model) == expected
     model.statistics = {}

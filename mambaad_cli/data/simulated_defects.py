@@ -1,0 +1,148 @@
+"""Simulated defects: good images with a defect drawn into them, and where it is.
+
+They tell how much a model would find, without any real defect. The decoder is never trained with them, so what they say
+is not what it was taught.
+
+Letters: H × W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+KINDS = ("cut-paste", "texture", "scratch", "spot", "missing")
+LENGTHS = 0.02, 0.25  # smallest and largest, in shares of the square root of the image's pixels
+VISIBLE, ATTEMPTS = (
+    0.05,
+    8,
+)  # least mean change of the pixels, 0 … 1, and how often a place that shows one is looked for
+
+
+class Simulated(NamedTuple):
+    """A good image with a defect."""
+
+    pixels: Tensor  # (3, H, W) in 0 … 1
+    kind: str  # one of KINDS
+    length: float  # of the defect in pixels: of a scratch its length, else the root of its area
+
+
+def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int) -> Simulated:
+    """A defect of a kind, of random size, place and strength, in a good image (3, H, W) in 0 … 1.
+
+    other: another good image of the same size, which pieces and textures are taken from.
+
+    >>> found = simulate(torch.zeros(3, 64, 64), torch.ones(3, 64, 64), "cut-paste", seed=0)
+    >>> bool(found.pixels.max() > 0.5), found.kind
+    (True, 'cut-paste')
+    """
+    picture = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy(), dtype=np.float32)
+    source = np.ascontiguousarray(other.permute(1, 2, 0).numpy(), dtype=np.float32)
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([seed, attempt])
+        length = math.sqrt(picture.shape[0] * picture.shape[1]) * math.exp(
+            rng.uniform(math.log(LENGTHS[0]), math.log(LENGTHS[1]))
+        )
+        mask = (_stroke if kind == "scratch" else _blob)((picture.shape[0], picture.shape[1]), length, rng)
+        soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None]
+        result = (picture * (1 - soft) + PAINTED[kind](picture, source, mask, rng) * soft).clip(0, 1)
+        changed = float((np.abs(result - picture).mean(2) * mask).sum() / max(float(mask.sum()), 1e-6))
+        if changed >= VISIBLE:
+            break
+    return Simulated(torch.from_numpy(result).permute(2, 0, 1).contiguous(), kind, length)
+
+
+def _place(shape: tuple[int, int], margin: float, rng: np.random.Generator) -> tuple[float, float]:
+    """A random point x, y, not too near the border."""
+    height, width = shape
+    inside = [min(margin, side / 2 - 1) for side in (width, height)]
+    return float(rng.uniform(inside[0], width - inside[0])), float(rng.uniform(inside[1], height - inside[1]))
+
+
+def _blob(shape: tuple[int, int], length: float, rng: np.random.Generator) -> np.ndarray:
+    """A bent ellipse with the area of a square of that side: (H, W) float32 in 0 … 1."""
+    stretch = math.exp(rng.uniform(-0.7, 0.7))
+    axes = length / math.sqrt(math.pi) * stretch, length / math.sqrt(math.pi) / stretch
+    x, y = _place(shape, length / 2, rng)
+    angles = np.linspace(0, 2 * math.pi, 32, endpoint=False)
+    bent = 1 + np.sum([rng.normal(0, 0.12) * np.cos(k * angles + rng.uniform(0, 6.3)) for k in (2, 3, 4)], axis=0)
+    points = np.stack([axes[0] * np.cos(angles), axes[1] * np.sin(angles)], 1) * bent[:, None]
+    turn = rng.uniform(0, math.pi)
+    rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    return _filled(shape, points @ rotation.T + [x, y])
+
+
+def _stroke(shape: tuple[int, int], length: float, rng: np.random.Generator) -> np.ndarray:
+    """A thin bent line of that length: (H, W) float32 in 0 … 1."""
+    x, y = _place(shape, length / 2, rng)
+    turn, bend = rng.uniform(0, 2 * math.pi), rng.normal(0, 0.5)
+    steps = np.linspace(-0.5, 0.5, 24)
+    along = turn + bend * steps
+    points = np.stack([x + length * steps * np.cos(along), y + length * steps * np.sin(along)], 1)
+    mask = np.zeros(shape, np.uint8)
+    thickness = int(rng.integers(1, 3))
+    cv2.polylines(mask, [np.rint(points * 16).astype(np.int32)], False, 255, thickness, cv2.LINE_AA, shift=4)
+    return mask.astype(np.float32) / 255
+
+
+def _filled(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    return mask.astype(np.float32) / 255
+
+
+def _contrast(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> float:
+    """A change of brightness that can be seen there: up where it is dark, down where it is bright, else either way."""
+    bright = float((picture.mean(2) * mask).sum() / max(float(mask.sum()), 1e-6))
+    sign = 1 if bright < 0.25 else -1 if bright > 0.75 else int(rng.choice([-1, 1]))
+    return sign * float(rng.uniform(0.15, 0.5))
+
+
+def _cut_paste(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A piece of another good image, from another place, turned."""
+    height, width = mask.shape
+    moved = np.roll(other, (int(rng.integers(height)), int(rng.integers(width))), (0, 1))
+    return np.ascontiguousarray(moved[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))])
+
+
+def _texture(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Smooth noise blended in, as of stains and corrosion."""
+    height, width = mask.shape
+    cells = int(rng.integers(4, 32))
+    noise = cv2.resize(
+        rng.uniform(-1, 1, (cells, cells)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
+    )
+    grey = float(np.ptp(picture, axis=2).max()) < 0.02
+    tint = rng.uniform(0.5, 1.0, 1 if grey else 3).astype(np.float32)
+    return picture + abs(_contrast(picture, mask, rng)) * noise[..., None] * tint
+
+
+def _line(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A scratch: brighter or darker than what it runs over."""
+    return picture + np.float32(_contrast(picture, mask, rng))
+
+
+def _spot(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A spot of one colour, as of dirt or a hole."""
+    colour = picture[mask > 0].mean(0) if (mask > 0).any() else picture.mean((0, 1))
+    return np.broadcast_to(colour + np.float32(_contrast(picture, mask, rng)), picture.shape)
+
+
+def _missing(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What is around it grown over it, as where a part is missing."""
+    hole = (cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0).astype(np.uint8)
+    filled = cv2.inpaint((picture * 255).astype(np.uint8), hole, 3, cv2.INPAINT_TELEA)
+    return filled.astype(np.float32) / 255
+
+
+PAINTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
+    "cut-paste": _cut_paste,
+    "texture": _texture,
+    "scratch": _line,
+    "spot": _spot,
+    "missing": _missing,
+}

@@ -1,0 +1,160 @@
+"""A memory of good patches: how far a patch lies from the nearest ones that good images showed.
+
+After PatchCore (Roth et al., CVPR 2022): features of two strides, averaged over 3×3 positions, and a k-centre coreset
+of them. Here they are whitened, a distance is counted in units of the distance between neighbours in the memory there,
+and of the distance that good images have at that position of the image.
+
+Letters: b batch, c channels, h × w positions of the finer stage, m patches of the memory, p positions.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaad_cli.model.anomaly_map import Residual
+
+SHRINKAGE = 0.01  # of the patches' covariance towards a multiple of the identity
+PROJECTED = 48  # dimensions of the random projection in which the coreset is chosen
+NEIGHBOURS = 5  # nearest patches whose distances are averaged
+SPACED = 3  # nearest patches of the memory that tell how densely it lies
+PRIOR = 4.0  # images that the mean over all positions counts as, beside those seen at a position
+BLOCK = 256  # positions compared with the memory at a time: their distances stay in the cache
+
+
+class Memory(NamedTuple):
+    """Good patches of one product, c channels."""
+
+    mean: Tensor  # (c,)
+    whitening: Tensor  # (c, c)
+    patches: Tensor  # (m, c), whitened
+    spacing: Tensor  # (m,): mean distance to the nearest other patches, in units of its mean over the memory
+    expected: Tensor  # (h, w): distance that good images have at each position
+
+
+def patches_of(features: Sequence[Tensor]) -> Tensor:
+    """Patches (b, h, w, c) at the middle stage of an encoder's features, with the coarsest stage beside it.
+
+    features: one (b, c, h, w) a stage, finest first; the last two are used, each averaged over 3×3 positions.
+    """
+    fine, coarse = (F.avg_pool2d(stage.float(), 3, 1, 1, count_include_pad=False) for stage in features[-2:])
+    coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
+    return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1)
+
+
+def whitening_of(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (c,) and whitening (c, c) of patches (p, c), by their principal components."""
+    mean = patches.mean(0)
+    covariance = torch.cov((patches - mean).T.double())
+    size = covariance.diagonal().mean().clamp(min=1e-12)
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * torch.eye(len(covariance)).to(covariance)
+    variances, directions = torch.linalg.eigh(covariance)
+    return mean, (directions / variances.sqrt()).float()
+
+
+def k_centre(patches: Tensor, size: int, seed: int) -> Tensor:
+    """Indices of a coreset of patches (p, c): each next one is the farthest from those before (Gonzalez, 1985).
+
+    Distances are those of a random projection to few dimensions (Johnson & Lindenstrauss, 1984).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    projection = torch.randn(patches.shape[1], PROJECTED, generator=generator) / math.sqrt(PROJECTED)
+    points = patches @ projection.to(patches)
+    lengths = points.square().sum(1)
+    nearest = torch.full((len(points),), math.inf).to(points)
+    chosen = [int(torch.randint(len(points), (), generator=generator))]
+    for _ in range(min(size, len(points)) - 1):
+        last = points[chosen[-1]]
+        nearest = torch.minimum(nearest, lengths - 2 * (points @ last) + last @ last)
+        chosen.append(int(nearest.argmax()))
+    return torch.tensor(chosen)
+
+
+def memory_of(patches: Tensor, size: int, seed: int) -> tuple[Memory, Tensor]:
+    """A memory of at most `size` of the patches (p, c), nothing expected yet, and which ones these are."""
+    mean, whitening = whitening_of(patches)
+    white = (patches - mean) @ whitening
+    chosen = k_centre(white, size, seed)
+    kept = white[chosen]
+    nearest = torch.cdist(kept, kept).topk(min(SPACED + 1, len(kept)), dim=1, largest=False).values
+    spacing = nearest[:, 1:].mean(1) if len(kept) > 1 else torch.ones(1).to(kept)
+    spacing = (spacing / spacing.mean().clamp(min=1e-12)).clamp(min=1e-3)
+    return Memory(mean, whitening, kept, spacing, torch.ones(1, 1).to(kept)), chosen
+
+
+def distances(memory: Memory, patches: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """Distance of each patch (b, h, w, c) from the nearest ones in the memory, in units of their spacing: (b, h, w).
+
+    hidden: (m,) bool: patches of the memory that do not count, such as those of the image itself.
+    """
+    white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
+    lengths = memory.patches.square().sum(1)
+    if hidden is not None:
+        lengths = lengths.masked_fill(hidden, math.inf)
+    found = []
+    for block in white.split(BLOCK):
+        squared = torch.addmm(lengths, block, memory.patches.T, alpha=-2)  # less the block's own squared lengths
+        nearest, which = squared.topk(min(NEIGHBOURS, len(lengths)), dim=1, largest=False)
+        nearest = (nearest + block.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        found.append((nearest / memory.spacing[which]).mean(1))
+    return torch.cat(found).view(patches.shape[:3])
+
+
+def expecting(memory: Memory, good: Tensor) -> Memory:
+    """The same memory, knowing the distances (n, h, w) that good images have which it does not hold itself.
+
+    A position's mean is taken with its neighbours', and drawn to the mean over all positions where images are few.
+    """
+    overall = good.mean()
+    wider = F.pad(good.mean(0)[None, None], (1, 1, 1, 1), mode="replicate")
+    local = F.avg_pool2d(wider, 3, 1)[0, 0]
+    return memory._replace(expected=(len(good) * local + PRIOR * overall) / (len(good) + PRIOR))
+
+
+def unusual_patches(memory: Memory, patches: Tensor) -> Tensor:
+    """How unusual each patch (b, h, w, c) is: its distance in units of the expected one, (b, h, w).
+
+    The outermost positions take the values of their neighbours: there the encoder sees its own padding.
+    """
+    found = distances(memory, patches)
+    expected = memory.expected
+    if expected.shape != found.shape[1:]:  # another size than that of fit
+        expected = F.interpolate(expected[None, None], size=found.shape[1:], mode="bilinear")[0, 0]
+    return without_border(found / expected)
+
+
+def without_border(maps: Tensor) -> Tensor:
+    """Maps (b, h, w) whose outermost values are those of their neighbours inside."""
+    if min(maps.shape[1:]) < 3:
+        return maps
+    return F.pad(maps[:, None, 1:-1, 1:-1], (1, 1, 1, 1), mode="replicate")[:, 0]
+
+
+class PatchMemory(nn.Module):
+    """The detector without a network: a memory alone is compared with, and nothing is trained.
+
+    channels: of the encoder's maps at strides 8 and 16.
+    """
+
+    strides: ClassVar[tuple[int, ...]] = (8, 16)
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = list(channels)
+
+    def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
+        raise NotImplementedError("a memory is not trained")
+
+    def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Zeros (b, *size): before a memory is there, nothing is unusual."""
+        return features[0].new_zeros(len(features[0]), *size)
+
+    def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
+        """None: it reconstructs nothing."""
+        return []
+
+    def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
+        raise NotImplementedError("a memory is not trained")

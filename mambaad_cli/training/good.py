@@ -1,0 +1,20 @@
+"""The good images of a training: what is learnt from, and what is held out for the threshold."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mambaad_cli.training.features import Features
+
+Pixels = Callable[[int], Tensor | None]  # of an image, (3, H, W) in 0 … 1, by its number; None where its file is gone
+
+
+class GoodImages(NamedTuple):
+    """The images of a training, by number: first those that the model carries, then the new ones."""
+
+    features: Features
+    names: list[str]  # the product of each
+    train: list[int]  # learnt from
+    held_out: list[int]  # kept for the threshold
+    pixels: Pixels

@@ -1,0 +1,96 @@
+"""The memory of good patches against brute force."""
+
+import math
+
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from mambaad_cli.model.memory import (
+    Memory,
+    distances,
+    expecting,
+    k_centre,
+    memory_of,
+    patches_of,
+    unusual_patches,
+    whitening_of,
+)
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return memory_of(torch.randn(300, 6) * torch.tensor([1.0, 2.0, 3.0, 0.5, 1.0, 4.0]), 40, seed=0)[0]
+
+
+def test_patches_lie_on_the_middle_stage_and_hold_the_two_coarsest_stages() -> None:
+    features = [torch.full((2, c, side, side), float(c)) for c, side in ((3, 16), (4, 8), (5, 4))]
+    found = patches_of(features)
+    assert found.shape == (2, 8, 8, 9)
+    assert torch.equal(found[0, 0, 0], torch.tensor([4.0] * 4 + [5.0] * 5))
+
+
+def test_whitened_patches_vary_alike_in_all_directions() -> None:
+    patches = torch.randn(5000, 4) @ torch.randn(4, 4) + 3
+    mean, whitening = whitening_of(patches)
+    white = (patches - mean) @ whitening
+    torch.testing.assert_close(white.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
+    assert torch.cov(white.T).diagonal().max() < 1.05
+    assert (torch.cov(white.T) - torch.cov(white.T).diagonal().diag()).abs().max() < 1e-3
+
+
+def test_a_coreset_covers_what_chance_would_leave_out() -> None:
+    """Three clusters, of which one has a hundred times as many patches as the others."""
+    centres = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    patches = torch.cat([centres[i] + torch.randn(n, 2) for i, n in ((0, 1000), (1, 10), (2, 10))])
+    chosen = patches[k_centre(patches, 3, seed=1)]
+    assert {int(torch.cdist(one[None], centres).argmin()) for one in chosen} == {0, 1, 2}
+    assert torch.equal(k_centre(patches, 30, seed=1), k_centre(patches, 30, seed=1))
+    assert len(set(k_centre(patches, 30, seed=1).tolist())) == 30
+
+
+def test_distances_are_those_of_brute_force(memory: Memory) -> None:
+    patches = torch.randn(2, 20, 17, 6)
+    found = distances(memory, patches)
+    white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
+    nearest = cdist(white.double(), memory.patches.double())
+    order = nearest.argsort(1)[:, :5]
+    expected = (torch.tensor(nearest).gather(1, torch.tensor(order)) / memory.spacing.double()[order]).mean(1)
+    torch.testing.assert_close(found.flatten().double(), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_hidden_patches_do_not_count(memory: Memory) -> None:
+    """A patch of the memory itself is near, unless it is hidden."""
+    raw = (memory.patches[3] @ torch.linalg.inv(memory.whitening) + memory.mean).view(1, 1, 1, 6)
+    hidden = torch.arange(len(memory.patches)) == 3
+    without = memory._replace(patches=memory.patches[~hidden], spacing=memory.spacing[~hidden])
+    found, whole = distances(memory, raw, hidden), distances(memory, raw)
+    torch.testing.assert_close(found, distances(without, raw))
+    assert whole < found
+
+
+def test_what_is_expected_is_local_and_drawn_to_the_mean_where_images_are_few(memory: Memory) -> None:
+    good = torch.ones(4, 6, 6)
+    good[:, :, 3:] = 3.0
+    expected = expecting(memory, good).expected
+    assert float(expected[0, 0]) == pytest.approx((4 * 1 + 4 * 2) / 8)
+    assert float(expected[0, 5]) == pytest.approx((4 * 3 + 4 * 2) / 8)
+    many = expecting(memory, good.repeat(100, 1, 1)).expected
+    assert float(many[0, 0]) == pytest.approx(1, abs=0.02)
+
+
+def test_the_border_takes_the_values_beside_it_and_any_grid_is_compared(memory: Memory) -> None:
+    memory = memory._replace(expected=torch.ones(8, 8))
+    patches = torch.randn(1, 8, 10, 6)
+    patches[:, 0] *= 100
+    found = unusual_patches(memory, patches)
+    assert found.shape == (1, 8, 10)
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert torch.equal(found[:, :, -1], found[:, :, -2])
+    assert math.isfinite(float(found.max()))
+
+
+def test_a_memory_of_one_patch_is_no_trouble() -> None:
+    memory, chosen = memory_of(torch.eye(4)[:2], 1, seed=0)
+    assert len(chosen) == 1
+    assert torch.isfinite(distances(memory, torch.randn(1, 3, 3, 4))).all()

@@ -1,0 +1,141 @@
+"""The memory in a fit: built, fused with the decoder, kept in the file; suspects among the good."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mambaad_cli.data import images
+from mambaad_cli.data.simulated_defects import KINDS, Simulated
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.predict import PredictOptions, predict
+from mambaad_cli.training import memories
+from mambaad_cli.training.fit import add, fit
+from mambaad_cli.training.memories import PRIOR, WEIGHTS, Trial, fusion_of
+from mambaad_cli.training.recipe import RunOptions, recipe_of
+from mambaad_cli.training.sizes import own_size
+from tests.conftest import picture
+from tests.training.conftest import Told, tiny_recipe, tiny_settings
+
+BOTH: dict[str, Any] = {"evidence": "both", "memory_size": 60}
+
+
+@pytest.fixture(autouse=True)
+def few_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memories, "SIMULATED", 20)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A product of 30 images, of which a fit holds out 6."""
+    for i in range(30):
+        images.write(tmp_path / "many" / f"{i}.png", picture(i % 3) // 2 + i)
+    return tmp_path / "many"
+
+
+def test_a_model_with_both_witnesses_is_the_same_after_it_was_saved(
+    run: Callable[..., FittedModel], goods: Path, tmp_path: Path
+) -> None:
+    model = run(**BOTH)
+    assert set(model.memories) == set(model.fusion) == set(model.statistics) == {"bolt", "nut"}
+    model.save(tmp_path / "m.safetensors")
+    again = model_file.load(tmp_path / "m.safetensors")
+    found = [[one.score for one in predict(each, images.find([goods]))] for each in (model, again)]
+    assert found[0] == pytest.approx(found[1], rel=2e-2)  # patches are kept in half precision
+    assert again.fusion == model.fusion
+    assert again.simulated == model.simulated
+
+
+def test_few_held_out_images_choose_nothing(run: Callable[..., FittedModel]) -> None:
+    model = run(**BOTH)
+    for fusion in model.fusion.values():
+        assert (fusion.decoder.weight, fusion.memory.weight) == PRIOR
+
+
+def test_held_out_images_and_simulated_defects_choose_and_report(run: Callable[..., FittedModel], many: Path) -> None:
+    model = run(images.find([many]), **BOTH)
+    fusion = model.fusion["part"]
+    assert (fusion.decoder.weight, fusion.memory.weight) in WEIGHTS
+    rows = model.simulated["part"]
+    assert len(rows) == 10  # half of them
+    assert {kind for kind, _, _ in rows} == set(KINDS)
+    assert all(length > 0 for _, length, _ in rows)
+
+
+def test_the_witness_that_sees_the_defects_gets_the_weight() -> None:
+    torch.manual_seed(1)
+    good = (torch.rand(20, 4, 4), torch.rand(20, 4, 4))
+    blind, seeing = torch.rand(20, 4, 4), torch.rand(20, 4, 4)
+    seeing[:, 1, 1] = 5.0
+    simulated = [Simulated(torch.zeros(3, 4, 4), "spot", 2.0)] * 20
+    assert fusion_of(Trial(good, (seeing, blind), simulated, True)).decoder.weight >= 0.5
+    assert fusion_of(Trial(good, (blind, seeing), simulated, True)).memory.weight >= 0.5
+    undecided = fusion_of(Trial(good, (blind, seeing), simulated, False))
+    assert (undecided.decoder.weight, undecided.memory.weight) == PRIOR
+
+
+def test_a_memory_alone_needs_no_training(goods: Path, weights: Path) -> None:
+    files = images.find([goods])
+    settings = replace(tiny_settings(), detector="memory", options={})
+    steps: list[int] = []
+    recipe = tiny_recipe(evidence="memory", memory_size=60)
+    model = fit(
+        files, [file.group for file in files], settings, recipe, RunOptions(encoder_weights=weights),
+        Told(lambda step, *_: steps.append(step)),
+    )  # fmt: skip
+    assert steps == []
+    assert model.fusion == {}
+    assert all(one.score is not None and one.score > 0 for one in predict(model, files))
+
+
+def test_products_of_different_shapes_have_sizes_of_their_own_in_one_model(tmp_path: Path, weights: Path) -> None:
+    for i in range(6):
+        images.write(tmp_path / "in" / "wide" / f"{i}.png", picture(i, 40, 160))
+        images.write(tmp_path / "in" / "tall" / f"{i}.png", picture(50 + i, 160, 40))
+    files = images.find([tmp_path / "in"])
+    settings = replace(tiny_settings(), own_aspect=True, detail=1.5)
+    options = RunOptions(encoder_weights=weights)
+    model = fit(files, [file.group for file in files], settings, tiny_recipe(**BOTH), options)
+    assert model.sizes == {"tall": (192, 96), "wide": (96, 192)}  # 1.5 times 128 and 64, the least of a side
+    (tmp_path / "in" / "tall").rename(tmp_path / "in" / "a")
+    (tmp_path / "in" / "wide").rename(tmp_path / "in" / "b")
+    found = list(predict(model, images.find([tmp_path / "in"]), PredictOptions(maps=True)))
+    assert [one.class_name for one in found] == ["tall"] * 6 + ["wide"] * 6
+    maps = {one.class_name: one.anomaly_map.shape for one in found if one.anomaly_map is not None}
+    assert maps == {"tall": (128, 64), "wide": (64, 128)}
+    (tmp_path / "in" / "a").rename(tmp_path / "in" / "tall")
+    sizes = dict(model.sizes)
+    grown = add(model, files[:6], ["tall"] * 6, replace(recipe_of(model).for_adding(), epochs=1))
+    assert grown.sizes == sizes
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((100, 100), (256, 256)), ((1240, 500), (400, 160)), ((10, 9000), (128, 512)), ((512, 384), (288, 224))],
+)
+def test_an_own_size_has_the_budget_and_the_aspect(shape: tuple[int, int], size: tuple[int, int]) -> None:
+    assert own_size([shape], 256 * 256) == size
+
+
+@pytest.mark.parametrize("drop", [0, "auto"])
+def test_an_odd_one_among_the_good_is_named_and_left_out_where_that_is_asked_for(
+    many: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, drop: Any
+) -> None:
+    odd = picture(1) // 2
+    odd[30:50, 30:60] = (255, 0, 255)
+    images.write(many / "17.png", odd)
+    told: list[tuple[list[str], int]] = []
+    progress = Told()
+    monkeypatch.setattr(
+        progress, "suspects", lambda found, dropped: told.append(([file.path.name for file, *_ in found], dropped))
+    )
+    files, recipe = images.find([many]), tiny_recipe(**BOTH, drop_suspects=drop, folds=2)
+    model = fit(files, ["part"] * 30, tiny_settings(), recipe, RunOptions(encoder_weights=weights), progress)
+    ((names, dropped),) = told
+    assert names[0] == "17.png"
+    assert dropped == (len(names) if drop else 0)
+    assert model.trained_on == {"part": 30 - dropped}
