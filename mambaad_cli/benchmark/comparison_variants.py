@@ -65,9 +65,11 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
     if others or base.detector != "mambaad":
         raise MambaADError("the ablation is of one MambaAD: choose mambaad-small or mambaad-paper")
 
+    decoder = replace(base.recipe, evidence="decoder")  # the paper's ablation knows no memory
+
     def step(name: str, order: str, directions: int, local_branches: bool = True) -> Variant:
         changed = {"order": order, "directions": directions, "local_branches": local_branches}
-        return base._replace(name=name, options=base.options | changed)
+        return base._replace(name=name, options=base.options | changed, recipe=decoder)
 
     steps = [
         step("plain Mamba decoder", "sweep", 2, local_branches=False),
@@ -79,23 +81,27 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
 
 
 def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
-    """The recipe of one MambaAD, the small one unless another is named, and one row for each choice that it makes.
+    """The recipe of one MambaAD, the small one unless another is named, and a row for each choice that it makes.
+
+    First the witnesses, each alone; then the choices of the decoder's training, without the memory.
 
     >>> [variant.name for variant in recipes()][:3]
-    ['MambaAD small', 'features not corrupted', 'cosine distance']
+    ['MambaAD small', 'decoder alone', 'memory alone']
     """
     base, *others = choose(names or ["mambaad-small"], encoder)
     if others or base.detector != "mambaad":
         raise MambaADError("the recipes are of one MambaAD: choose mambaad-small or mambaad-paper")
-    recipe, depths = base.recipe, base.options["depths"]
+    recipe, depths = replace(base.recipe, evidence="decoder"), base.options["depths"]
 
     def trained(name: str, **changed: Any) -> Variant:
         return base._replace(name=name, recipe=replace(recipe, **changed))
 
     def built(name: str, **changed: Any) -> Variant:
-        return base._replace(name=name, options=base.options | changed)
+        return base._replace(name=name, options=base.options | changed, recipe=recipe)
 
     rows = [
+        trained("decoder alone"),
+        trained("memory alone", evidence="memory"),
         trained("features not corrupted", cut_paste=False),
         trained("cosine distance", distance="published"),
         trained("distances not divided by expected ones", expected_distance=False),

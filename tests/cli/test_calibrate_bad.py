@@ -1,0 +1,42 @@
+"""`mambaad calibrate --bad` and `fit --suspects` as they are typed."""
+
+from pathlib import Path
+
+import pytest
+
+from mambaad_cli.cli.fit import parse_drop
+from mambaad_cli.data import images
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.overlays import write_suspects
+from tests.cli.test_commands import model, run  # noqa: F401 (model is a fixture)
+
+
+def test_known_defects_are_counted_with_an_interval_and_change_nothing(
+    tiny_model: FittedModel,
+    model: Path,
+    goods: Path,  # noqa: F811
+) -> None:
+    tiny_model.scores = {"nut": [-1e9, 1e9], "bolt": [-1e9]}
+    model_file.save(tiny_model, model)
+    before = model.read_bytes()
+    result = run("calibrate", model, "--bad", goods)
+    assert result.exit_code == 0, result.output
+    assert "nut: misses 6 of 6 known defects; with 95% confidence the true share is 54.1% to 100%" in result.stdout
+    assert "bolt: misses 0 of 6 known defects; with 95% confidence the true share is 0% to 45.9%" in result.stdout
+    assert "would find them all, and reject 1 of 2 good images" in result.stdout
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["few", "-1", "1.5", ""])
+def test_suspects_to_drop_are_a_number_or_auto(text: str) -> None:
+    result = run("fit", ".", "--drop-suspects", text)
+    assert result.exit_code == 2
+
+
+def test_suspects_are_drawn_on_a_contact_sheet(goods: Path, tmp_path: Path) -> None:
+    files = images.find([goods / "nut"])[:2]
+    path = write_suspects([(file, 4.2, (0.5, 0.5)) for file in files], tmp_path / "odd")
+    assert path == tmp_path / "odd" / "suspects.png"
+    assert images.read(path).shape[1] > 2 * 224
+    assert parse_drop("auto") == "auto"
