@@ -15,7 +15,7 @@ from tests.cli.test_commands import model, run  # noqa: F401 (model is a fixture
 def test_known_defects_are_counted_with_an_interval_and_change_nothing(
     tiny_model: FittedModel,
     model: Path,
-    goods: Path,  # noqa: F811
+    goods: Path,
 ) -> None:
     tiny_model.scores = {"nut": [-1e9, 1e9], "bolt": [-1e9]}
     model_file.save(tiny_model, model)
