@@ -14,7 +14,7 @@ from tests.cli.test_commands import model, run  # noqa: F401 (model is a fixture
 
 def test_known_defects_are_counted_with_an_interval_and_change_nothing(
     tiny_model: FittedModel,
-    model: Path,
+    model: Path,  # noqa: F811
     goods: Path,
 ) -> None:
     tiny_model.scores = {"nut": [-1e9, 1e9], "bolt": [-1e9]}
