@@ -35,7 +35,7 @@ _WHERE = {
 # OpenMP's threads wait for each other by spinning for a long time. One other busy process then makes all of them
 # several times slower. A short spin costs little on a quiet machine. It must be set before torch loads its OpenMP.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2500")
 
 
 class MambaADError(Exception):

@@ -82,6 +82,8 @@ class Prediction(NamedTuple):
         """
         if self.anomaly_map is None or self.picture is None:
             raise MambaADError(f"{self.file.path} has no anomaly map: {self.error or 'ask predict for this one image'}")
+        if self.verdict == "unknown":
+            raise MambaADError(f"{self.file.path} looks like no product of the model: it has no threshold")
         if self.colour_scale is None:
             raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
         return heatmap.overlay(self.picture, self.anomaly_map, self.colour_scale)
