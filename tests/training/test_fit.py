@@ -18,7 +18,7 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
-from mambaad_cli.inspection.predict import PredictOptions, predict
+from mambaad_cli.inspection.predict import PredictOptions, predict, verdict_of
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model.anomaly_map import Residual
 from mambaad_cli.training import describe, loop
@@ -494,7 +494,9 @@ def test_an_image_like_no_product_is_unknown(run: Callable[..., FittedModel], go
     assert model.recogniser is not None
     model.recogniser = model.recogniser._replace(limit=0.0)
     (only,) = predict(model, images.find([goods / "nut" / "0.png"]), PredictOptions(class_name=None))
-    assert (only.class_name, only.verdict, only.threshold) == ("nut", only.verdict, model.threshold("nut"))
+    assert only.score is not None
+    assert (only.class_name, only.threshold) == ("nut", model.threshold("nut"))
+    assert only.verdict == verdict_of(only.score, model.threshold("nut"))
     (goods / "nut" / "0.png").rename(tmp_path / "alone.png")
     (only,) = predict(model, images.find([tmp_path / "alone.png"]))
     assert (only.class_name, only.verdict, only.threshold) == ("", "unknown", None)
