@@ -32,7 +32,8 @@ _natural_parts = natsort_keygen(alg=ns.IGNORECASE)
 
 # OpenCV's warnings repeat, without a file name, what ImageError says with one.
 if "OPENCV_LOG_LEVEL" not in os.environ:
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    quiet = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # by the version of OpenCV
+    quiet(0)
 
 
 class ImageFile(NamedTuple):
