@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import List  # noqa: UP035
 
 import pytest
 import torch
@@ -160,12 +161,12 @@ def test_without_a_fast_backend_plain_pytorch_scans_and_says_so_once(no_fast_bac
 
 
 @library.custom_op("mambaad_test::forward", mutates_args=())
-def forward_op(inputs: list[Tensor]) -> Tensor:
+def forward_op(inputs: List[Tensor]) -> Tensor:  # noqa: UP006 (torch 2.6 does not know list[Tensor] here)
     return scan_cuda.selective_scan(*inputs)
 
 
 @library.custom_op("mambaad_test::backward", mutates_args=())
-def backward_op(dy: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+def backward_op(dy: Tensor, inputs: List[Tensor]) -> List[Tensor]:  # noqa: UP006
     return list(scan_cuda.selective_scan_backward(dy, *inputs))
 
 
