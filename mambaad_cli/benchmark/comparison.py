@@ -30,7 +30,7 @@ from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.model.settings import Settings
+from mambaad_cli.model.settings import PRESETS, Settings
 from mambaad_cli.training import fit as training
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict
@@ -70,7 +70,7 @@ class Conditions:
     """What all variants have in common."""
 
     budget: Budget
-    size: tuple[int, int] = (256, 256)  # H, W in pixels of what the encoder sees
+    size: tuple[int, int] | None = None  # H, W in pixels of what all see; None: as each one's preset says
     seeds: int = 1  # fits of each variant
     encoder_weights: Path | None = None  # a local file of the encoder's weights
     device: str = "cpu"
@@ -91,7 +91,7 @@ class Study:
 
     machine: dict[str, str]
     data: Dataset
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     budget: Budget
     seeds: list[int]
     outcomes: list[Outcome]
@@ -186,10 +186,16 @@ def _context(data: Dataset, conditions: Conditions, described: dict[str, str]) -
     }
 
 
-def _key(variant: Variant, size: tuple[int, int], seed: int, context: dict[str, Any]) -> str:
+def _key(variant: Variant, size: tuple[int, int] | None, seed: int, context: dict[str, Any]) -> str:
     """What changes a cell's result, and so not its name."""
-    facts = [variant.detector, variant.encoder, variant.options, as_dict(variant.recipe), size, seed, context]
+    facts = [asdict(_settings(variant, size)), as_dict(variant.recipe), seed, context]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(variant: Variant, size: tuple[int, int] | None) -> Settings:
+    if size is not None:
+        return Settings(variant.detector, variant.encoder, size, options=variant.options)
+    return replace(PRESETS[variant.preset], encoder=variant.encoder, options=variant.options)
 
 
 class _Told(Progress):
@@ -213,7 +219,7 @@ def _record(
 ) -> dict[str, Any]:
     """One cell: metrics in 0 … 1 (None where undefined), mean over the classes and class by class, and times in s."""
     doing = f"{variant.name}, seed {seed}"
-    settings = Settings(variant.detector, variant.encoder, conditions.size, options=variant.options)
+    settings = _settings(variant, conditions.size)
     recipe = conditions.budget.limited(replace(variant.recipe, seed=seed, keep_examples=False))
     told = _Told(doing, on_progress)
     start = time.perf_counter()
@@ -245,8 +251,8 @@ def _record(
 
 
 def _seconds_an_image(model: FittedModel) -> float:
-    """Median time of encoder, detector and anomaly map for one image, as `mambaad bench` times them."""
-    once = scoring_pass(model.for_inference(), model.settings.size, 1, model.device)
+    """Median time of encoder, detector and anomaly map for one image of the first class, as `mambaad bench` does."""
+    once = scoring_pass(model.for_inference(), model.size_of(next(iter(model.trained_on))), 1, model.device)
     once()
     times: list[float] = []
     while len(times) < LEAST_PASSES or (len(times) < MOST_PASSES and sum(times) < PASSING):

@@ -114,12 +114,13 @@ def _whole(outcome: Outcome) -> dict[str, Any]:
 
 def notes(study: Study) -> list[str]:
     """What the table's figures mean and what they leave out, a line each."""
-    data, (height, width) = study.data, study.size
+    data, size = study.data, study.size
+    seen = "each detector's own image sizes" if size is None else f"{size[1]}x{size[0]} pixels"
     classes = len({sample.class_name for sample in data.test})
     encoders = list(dict.fromkeys(outcome.variant.encoder for outcome in study.outcomes))
     on = f" on {encoders[0]}" if len(encoders) == 1 else ""
     said = [
-        f"{shown(data.root)}: {classes} class{'' if classes == 1 else 'es'} in one model{on}, {width}x{height} pixels, "
+        f"{shown(data.root)}: {classes} class{'' if classes == 1 else 'es'} in one model{on}, {seen}, "
         f"{len(data.train)} training and {len(data.test)} test images; each fit had {study.budget}.",
         "Metrics in per cent, mean over the classes; the image score is the map's maximum, for all detectors alike."
         + (f" ±: deviation over {len(study.seeds)} seeds." if len(study.seeds) > 1 else ""),

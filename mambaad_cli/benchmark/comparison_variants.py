@@ -20,14 +20,21 @@ class Variant(NamedTuple):
     encoder: str
     options: dict[str, Any]  # the detector's keyword arguments
     recipe: Recipe
+    preset: str  # where its image sizes come from, unless one is asked for
 
 
-PRESET_NAMES = {"small": "MambaAD small", "paper": "MambaAD paper", "rd4ad": "RD4AD", "uniad": "UniAD"}
-USUAL = ("small", "rd4ad", "uniad")
+PRESET_NAMES = {
+    "small": "MambaAD small",
+    "paper": "MambaAD paper",
+    "memory": "Memory",
+    "rd4ad": "RD4AD",
+    "uniad": "UniAD",
+}
+USUAL = ("small", "memory", "rd4ad", "uniad")
 
 
 def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
-    """The variants of these detectors (mambaad) or names (mambaad-small); the usual three without names.
+    """The variants of these detectors (mambaad) or names (mambaad-small); the usual ones without names.
 
     All of them on one encoder, the one whose weights come with us unless another is named; `own` leaves each detector
     on the encoder that it was published with.
@@ -51,7 +58,7 @@ def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Varian
 def _variant(preset: str, name: str, encoder: str | None) -> Variant:
     own = PRESETS[preset]
     chosen = own.encoder if encoder == "own" else encoder or DEFAULT
-    return Variant(name, own.detector, chosen, own.options, RECIPES[preset])
+    return Variant(name, own.detector, chosen, own.options, RECIPES[preset], preset)
 
 
 def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
@@ -110,6 +117,7 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
         built("squared error", loss="mse"),
         trained("half the learning rate", lr=recipe.lr / 2),
         trained("half the batch", batch=max(1, recipe.batch // 2)),
+        trained("no dropout", dropout=0.0),
         built("half the depth", depths=tuple(max(1, depth // 2) for depth in depths)),
         built("four directions", directions=4),
     ]

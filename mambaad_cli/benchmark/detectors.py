@@ -5,11 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from mambaad_cli import MambaADError
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.model import DETECTORS
+from mambaad_cli.model.anomaly_map import residual_statistics
+from mambaad_cli.model.fusion import Fusion, Witness
+from mambaad_cli.model.memory import memory_of, patches_of
 from mambaad_cli.model.settings import PRESETS, Settings
+from mambaad_cli.training.recipe import RECIPES
+
+NOISE = 4  # random images that a memory of random weights comes from
 
 
 class Row(NamedTuple):
@@ -20,11 +28,14 @@ class Row(NamedTuple):
     encoder: str
     options: dict[str, Any]  # the detector's keyword arguments
     file: Path | None = None
+    evidence: str = "decoder"  # what the map shows, as in Recipe
 
 
 ROWS = (
     Row("MambaAD paper", "mambaad", PRESETS["paper"].encoder, PRESETS["paper"].options),
-    Row("MambaAD small (default)", "mambaad", PRESETS["small"].encoder, PRESETS["small"].options),
+    Row("MambaAD small (default)", "mambaad", PRESETS["small"].encoder, PRESETS["small"].options, evidence="both"),
+    Row("MambaAD small, decoder alone", "mambaad", PRESETS["small"].encoder, PRESETS["small"].options),
+    Row("memory alone", "memory", PRESETS["memory"].encoder, {}, evidence="memory"),
     Row("RD4AD (WideResNet50)", "rd4ad", "wide_resnet50_2", {"bottleneck_width": 64}),
     Row("RD4AD, ResNet34", "rd4ad", "resnet34", {"bottleneck_width": 128}),
     Row("UniAD (EfficientNet-B4)", "uniad", "efficientnet_b4", {}),
@@ -45,7 +56,7 @@ def choose(names: Sequence[str] = ()) -> list[Row]:
     """The rows of these detectors (rd4ad) or names (rd4ad-resnet34), in the table's order; all of them without names.
 
     >>> [row.name for row in choose(["rd4ad-resnet34", "MambaAD"])]
-    ['MambaAD paper', 'MambaAD small (default)', 'RD4AD, ResNet34']
+    ['MambaAD paper', 'MambaAD small (default)', 'MambaAD small, decoder alone', 'RD4AD, ResNet34']
     """
     known = [*DETECTORS, *(as_typed(row.name) for row in ROWS)]
     wanted = [as_typed(name) for name in names]
@@ -83,4 +94,19 @@ def as_published(row: Row) -> FittedModel:
     settings = Settings(row.detector, row.encoder, options=row.options)
     model = new_model(settings) if row.file is None else model_file.load(row.file)
     model.detector.eval()
+    if row.file is None and row.evidence != "decoder":
+        remember_noise(model)
     return model
+
+
+@torch.inference_mode()
+def remember_noise(model: FittedModel) -> None:
+    """Give a model with random weights a memory as large as that of fit, of random images."""
+    features = model.features(torch.rand(NOISE, 3, *model.settings.size, generator=torch.Generator().manual_seed(0)))
+    patches = patches_of(features).flatten(0, 2)
+    preset = "memory" if model.settings.detector == "memory" else "small"
+    memory, _ = memory_of(patches, RECIPES[preset].memory_size, 0, grouped=preset == "small")
+    model.memories = {"": memory}
+    if model.residuals(features):
+        model.statistics = {"": residual_statistics(lambda: iter([model.residuals(features)]))}
+        model.fusion = {"": Fusion(Witness(), Witness())}

@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from unittest.mock import patch
 
 import torch
@@ -19,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from mambaad_cli.benchmark.flops import count_flops
 from mambaad_cli.benchmark.passes import scoring_pass
-from mambaad_cli.benchmark.profile_score import untrained
+from mambaad_cli.inspection.fitted_model import new_model
 from mambaad_cli.model import mambaad
 from mambaad_cli.model.encoder import build_encoder, for_inference
 from mambaad_cli.model.kernels import selective_scan as scan
@@ -154,7 +155,8 @@ def decoder_tasks(
 
 def whole_pass(preset: str, batch: int) -> Callable[[], Tensor]:
     """Encoder, decoder and anomaly map of images of 256 × 256 pixels, with random weights."""
-    model = untrained(preset)
+    model = new_model(replace(PRESETS[preset], own_aspect=False, detail=1.0))
+    model.detector.eval()
     model.encoder = for_inference(model.encoder)
     return scoring_pass(model, model.settings.size, batch)
 

@@ -1,6 +1,8 @@
 """python -m mambaad_cli.benchmark.profile_score: what scoring files costs beside the bare model, and its memory.
 
-Throughput is a ratio of times measured in turn (A B A B …), the median over rounds with its range. With `--images` the
+Throughput is a ratio of times measured in turn (A B A B …), the median over rounds with its range: of the bare model,
+of `score`, and of reading alone, with JPEGs decoded smaller where that is enough and decoded whole. Options make up
+photos as large as a camera's: `--photos 4000x3000`, or `--photos 2448x2048 --format png`. With `--images` the
 memory of a run over so many files, on a tiny network, is printed instead, from the first thousand to the last.
 """
 
@@ -11,11 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from mambaad_cli.benchmark.detectors import remember_noise
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, read_ahead
@@ -23,69 +27,95 @@ from mambaad_cli.inspection import model_file as modelfile
 from mambaad_cli.inspection import rows as report
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.inspection.predict import BATCH, Prediction, predict
-from mambaad_cli.model.encoder import build_encoder, for_inference
-from mambaad_cli.model.settings import PRESETS, Settings
+from mambaad_cli.model.encoder import build_encoder
+from mambaad_cli.model.settings import PRESETS, Settings, scaled_size
+
+MOST = (10**6, 10**6)  # pixels: a model so large needs every JPEG whole
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, help="images to score; else made-up JPEG photos")
     parser.add_argument("--model", type=Path, help="a model file; else the default preset, untrained")
-    parser.add_argument("--side", type=int, default=512, help="of made-up photos, in pixels")
+    parser.add_argument("--photos", type=parse_size, default=(512, 512), help="size of made-up photos: 4000x3000")
+    parser.add_argument("--format", choices=("jpg", "png", "bmp"), default="jpg", help="of made-up photos")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, help="measure memory over so many files instead")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     with tempfile.TemporaryDirectory() as folder:
-        files = images.find([args.folder]) if args.folder else photos(Path(folder), 32, args.side)
+        files = images.find([args.folder]) if args.folder else photos(Path(folder), 32, args.photos, args.format)
         if args.images and args.images < 1000:
             parser.error("--images: at least 1000")
         if args.images:
             memory(files, args.images)
         else:
-            throughput(modelfile.load(args.model) if args.model else untrained("small"), files, args.rounds)
+            throughput(modelfile.load(args.model) if args.model else untrained(), files, args.rounds)
 
 
-def photos(folder: Path, count: int, side: int) -> list[ImageFile]:
-    """Made-up JPEG photos: smooth colours with grain, about as many bytes as a camera's."""
+def parse_size(text: str) -> tuple[int, int]:
+    """
+    >>> parse_size("4000x3000")
+    (3000, 4000)
+    """
+    width, height = (int(side) for side in text.split("x"))
+    return height, width
+
+
+def photos(folder: Path, count: int, size: tuple[int, int], kind: str) -> list[ImageFile]:
+    """Made-up photos: smooth colours with grain, about as many bytes as a camera's; few large ones, again and again."""
     rng = np.random.default_rng(0)
-    y, x = np.mgrid[0:side, 0:side]
-    for i in range(count):
+    y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    made = min(count, max(4, 2**25 // (size[0] * size[1])))
+    for i in range(made):
         waves = [np.sin(x / rng.uniform(9, 90) + y / rng.uniform(9, 90)) for _ in range(3)]
-        grain = rng.normal(0, 6, (side, side, 1))
-        images.write(folder / f"{i}.jpg", (127 + 90 * np.stack(waves, -1) + grain).clip(0, 255).astype(np.uint8))
-    return images.find([folder])
+        grain = rng.normal(0, 6, (*size, 1))
+        images.write(folder / f"{i}.{kind}", (127 + 90 * np.stack(waves, -1) + grain).clip(0, 255).astype(np.uint8))
+    found = images.find([folder])
+    return [found[i % made] for i in range(count)]
 
 
-def untrained(preset: str) -> FittedModel:
-    """A model of random weights: they cost the same as trained ones."""
-    model = new_model(PRESETS[preset])
+def untrained() -> FittedModel:
+    """The default preset with random weights and a memory of random images: they cost the same as trained ones."""
+    small = PRESETS["small"]
+    model = new_model(replace(small, size=scaled_size(small.size, small.detail)))
     model.detector.eval()
+    remember_noise(model)
     return model
 
 
 def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> None:
     """Print the time to the first score, and images/s of `score` over those of the bare model on the same batches."""
-    inputs = [one for one in read_ahead([file.path for file in files], model.settings.size) if isinstance(one, Input)]
+    paths, wanted = [file.path for file in files], model.wanted(model.settings.size)
+    inputs = [one for one in read_ahead(paths, wanted) if isinstance(one, Input)]
     batches = [torch.stack([one.pixels for one in inputs[i : i + BATCH]]) for i in range(0, len(inputs), BATCH)]
-    folded = for_inference(model.encoder)
+    folded = model.for_inference()
 
     def bare() -> None:
         with torch.inference_mode():
             for batch in batches:
-                model.maps_of(folded(batch), model.settings.size).amax((1, 2))
+                folded.anomaly_maps(batch).amax((1, 2))
 
     def score() -> None:
         for _ in predict(model, files):
             pass
 
+    def read() -> None:
+        for _ in read_ahead(paths, wanted):
+            pass
+
+    def read_whole() -> None:
+        for _ in read_ahead(paths, wanted._replace(pictures=True, largest=MOST)):
+            pass
+
     first = min(seconds(lambda: next(predict(model, files))) for _ in range(3))
-    times = [(seconds(bare), seconds(score)) for _ in range(rounds + 1)][1:]  # the first warms up
-    ratios = [below / above for below, above in times]
-    rates = [len(inputs) / statistics.median(column) for column in zip(*times, strict=True)]
-    print(f"first score after {first:.2f} s")
-    print(f"bare model {rates[0]:.1f} images/s, score {rates[1]:.1f} images/s")
-    print(f"score / bare model: {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})")
+    tasks = {"bare model": bare, "score": score, "reading": read, "reading whole": read_whole}
+    times = [[seconds(task) for task in tasks.values()] for _ in range(rounds + 1)][1:]  # the first warms up
+    print(f"first score after {first:.2f} s; images/s, and in units of the bare model's:")
+    for name, column in zip(tasks, zip(*times, strict=True), strict=True):
+        ratios = [row[0] / own for row, own in zip(times, column, strict=True)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        print(f"{name:14}{len(inputs) / statistics.median(column):8.1f}{spread:>20}")
 
 
 def memory(files: Sequence[ImageFile], count: int) -> None:

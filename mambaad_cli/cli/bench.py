@@ -31,7 +31,12 @@ FOR_SPEED = ("model", "batch", "precision", "train", "seconds", "plot")
 )
 def bench(
     ctx: typer.Context,
-    res: Annotated[str, typer.Option(help="One or several image sizes: 256 or 256,512,1024.")] = "256",
+    res: Annotated[
+        str | None,
+        typer.Option(
+            help="One or several image sizes: 256 or 256,512,1024. Default: 256; with --data, each detector's own."
+        ),
+    ] = None,
     detectors: Annotated[
         str | None, typer.Option(help="Detectors to compare, by name or kind, separated by commas.")
     ] = None,
@@ -124,7 +129,7 @@ def bench(
         if plot is not None:
             speed_tables.check_plot(plot)
         timing = speed.Timing(seconds, batch, threads, distributed.pick_device(device), precision, train)
-        measured = timed(rows, [parse_size(one) for one in res.split(",")], timing)
+        measured = timed(rows, [parse_size(one) for one in (res or "256").split(",")], timing)
         publish(speed_tables, measured, format, output)
         if plot is not None:
             speed_tables.plot(measured, plot)
@@ -139,7 +144,7 @@ def bench(
     minutes = comparison.DEFAULT_MINUTES if epochs is None and max_minutes is None else max_minutes
     where = distributed.pick_device(device)
     conditions = comparison.Conditions(
-        comparison.Budget(epochs, minutes), parse_size(res), seeds, encoder_weights, where
+        comparison.Budget(epochs, minutes), None if res is None else parse_size(res), seeds, encoder_weights, where
     )
     set_threads(threads)
     compared = compare(chosen(names, encoder), comparison.read_dataset(data, layout), conditions, results)

@@ -8,8 +8,8 @@ import typer
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
-from mambaad_cli.cli.options import Batch, ClassName, Device, MaxFalseReject, Precision, Workers
-from mambaad_cli.cli.output import print_misses, print_thresholds, warn
+from mambaad_cli.cli.options import AsJson, Batch, ClassName, Device, MaxFalseReject, Precision, Workers
+from mambaad_cli.cli.output import print_known, print_summary, print_thresholds, scores_of_defects, warn
 
 
 @app.command(
@@ -30,6 +30,7 @@ def calibrate(
     bad: Annotated[
         Path | None, typer.Option(help="Folder of known defects: tells how many are found. Nothing is trained on them.")
     ] = None,
+    as_json: AsJson = False,
     class_name: ClassName = None,
     res: Annotated[
         str | None, typer.Option(help="Image size to calibrate for; the model then scores at this size.")
@@ -44,6 +45,7 @@ def calibrate(
     The product of an image is given by --class or by a parent folder named like it; otherwise it is recognised.
     """
     from mambaad_cli.inspection import model_file
+    from mambaad_cli.inspection.findings import known_defects
     from mambaad_cli.inspection.predict import Prediction, PredictOptions
     from mambaad_cli.inspection.recalibration import recalibrate
     from mambaad_cli.training.good_images import good_files
@@ -68,9 +70,14 @@ def calibrate(
         recalibrate(fitted, found, good, new_size=res is not None, on_left_out=left_out)
     elif not fitted.scores:
         raise MambaADError(f"{model} keeps no scores of good images: give a folder of some")
-    model_file.save(fitted.to("cpu"), model)
-    print_thresholds(fitted)
+    known = None
     if bad is not None:
         found = running.running(fitted, good_files(bad), PredictOptions(class_name, batch, workers))
-        print_misses(fitted, found, left_out)
+        known = known_defects(fitted, scores_of_defects(found, left_out))
+    model_file.save(fitted.to("cpu"), model)
+    if as_json:
+        print_summary(fitted, model, known)
+    else:
+        print_thresholds(fitted)
+        print_known(fitted, known or {})
     raise typer.Exit(USER_CAN_MEND if skipped else 0)

@@ -12,6 +12,7 @@ from mambaad_cli.cli import running
 from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
+    AsJson,
     Device,
     MaxFalseReject,
     ModelFile,
@@ -20,7 +21,7 @@ from mambaad_cli.cli.options import (
     parse_size,
     pick_precision,
 )
-from mambaad_cli.cli.output import check_writable, duration, print_thresholds, warn
+from mambaad_cli.cli.output import check_writable, duration, print_summary, print_thresholds, warn
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def fit(
     ] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Train for about this long, instead of a number of steps.")
+        float | None,
+        typer.Option(min=0.01, help="Minutes that the whole fit takes, about. Too few to train: the memory alone."),
     ] = None,
     max_false_reject: MaxFalseReject = 0.01,
     scan: Annotated[
@@ -133,6 +135,7 @@ def fit(
     keep_examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Keep some of the images in the model file, for --add.")
     ] = True,
+    as_json: AsJson = False,
 ) -> None:
     """Train one model on a folder of good images, or with --add teach it new products."""
     from mambaad_cli.cli.fit_progress import FitProgress
@@ -186,7 +189,9 @@ def fit(
             own = training.recipe_of(known).for_adding()
             fitted = training.add(known, files, classes, replace(own, **asked), run, progress)
     _tell_suspects(progress, suspects)
-    _finish(fitted, model, run, progress)
+    if recipe.evidence == "both" and fitted.recipe.get("evidence") == "memory":
+        warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
+    _finish(fitted, model, run, progress, as_json)
 
 
 def parse_drop(text: str) -> int | Literal["auto"]:
@@ -259,7 +264,7 @@ def _say_what_resume_does(ctx: typer.Context, run: "RunOptions", model: Path) ->
         warn(f"--resume goes on as the stopped run began: {', '.join(ignored)} not used")
 
 
-def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "FitProgress") -> None:
+def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "FitProgress", as_json: bool) -> None:
     """Write the model and say what was done, in the first process."""
     from mambaad_cli.inspection import model_file
 
@@ -268,6 +273,10 @@ def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "Fit
     model_file.save(fitted.to("cpu"), path)
     if run.checkpoint is not None:
         run.checkpoint.unlink(missing_ok=True)
+    skipped = USER_CAN_MEND if progress.skipped else 0
+    if as_json:
+        print_summary(fitted, path)
+        raise typer.Exit(skipped)
     held_out = {name: len(scores) for name, scores in fitted.scores.items() if name in fitted.held_out}
     for name, images in fitted.trained_on.items():
         typer.echo(f"{name}: learnt from {images} good images, {held_out.get(name, 0)} held out for the threshold")
@@ -277,4 +286,4 @@ def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "Fit
     print_thresholds(fitted)
     typer.echo(f"wrote {shown(path)} ({path.stat().st_size / 1e6:.1f} MB); score images with")
     typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {shlex.quote(shown(path))}'}")
-    raise typer.Exit(USER_CAN_MEND if progress.skipped else 0)
+    raise typer.Exit(skipped)

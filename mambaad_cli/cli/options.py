@@ -90,5 +90,6 @@ Precision = Annotated[
 ClassName = Annotated[
     str | None, typer.Option("--class", help="Product class of all images, instead of the names of their folders.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print thresholds and what they find as one JSON object.")]
 Format = Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="Format of the output.")]
 Layout = Annotated[str | None, typer.Option(help="Layout of the dataset, if it is not recognised: mvtec, visa, …")]

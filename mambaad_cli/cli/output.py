@@ -1,5 +1,6 @@
 """The output of commands: warnings on stderr, what a threshold promises, tables and files."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from mambaad_cli import MambaADError, distributed
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
+    from mambaad_cli.inspection.findings import Known
     from mambaad_cli.inspection.fitted_model import FittedModel
     from mambaad_cli.inspection.predict import Prediction
 
@@ -100,26 +102,40 @@ def _print_promise(name: str, n: int, wanted: float) -> None:
         warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")
 
 
-def print_misses(
-    model: "FittedModel", predictions: "Iterable[Prediction]", left_out: "Callable[[Prediction, str], None]"
-) -> None:
-    """Of known defects how many are missed, how sure that is, and which threshold would miss none of them."""
-    from mambaad_cli.inspection.calibration import exceeds, percent
-    from mambaad_cli.inspection.findings import misses_of, threshold_that_finds
-
+def scores_of_defects(
+    predictions: "Iterable[Prediction]", left_out: "Callable[[Prediction, str], None]"
+) -> dict[str, list[float]]:
+    """The scores of known defects by class; those without a score or a product are told to `left_out`."""
     scores: dict[str, list[float]] = {}
     for one in predictions:
         if one.score is None or one.threshold is None:
             left_out(one, one.error or "looks like no product of the model: name it with --class")
         else:
             scores.setdefault(one.class_name, []).append(one.score)
-    for name, own in scores.items():
-        found = misses_of(own, model.threshold(name) or 0.0)
+    return scores
+
+
+def print_known(model: "FittedModel", known: "dict[str, Known]") -> None:
+    """Of known defects how many are missed, how sure that is, and which threshold would miss none of them."""
+    from mambaad_cli.inspection.calibration import percent
+
+    for name, (found, lower, rejected) in known.items():
         typer.echo(
             f"{name}: misses {found.missed} of {found.total} known defects; "
             f"with 95% confidence the true share is {percent(found.low)} to {percent(found.high)}"
         )
-        if found.missed and name in model.scores:
-            lower, good = threshold_that_finds(own), model.scores[name]
-            above = sum(exceeds(score, lower) for score in good)
-            typer.echo(f"    threshold {lower:.4g} would find them all, and reject {above} of {len(good)} good images")
+        if lower is not None:
+            good = len(model.scores[name])
+            typer.echo(f"    threshold {lower:.4g} would find them all, and reject {rejected} of {good} good images")
+
+
+def print_summary(model: "FittedModel", path: Path, known: "dict[str, Known] | None" = None) -> None:
+    """One JSON object for programs: what `print_thresholds` and `print_known` tell people."""
+    from mambaad_cli.inspection.findings import summary
+
+    classes = summary(model)
+    for name, (misses, lower, rejected) in (known or {}).items():
+        told = misses._asdict() | {"threshold_that_finds_all": lower, "would_reject": rejected}
+        classes.setdefault(name, {})["known_defects"] = told
+    whole = {"model": str(path), "max_false_reject": model.max_false_reject, "classes": classes}
+    typer.echo(json.dumps(whole, ensure_ascii=False))

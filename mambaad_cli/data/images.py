@@ -139,9 +139,53 @@ def read(path: Path) -> np.ndarray:
     Raises ImageError, and MambaADError where MAMBAAD_MAX_PIXELS (default 268435456) is not a number. Damage in the
     middle of a JPEG, TIFF or WebP can go unnoticed, because the decoders themselves hide it (libjpeg warns on stderr).
     """
-    header = _checked_header(path)
+    return opened(path).decoded()
+
+
+class Opened(NamedTuple):
+    """The bytes of an image file, complete as far as its header tells, not decoded yet."""
+
+    path: Path
+    header: Header
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of the image, upright."""
+        turned = self.header.orientation >= 5
+        return (self.header.width, self.header.height) if turned else (self.header.height, self.header.width)
+
+    def reduction(self, at_least: tuple[int, int]) -> int:
+        """By how much a JPEG may be decoded smaller, 1, 2, 4 or 8, if `at_least` (height, width) must be left of it."""
+        if not self.header.body.startswith(b"\xff\xd8"):
+            return 1  # OpenCV decodes all of the other formats before it makes them smaller
+        return next(by for by in (8, 4, 2, 1) if by == 1 or _leaves(self.shape, by, at_least))
+
+    def decoded(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+        """The image as `read` gives it. A JPEG that is much larger than `at_least` is decoded smaller, in less time."""
+        by = 1 if at_least is None else self.reduction(at_least)
+        return _decoded(self.path, self.header, _REDUCED[by])
+
+
+_REDUCED = {
+    1: cv2.IMREAD_UNCHANGED,
+    2: cv2.IMREAD_REDUCED_COLOR_2 | cv2.IMREAD_IGNORE_ORIENTATION,
+    4: cv2.IMREAD_REDUCED_COLOR_4 | cv2.IMREAD_IGNORE_ORIENTATION,
+    8: cv2.IMREAD_REDUCED_COLOR_8 | cv2.IMREAD_IGNORE_ORIENTATION,
+}
+
+
+def _leaves(shape: tuple[int, int], by: int, at_least: tuple[int, int]) -> bool:
+    return all(side // by >= least for side, least in zip(shape, at_least, strict=True))
+
+
+def opened(path: Path) -> Opened:
+    """Read and check a file without decoding it. Raises as `read` does."""
+    return Opened(path, _checked_header(path))
+
+
+def _decoded(path: Path, header: Header, mode: int) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(header.body, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(header.body, np.uint8), mode)
     except cv2.error:
         image = None
     if image is None:
@@ -156,9 +200,7 @@ def read(path: Path) -> np.ndarray:
 
 def shape_of(path: Path) -> tuple[int, int]:
     """(height, width) of an image file as `read` gives it, from its header alone. Raises ImageError as `read` does."""
-    header = _checked_header(path)
-    turned = header.orientation >= 5
-    return (header.width, header.height) if turned else (header.height, header.width)
+    return opened(path).shape
 
 
 def _checked_header(path: Path) -> Header:

@@ -19,6 +19,7 @@ from mambaad_cli.data.images import ImageError
 
 BATCH = 8  # images that a model takes at once
 WORKERS = 2
+DETAIL = 2  # a JPEG is decoded so many times as large as the model sees it, along a side, or larger
 BYTES_AHEAD = 512 * 2**20  # what images that are decoded or wait to be taken may occupy
 Box = tuple[int, int, int, int]  # top, left, height, width
 Size = tuple[int, int]  # height, width
@@ -31,13 +32,38 @@ class Input(NamedTuple):
     pixels: Tensor  # (3, H, W) in 0 … 1
     box: Box | None  # where the image itself lies in it, if it was letterboxed
     picture: np.ndarray | None  # (h, w, 3) as read, where it was asked for
-    shape: tuple[int, int]  # h, w as read
+    shape: tuple[int, int]  # h, w of the file's image
+    source: np.ndarray | None = None  # what was scaled, where it was asked for: the picture, or a smaller one of it
 
 
 def prepared(picture: np.ndarray, size: tuple[int, int], letterbox: bool = False, keep: bool = False) -> Input:
     """A picture (h, w, 3), as `images.read` gives it, scaled to `size` (H, W); with `keep` the Input keeps it."""
     pixels, box = images.letterbox(picture, size) if letterbox else (images.resize(picture, size), None)
-    return Input(pixels, box, picture if keep else None, (picture.shape[0], picture.shape[1]))
+    kept = picture if keep else None
+    return Input(pixels, box, kept, (picture.shape[0], picture.shape[1]), kept)
+
+
+class Wanted(NamedTuple):
+    """How files are prepared for a model. Whatever is kept of them, the model's input is the same."""
+
+    size: Size | SizeOf  # (H, W), of all images or of each
+    letterbox: bool = False
+    pictures: bool = False  # an Input keeps its picture
+    sources: bool = False  # an Input keeps what was scaled
+    largest: Size | None = None  # (H, W) that any size of the model fits into; None: the image's own size
+
+    def of_file(self, place: int, path: Path) -> tuple[Input, int]:
+        """A file's Input, and how many bytes were decoded for it. Raises ImageError."""
+        file = images.opened(path)
+        size = self.size(place, file.shape) if callable(self.size) else self.size
+        source = file.decoded((DETAIL * (self.largest or size)[0], DETAIL * (self.largest or size)[1]))
+        picture = source
+        if self.pictures and source.shape[:2] != file.shape:
+            picture = file.decoded()
+        one = prepared(source, size, self.letterbox)
+        decoded = source.nbytes + (0 if picture is source else picture.nbytes)
+        kept = source if self.sources else None
+        return one._replace(picture=picture if self.pictures else None, source=kept, shape=file.shape), decoded
 
 
 def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
@@ -48,18 +74,11 @@ def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
     return anomaly_map[top : top + height, left : left + width]
 
 
-def read_ahead(
-    paths: Iterable[Path],
-    size: Size | SizeOf,
-    letterbox: bool = False,
-    workers: int = WORKERS,
-    pictures: bool = False,
-) -> Iterator[Input | ImageError]:
+def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) -> Iterator[Input | ImageError]:
     """Read and scale images in worker threads, ahead of the code that takes them, in the order given.
 
-    `size` is (H, W), of all images or of each. With `pictures` each Input keeps the image as read. A file that cannot
-    be read comes out as its ImageError. What is ahead is limited in number, to 4 for each worker and a batch, and in
-    bytes, to BYTES_AHEAD; images that are larger than that are still read, `workers` of them at once.
+    A file that cannot be read comes out as its ImageError. What is ahead is limited in number, to 4 for each worker and
+    a batch, and in bytes, to BYTES_AHEAD; images that are larger than that are still read, `workers` of them at once.
     """
     memory = _Memory(BYTES_AHEAD, workers)
 
@@ -67,11 +86,8 @@ def read_ahead(
         memory.wait(place)
         whole, kept = 0, 0
         try:
-            picture = images.read(path)
-            whole = picture.nbytes
-            wanted = size(place, (picture.shape[0], picture.shape[1])) if callable(size) else size
-            one = prepared(picture, wanted, letterbox, pictures)
-            kept = _bytes_kept(one)
+            one, whole = wanted.of_file(place, path)
+            kept = bytes_kept(one)
             return one
         except ImageError as error:
             return ImageError(error.path, error.reason)  # the one caught holds the file's bytes, in its traceback
@@ -95,11 +111,12 @@ def read_ahead(
             memory.close()
 
 
-def _bytes_kept(one: Input | ImageError) -> int:
+def bytes_kept(one: Input | ImageError) -> int:
     """What an image occupies while it waits to be taken."""
     if isinstance(one, ImageError):
         return 0
-    return one.pixels.nbytes + (0 if one.picture is None else one.picture.nbytes)
+    kept = {id(array): array.nbytes for array in (one.picture, one.source) if array is not None}
+    return one.pixels.nbytes + sum(kept.values())
 
 
 class _Memory:
@@ -139,7 +156,7 @@ class _Memory:
         """Hand an image over to the code that asked for it: it no longer counts."""
         with self.changed:
             self.taken += 1
-            self.waiting_bytes -= _bytes_kept(one)
+            self.waiting_bytes -= bytes_kept(one)
             self.changed.notify_all()
         return one
 

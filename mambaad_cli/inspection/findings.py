@@ -1,10 +1,13 @@
 """What a threshold finds: of simulated defects by kind and size, and of known defects with an exact interval."""
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mambaad_cli.inspection.calibration import exceeds
+from mambaad_cli.inspection.calibration import ceiling, exceeds, promise
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.fitted_model import FittedModel
 
 SURE = 0.9  # share of the defects of at least some length that are found, from which that length is named
 FEWEST = 3  # defects that a length is named from
@@ -72,6 +75,44 @@ def misses_of(scores: Sequence[float], threshold: float) -> Misses:
     low = 0.0 if missed == 0 else float(betaincinv(missed, n - missed + 1, 0.025))
     high = 1.0 if missed == n else float(betaincinv(missed + 1, n - missed, 0.975))
     return Misses(missed, n, low, high)
+
+
+def summary(model: "FittedModel") -> dict[str, dict[str, Any]]:
+    """Of each class with scores, fit for JSON: its threshold, what that promises, and what it finds."""
+    found = {}
+    for name, scores in model.scores.items():
+        threshold, n = model.threshold(name), len(scores)
+        assert threshold is not None
+        promising = name in model.held_out
+        found[name] = {
+            "threshold": threshold,
+            "good_images": n,
+            "held_out": promising,
+            "above_threshold": sum(exceeds(score, threshold) for score in scores),
+            "promised_false_rejects": promise(n, model.max_false_reject) if promising else None,
+            "false_rejects_at_95_confidence": ceiling(n, model.max_false_reject) if promising else None,
+            "simulated_defects": [one._asdict() for one in found_simulated(model.simulated.get(name, []), threshold)],
+        }
+    return found
+
+
+class Known(NamedTuple):
+    """What a class's threshold does to known defects."""
+
+    misses: Misses
+    finds_all: float | None  # a lower threshold that would miss none; None where none is missed
+    would_reject: int | None  # good images of the calibration above that one
+
+
+def known_defects(model: "FittedModel", scores: Mapping[str, Sequence[float]]) -> dict[str, Known]:
+    """From the scores of known defects by class."""
+    found = {}
+    for name, own in scores.items():
+        misses = misses_of(own, model.threshold(name) or 0.0)
+        lower = threshold_that_finds(own) if misses.missed and name in model.scores else None
+        rejected = None if lower is None else sum(exceeds(score, lower) for score in model.scores[name])
+        found[name] = Known(misses, lower, rejected)
+    return found
 
 
 def threshold_that_finds(scores: Sequence[float]) -> float:

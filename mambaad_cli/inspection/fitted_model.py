@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.loading import Size, SizeOf, Wanted
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
 from mambaad_cli.model import DETECTORS, STRIDES
@@ -140,14 +141,15 @@ class FittedModel:
         """(b, 3, H, W) in 0 … 1 to the encoder's features, one (b, c, h, w) a stage."""
         with rounding(self.precision, images.device.type):
             fine = self.encoder(images)
-            if self.settings.detail == 1:
-                return fine
-            size = self.map_size((images.shape[2], images.shape[3]))
-            scaled = F.interpolate(images, size=size, mode="bilinear", antialias=True)
-            return [*self.encoder(scaled), *fine[-2:]]
+        if self.settings.detail == 1:
+            return fine
+        height, width = self.map_size((images.shape[2], images.shape[3]))
+        sizes = [(height // stride, width // stride) for stride in self.detector.strides]
+        scaled = [_scaled(stage, size) for stage, size in zip(fine, sizes, strict=True)]
+        return [*scaled, *fine[-2:]]
 
     def _for_decoder(self, features: list[Tensor]) -> list[Tensor]:
-        """The stages that the decoder takes: where the memory sees images larger, its own two follow them."""
+        """The stages that the decoder takes: where the memory sees more detail, its own two follow them."""
         return features if self.settings.detail == 1 else features[:-2]
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -218,6 +220,12 @@ class FittedModel:
         """Height and width that images of this class are scaled to."""
         return self.sizes.get(class_name, self.settings.size)
 
+    def wanted(self, size: Size | SizeOf, pictures: bool = False, sources: bool = False) -> Wanted:
+        """How files are read for this model, at a size or at one of each: in fit and in score alike."""
+        every = list(self.sizes.values()) or [self.settings.size]
+        largest = max(height for height, _ in every), max(width for _, width in every)
+        return Wanted(size, self.settings.letterbox, pictures, sources, largest)
+
     def photo_scale(self, class_name: str) -> float:
         """Pixels of a photo of this class on a pixel of the model's input, along a side."""
         (height, width), (rows, columns) = (
@@ -266,6 +274,12 @@ class FittedModel:
         }
         self._folded = None
         return self
+
+
+def _scaled(stage: Tensor, size: tuple[int, int]) -> Tensor:
+    """A stage (b, c, h, w) at a smaller size, channels last in memory as the encoder gives it."""
+    scaled = F.interpolate(stage.float(), size=size, mode="bilinear", antialias=True)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
 def rounding(precision: str, device: str) -> AbstractContextManager[Any]:

@@ -86,7 +86,8 @@ def load(path: Path) -> FittedModel:
     try:
         model.statistics = _statistics(facts, tensors)
         for i, name in enumerate(facts.get("memories", [])):
-            model.memories[name] = Memory(*(tensors[f"memory.{i}.{part}"].float() for part in Memory._fields))
+            parts = (tensors[f"memory.{i}.{part}"] for part in Memory._fields)
+            model.memories[name] = Memory(*(part.float() if part.is_floating_point() else part for part in parts))
         if "recogniser" in facts:
             means, precision = tensors["recogniser.means"], tensors["recogniser.precision"]
             model.recogniser = Recogniser(facts["recogniser"]["names"], means, precision, facts["recogniser"]["limit"])

@@ -103,8 +103,8 @@ def predict(
     def size(place: int, shape: tuple[int, int]) -> tuple[int, int]:
         return size_for(model, told[place], shape)
 
-    keep = options.maps or (_several_sizes(model) and not all(told))
-    inputs = loading.read_ahead([file.path for file in files], size, model.settings.letterbox, options.workers, keep)
+    wanted = model.wanted(size, options.maps, sources=_several_sizes(model) and not all(told))
+    inputs = loading.read_ahead([file.path for file in files], wanted, options.workers)
     yield from _judged(model.for_inference(), zip(files, told, inputs, strict=True), options)
 
 
@@ -143,10 +143,13 @@ def check_class(model: FittedModel, class_name: str | None) -> None:
 
 def _input(model: FittedModel, picture: Image, told: str) -> Input | ImageError:
     """A picture, or the file of one, as the model takes it."""
-    try:
-        pixels = images.read(Path(picture)) if isinstance(picture, str | Path) else images.as_rgb(picture)
-    except ImageError as error:
-        return error
+    if isinstance(picture, str | Path):
+        wanted = model.wanted(lambda _, shape: size_for(model, told, shape), pictures=True, sources=True)
+        try:
+            return wanted.of_file(0, Path(picture))[0]
+        except ImageError as error:
+            return error
+    pixels = images.as_rgb(picture)
     size = size_for(model, told, (pixels.shape[0], pixels.shape[1]))
     return loading.prepared(pixels, size, model.settings.letterbox, keep=True)
 
@@ -173,7 +176,7 @@ def _grouped(given: Iterator[Given], batch: int) -> Iterator[list[Given]]:
     kept = 0
     for file, name, one in given:
         group.append((file, name, one))
-        kept += one.picture.nbytes if isinstance(one, Input) and one.picture is not None else 0
+        kept += loading.bytes_kept(one)
         if len(group) == batch or kept > loading.BYTES_AHEAD // 2:
             yield group
             group, kept = [], 0
@@ -206,8 +209,8 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
         far = _distances(model, features, names) if distances else [None] * len(names)
         for (i, one, _), name, look, distance, anomaly_map in zip(together, names, recognised, far, maps, strict=True):
             wanted = model.size_of(name)
-            if look is not None and look.known and one.picture is not None and tuple(size[1:]) != wanted:
-                again = loading.prepared(one.picture, wanted, model.settings.letterbox, keep=True)
+            if look is not None and look.known and one.source is not None and tuple(size[1:]) != wanted:
+                again = loading.prepared(one.source, wanted, model.settings.letterbox)
                 looks[i] = _looks(model, [again], [name], distances)[0]._replace(recognised=look)
             else:
                 looks[i] = _Look(within(anomaly_map, one.box), name, look, distance)

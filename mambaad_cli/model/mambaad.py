@@ -243,6 +243,7 @@ class MambaAD(nn.Module):
         loss: str = "mse",
     ) -> None:
         super().__init__()
+        self.dropout = 0.0  # of the bottleneck's output in training: a choice of the recipe
         self.loss_function = LOSSES[loss]
         widths = [2 * channels[-1], *reversed(channels)]
         self.bottleneck = HalfFPN(channels, widths[0])
@@ -250,7 +251,7 @@ class MambaAD(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The reconstructed features: the same shapes, finest first."""
-        x = self.bottleneck(features).permute(0, 2, 3, 1)
+        x = F.dropout(self.bottleneck(features), self.dropout, self.training).permute(0, 2, 3, 1)
         sizes = [(f.shape[2], f.shape[3]) for f in reversed(features)]
         return [y.permute(0, 3, 1, 2) for y in reversed(self.decoder(x, sizes))]
 

@@ -1,6 +1,6 @@
 """Settings describe a detector with its encoder; they travel in the model file."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 STEP = 16  # own sizes are multiples of it: the encoder's coarsest stage has this stride
@@ -27,6 +27,18 @@ def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     """
     height, width = (max(STEP, STEP * round(factor * side / STEP)) for side in size)
     return height, width
+
+
+def seen_by(settings: Settings, evidence: str) -> Settings:
+    """The settings for a model whose map shows `evidence`: one witness alone needs images at its own size only.
+
+    >>> seen_by(PRESETS["small"], "memory").size, seen_by(PRESETS["small"], "decoder").detail
+    ((384, 384), 1.0)
+    """
+    if settings.detail == 1 or evidence == "both":
+        return settings
+    size = scaled_size(settings.size, settings.detail) if evidence == "memory" else settings.size
+    return replace(settings, size=size, detail=1.0)
 
 
 # Ours for a laptop, the paper's (section 4.1), and the baselines as published

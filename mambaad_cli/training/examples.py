@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageError
-from mambaad_cli.data.loading import Box, read_ahead
+from mambaad_cli.data.loading import Box, Wanted, read_ahead
 from mambaad_cli.inspection.fitted_model import Example
 from mambaad_cli.training.splits import evenly_spread
 
@@ -27,9 +27,9 @@ def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Itera
     return kept
 
 
-def example(path: Path, class_name: str, held_out: bool, size: tuple[int, int], letterbox: bool) -> Example | None:
+def example(path: Path, class_name: str, held_out: bool, wanted: Wanted) -> Example | None:
     """An image as the encoder sees it, as a JPEG. None if its file has disappeared since."""
-    pixels, box = read_as_seen(path, size, letterbox)
+    pixels, box = read_as_seen(path, wanted)
     if pixels is None:
         return None
     picture = (pixels * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1]
@@ -37,9 +37,9 @@ def example(path: Path, class_name: str, held_out: bool, size: tuple[int, int], 
     return Example(class_name, held_out, box, torch.from_numpy(encoded.ravel()))
 
 
-def read_as_seen(path: Path, size: tuple[int, int], letterbox: bool) -> tuple[Tensor | None, Box | None]:
+def read_as_seen(path: Path, wanted: Wanted) -> tuple[Tensor | None, Box | None]:
     """A file as the encoder sees it. None if it no longer exists: this must not stop a training."""
-    one = next(iter(read_ahead([path], size, letterbox, 1)))
+    one = next(iter(read_ahead([path], wanted, 1)))
     return (None, None) if isinstance(one, ImageError) else (one.pixels, one.box)
 
 

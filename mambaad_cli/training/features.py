@@ -18,7 +18,7 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data.augmentation import with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.data.loading import WORKERS, Box, read_ahead
+from mambaad_cli.data.loading import Box, read_ahead
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.examples import box_of, pixels_of
 from mambaad_cli.training.progress import Progress
@@ -139,7 +139,7 @@ def _encode_files(
     boxes: list[Box | None] = []
     readable: list[int] = []
     paths = [file.path for file in files]
-    for i, one in enumerate(read_ahead(paths, lambda i, shape: sizes[i], model.settings.letterbox, WORKERS)):
+    for i, one in enumerate(read_ahead(paths, model.wanted(lambda i, shape: sizes[i]))):
         progress.image()
         if isinstance(one, ImageError):
             progress.unreadable(one)

@@ -1,6 +1,7 @@
 """Good images in, a calibrated model out: the same steps for a new model and for products added to a model."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +15,8 @@ from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model import STRIDES
 from mambaad_cli.model.encoder import pretrained_encoder
-from mambaad_cli.model.settings import Settings, scaled_size
+from mambaad_cli.model.settings import Settings, scaled_size, seen_by
+from mambaad_cli.training.budget import limited
 from mambaad_cli.training.describe import describe
 from mambaad_cli.training.examples import example, examples_to_keep, pixels_of, read_as_seen
 from mambaad_cli.training.features import Features, Views, features_of_examples, features_of_files
@@ -57,7 +59,7 @@ def fit(
     state = None if run.encoder_weights is None else read_state_dict(run.encoder_weights)
     torch.manual_seed(recipe.seed)
     encoder = pretrained_encoder(settings.encoder, STRIDES[settings.detector], state)
-    model = new_model(settings, encoder).to(run.device)
+    model = new_model(seen_by(settings, recipe.evidence), encoder).to(run.device)
     return _teach(model, files, classes, recipe, run, progress or Progress())
 
 
@@ -99,6 +101,7 @@ def _teach(
     progress: Progress,
 ) -> FittedModel:
     """Encode the images, split them, train, compute what describes good images, and keep examples."""
+    began = time.monotonic()
     model.precision = run.precision
     for name, shapes in shapes_of(files, classes).items():
         model.photos.setdefault(name, median_shape(shapes))
@@ -111,6 +114,10 @@ def _teach(
     good, readable = _good_images(model, files, classes, recipe, run, progress)
     rehearsed = len(model.examples)
     good = _without_suspects(good, [files[i] for i in readable], rehearsed, recipe, run, progress)
+    stopped_before = run.resume and run.checkpoint is not None and run.checkpoint.exists()
+    if not stopped_before:
+        encoded = len(good.names) * good.features.views
+        recipe = limited(recipe, encoded, len(set(good.names)), time.monotonic() - began)
     loop = None
     if recipe.evidence != "memory":
         batches = _balanced(good.train, rehearsed) if rehearsed else good.train
@@ -165,7 +172,7 @@ def _good_images(
     def pixels(i: int) -> Tensor | None:
         if i < carried:
             return pixels_of(model.examples[i], model.size_of(names[i]))
-        return read_as_seen(files[readable[i - carried]].path, model.size_of(names[i]), model.settings.letterbox)[0]
+        return read_as_seen(files[readable[i - carried]].path, model.wanted(model.size_of(names[i])))[0]
 
     return GoodImages(features, names, train, held_out, pixels), readable
 
@@ -241,6 +248,6 @@ def _keep_examples(model: FittedModel, good: GoodImages, files: Sequence[ImageFi
         if i < carried:
             continue
         name = good.names[i]
-        one = example(files[i - carried].path, name, i in held_out, model.size_of(name), model.settings.letterbox)
+        one = example(files[i - carried].path, name, i in held_out, model.wanted(model.size_of(name)))
         if one is not None:
             model.examples.append(one)

@@ -54,6 +54,8 @@ class TrainingLoop:
         self.recipe = recipe
         self.steps = recipe.steps_for(len(train), self.batch)
         self.optimizer = detector.optimizer(recipe.lr)
+        if recipe.dropout:
+            detector.dropout = recipe.dropout  # type: ignore[attr-defined]
         self.step = 0
         self.fold_scores: list[dict[str, list[float]]] = []  # of the folds, which are trained afterwards
         self.orders: dict[int, tuple[int, Tensor]] = {}  # of each group the last epoch and its order

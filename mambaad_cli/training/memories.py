@@ -23,7 +23,7 @@ from mambaad_cli.training.splits import evenly_spread
 
 CANDIDATES = 60_000  # random good patches of a product that the memory is chosen from
 COMPARED = 40  # images that tell what is expected, each compared with the memory without its own patches
-SIMULATED = 100  # defects of a product: half of them choose how the maps are fused, half tell what is found
+SIMULATED = 50  # defects of a product that tell what is found, and as many that choose how the maps are fused
 LEAST_HELD_OUT = 5  # images for such a choice; else the weights are PRIOR
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (2 / 3, 1 / 3), (0.5, 0.5), (1 / 3, 2 / 3), (0.0, 1.0))  # of decoder and memory
 PRIOR = (1 / 3, 2 / 3)
@@ -52,7 +52,7 @@ def compared_with_others(
         chosen = torch.randperm(len(flat), generator=generator)[:each]
         candidates.append(flat[chosen])
         owners += [i] * len(chosen)
-    memory, kept = memory_of(torch.cat(candidates), recipe.memory_size, recipe.seed)
+    memory, kept = memory_of(torch.cat(candidates), recipe.memory_size, recipe.seed, recipe.evidence == "both")
     owner = torch.tensor(owners)[kept]
     found = []
     for i in compared:
@@ -78,7 +78,8 @@ class Trial(NamedTuple):
         """Kind, length in pixels of the photo, and image score of the defects that were not used for the choice."""
         scores = _fused(fusion, self.defects).flatten(1).amax(1).tolist()
         rows = zip(self.simulated, scores, strict=True)
-        return [(one.kind, round(one.length * scale, 1), score) for one, score in rows][1::2]
+        found = [(one.kind, round(one.length * scale, 1), score) for one, score in rows]
+        return found if fusion is None else found[1::2]
 
 
 def trial_of(
@@ -93,7 +94,8 @@ def trial_of(
     known = fuse([memory_maps], model.map_size(model.size_of(name)))
     decoder, memory = _maps(model, good.features, some, name, run)
     memory = torch.cat([memory, known]) if held_out else known
-    simulated = simulated_defects(good, held_out, SIMULATED, recipe.seed)
+    count = SIMULATED if decoder is None else 2 * SIMULATED
+    simulated = simulated_defects(good, held_out, count, recipe.seed)
     features = features_of_pixels(model, (one.pixels for one in simulated), len(simulated), run)
     defects = _maps(model, features, range(len(simulated)), name, run)
     return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT)

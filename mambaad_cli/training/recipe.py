@@ -30,10 +30,11 @@ class Recipe:
     views: int = 0  # moved views extend a smaller set of images to about this many
     flips: bool = False  # good parts may also be mirrored
     cut_paste: bool = False  # the detector restores good features from corrupted ones, see data.augmentation
+    dropout: float = 0.0  # of the bottleneck's output, so that the decoder cannot just copy (Dinomaly, CVPR 2025)
     distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
     expected_distance: bool = False  # Mahalanobis distances are divided by their expected value, see anomaly_map
     evidence: Literal["decoder", "memory", "both"] = "decoder"  # that the anomaly map shows
-    memory_size: int = 3000  # patches of each product that the memory keeps
+    memory_size: int = 2000  # patches of each product that the memory keeps
     folds: int = 0  # shorter trainings that give the threshold; 0: some images are held out for it
     drop_suspects: int | Literal["auto"] = (
         0  # images least like the others that are left out; auto: those that look odd
@@ -76,11 +77,12 @@ RECIPES: dict[str, Recipe] = {
         steps_per_image=0.25,
         views=500,
         cut_paste=True,
+        dropout=0.3,
         distance="mahalanobis",
         expected_distance=True,
         evidence="both",
     ),
-    "memory": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory"),
+    "memory": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory", memory_size=3000),
     "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
     "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
     "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),

@@ -35,10 +35,13 @@ def made_up() -> Study:
     samples = [Sample(Path(f"{name}.png"), name, "test", "good", None) for name in ("nut", "bolt")]
     outcomes = [
         Outcome(
-            Variant("MambaAD small", "mambaad", "lite", {}, RECIPES["small"]), [cell(0.9, 0.8, 10), cell(1.0, 0.6, 30)]
+            Variant("MambaAD small", "mambaad", "lite", {}, RECIPES["small"], "small"),
+            [cell(0.9, 0.8, 10), cell(1.0, 0.6, 30)],
         ),
-        Outcome(Variant("RD4AD", "rd4ad", "lite", {}, RECIPES["rd4ad"]), [cell(0.75, 0.5, 5)], "out of memory"),
-        Outcome(Variant("UniAD", "uniad", "lite", {}, RECIPES["uniad"]), [], "no weights"),
+        Outcome(
+            Variant("RD4AD", "rd4ad", "lite", {}, RECIPES["rd4ad"], "rd4ad"), [cell(0.75, 0.5, 5)], "out of memory"
+        ),
+        Outcome(Variant("UniAD", "uniad", "lite", {}, RECIPES["uniad"], "uniad"), [], "no weights"),
     ]
     data = Dataset(Path("parts"), samples[:1], samples, "f")
     return Study(MACHINE, data, (64, 96), Budget(minutes=2.0), [42, 43], outcomes)

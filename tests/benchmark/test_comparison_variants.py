@@ -14,12 +14,14 @@ from mambaad_cli.training.recipe import as_dict
 def test_all_variants_share_one_encoder_unless_each_has_its_own() -> None:
     assert {one.encoder for one in variants.choose(["mambaad", "rd4ad"], "resnet34")} == {"resnet34"}
     assert [one.encoder for one in variants.choose(encoder="own")] == [
-        *("efficientnet_lite0", "wide_resnet50_2", "efficientnet_b4")
+        *("efficientnet_lite0", "efficientnet_lite0", "wide_resnet50_2", "efficientnet_b4")
     ]
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(MambaADError, match="no detector 'patchcore'.*mambaad, mambaad-small, mambaad-paper, rd4ad"):
+    with pytest.raises(
+        MambaADError, match="no detector 'patchcore'.*mambaad, mambaad-small, mambaad-paper, memory, rd4ad"
+    ):
         variants.choose(["rd4ad", "patchcore"])
 
 

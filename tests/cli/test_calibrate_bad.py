@@ -1,5 +1,6 @@
 """`mambaad calibrate --bad` and `fit --suspects` as they are typed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,26 @@ def test_known_defects_are_counted_with_an_interval_and_change_nothing(
     assert "bolt: misses 0 of 6 known defects; with 95% confidence the true share is 0% to 45.9%" in result.stdout
     assert "would find them all, and reject 1 of 2 good images" in result.stdout
     assert model.read_bytes() == before
+
+
+def test_what_thresholds_promise_and_find_is_one_json_object(
+    goods: Path, tiny_model: FittedModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "tiny.safetensors"
+    tiny_model.scores = {"nut": [-1e9, 1e9], "bolt": [-1e9]}
+    tiny_model.held_out = {"nut"}
+    tiny_model.simulated = {"nut": [("spot", 5.0, 2e9), ("spot", 9.0, 0.0)]}
+    model_file.save(tiny_model, path)
+    result = run("calibrate", path, "--bad", goods, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["model"], found["max_false_reject"]) == (str(path), 0.01)
+    nut, bolt = found["classes"]["nut"], found["classes"]["bolt"]
+    assert (nut["threshold"], nut["good_images"], nut["held_out"], nut["above_threshold"]) == (1e9, 2, True, 0)
+    assert nut["promised_false_rejects"] == pytest.approx(1 / 3)
+    assert nut["simulated_defects"] == [{"kind": "spot", "found": 1, "total": 2, "length": None}]
+    assert (nut["known_defects"]["missed"], nut["known_defects"]["would_reject"]) == (6, 1)
+    assert (bolt["promised_false_rejects"], bolt["known_defects"]["threshold_that_finds_all"]) == (None, None)
 
 
 @pytest.mark.parametrize("text", ["few", "-1", "1.5", ""])

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from mambaad_cli import MambaADError
-from mambaad_cli.data.images import SUFFIXES, ImageError, ImageFile, find, letterbox, read, resize, write
+from mambaad_cli.data.images import SUFFIXES, ImageError, ImageFile, find, letterbox, opened, read, resize, write
 from tests.data.image_files import FORMATS, bmp32, chunk, difference, encoded, photo, png, reason, saved, tiff, upright
 
 # ---- find ----
@@ -539,3 +539,28 @@ def test_a_read_only_folder_is_an_error_of_one_line(shared: Path) -> None:
     (shared / "closed").mkdir(mode=0o555)
     with pytest.raises(MambaADError, match=r"^cannot write .*/closed/a\.png: Permission denied$"):
         write(shared / "closed" / "a.png", photo())
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_a_jpeg_much_larger_than_needed_is_decoded_smaller_and_looks_the_same(tmp_path: Path, orientation: int) -> None:
+    y, x = np.mgrid[0:400, 0:601]
+    picture = np.stack([127 + 100 * np.sin(x / 30), 127 + 100 * np.cos(y / 40), (x + y) / 4], -1).astype(np.uint8)
+    jpeg = cv2.imencode(".jpg", picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01" + struct.pack(">HH", orientation, 0) + bytes(4)
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:])
+    file, whole = opened(path), read(path)
+    assert file.shape == whole.shape[:2] == ((400, 601) if orientation == 1 else (601, 400))
+    least = (100, 75) if orientation == 1 else (75, 100)
+    assert [file.reduction(size) for size in (least, (200, 150), (201, 301), (601, 601))] == [4, 2, 1, 1]
+    small = file.decoded(least)
+    assert small.shape[0] == -(-file.shape[0] // 4)
+    assert (resize(small, (64, 64)) - resize(whole, (64, 64))).abs().max() < 0.06
+
+
+def test_other_formats_and_small_jpegs_are_decoded_whole(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for name in ("a.png", "a.bmp", "a.jpg"):
+        write(tmp_path / name, picture)
+        least = (16, 16) if name != "a.jpg" else (33, 33)
+        assert np.array_equal(opened(tmp_path / name).decoded(least), read(tmp_path / name))

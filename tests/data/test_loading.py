@@ -12,8 +12,9 @@ import torch
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images, loading
-from mambaad_cli.data.images import ImageError
-from mambaad_cli.data.loading import BATCH, Input, read_ahead, within
+from mambaad_cli.data.image_headers import Header
+from mambaad_cli.data.images import ImageError, Opened
+from mambaad_cli.data.loading import BATCH, Input, Wanted, read_ahead, within
 
 SMALL, LARGE = (10, 10), (1000, 500)  # h, w; LARGE takes 1.5 MB
 LARGE_BYTES = 3 * LARGE[0] * LARGE[1]
@@ -21,11 +22,25 @@ PIXELS_BYTES = 4 * 3 * 8 * 8  # of an Input of 8 × 8 pixels
 
 
 class Photos:
-    """Stands in for `images.read`: photo i has the shape `shape_of(i)`; counts the bytes of photos that are alive."""
+    """Stands in for `images.opened`: photo i has the shape `shape_of(i)`; counts the bytes of photos that are alive."""
 
     def __init__(self, shape_of: Callable[[int], tuple[int, int]]) -> None:
         self.shape_of, self.lock = shape_of, threading.RLock()  # a photo may die while we hold the lock
         self.started = self.running = self.alive = self.most_alive = 0
+
+    def opened(self, path: Path) -> Opened:
+        """A file of which `read` is what it decodes to."""
+        photos = self
+
+        class Fake(Opened):
+            @property
+            def shape(self) -> tuple[int, int]:
+                return photos.shape_of(int(self.path.name))
+
+            def decoded(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
+                return photos.read(self.path)
+
+        return Fake(path, Header(1, 1, b""))
 
     def read(self, path: Path) -> np.ndarray:
         with self.lock:
@@ -58,7 +73,7 @@ class Photos:
 def photos(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], tuple[int, int]]], Photos]:
     def stand_in(shape_of: Callable[[int], tuple[int, int]]) -> Photos:
         fake = Photos(shape_of)
-        monkeypatch.setattr(images, "read", fake.read)
+        monkeypatch.setattr(images, "opened", fake.opened)
         return fake
 
     return stand_in
@@ -78,7 +93,7 @@ def test_images_come_in_order_with_box_and_shape_and_an_unreadable_one_as_its_er
     for i, file in enumerate(files):
         images.write(file, np.roll(picture, i, 0))
     files[3].write_bytes(b"no image")
-    found = list(read_ahead(files, (16, 16), letterbox=True, workers=3, pictures=True))
+    found = list(read_ahead(files, Wanted((16, 16), letterbox=True, pictures=True), workers=3))
     assert len(found) == 30
     for i, one in enumerate(found):
         if i == 3:
@@ -91,7 +106,7 @@ def test_images_come_in_order_with_box_and_shape_and_an_unreadable_one_as_its_er
         assert one.picture is not None
         assert np.array_equal(one.picture, np.roll(picture, i, 0))
         assert (one.box, one.shape) == ((4, 0, 8, 16), (20, 40))
-    plain = next(read_ahead(files, (16, 16)))
+    plain = next(read_ahead(files, Wanted((16, 16))))
     assert isinstance(plain, Input)
     assert (plain.box, plain.picture) == (None, None)
     assert torch.equal(plain.pixels, images.resize(picture, (16, 16)))
@@ -102,7 +117,7 @@ def test_large_photos_that_are_kept_wait_within_the_budget(photos, monkeypatch, 
     budget = 13 * LARGE_BYTES // 2
     monkeypatch.setattr(loading, "BYTES_AHEAD", budget)
     fake = photos(lambda i: LARGE)
-    stream = read_ahead(paths(60), (8, 8), workers=workers, pictures=True)
+    stream = read_ahead(paths(60), Wanted((8, 8), pictures=True), workers=workers)
     found = []
     for _ in range(60):
         found += numbers([next(stream)])
@@ -117,7 +132,7 @@ def test_large_photos_that_are_kept_wait_within_the_budget(photos, monkeypatch, 
 def test_large_photos_after_small_ones_exceed_the_budget_by_no_more_than_the_workers_hold(photos, monkeypatch) -> None:
     monkeypatch.setattr(loading, "BYTES_AHEAD", 2 * LARGE_BYTES)
     fake = photos(lambda i: SMALL if i < 40 else LARGE)
-    stream = read_ahead(paths(80), (8, 8), workers=2, pictures=True)
+    stream = read_ahead(paths(80), Wanted((8, 8), pictures=True), workers=2)
     found = []
     for _ in range(80):
         found += numbers([next(stream)])
@@ -130,7 +145,7 @@ def test_large_photos_after_small_ones_exceed_the_budget_by_no_more_than_the_wor
 def test_of_photos_that_are_not_kept_only_those_being_decoded_take_memory(photos, monkeypatch) -> None:
     monkeypatch.setattr(loading, "BYTES_AHEAD", 3 * LARGE_BYTES)
     fake = photos(lambda i: LARGE)
-    stream = read_ahead(paths(100), (8, 8), workers=2)
+    stream = read_ahead(paths(100), Wanted((8, 8)), workers=2)
     next(stream)
     assert fake.settled() == 4 * 2 + BATCH + 1  # all that may be ahead in number, although 17 photos exceed the budget
     assert fake.alive == 0
@@ -141,7 +156,7 @@ def test_of_photos_that_are_not_kept_only_those_being_decoded_take_memory(photos
 def test_scaled_images_count_as_well(photos, monkeypatch) -> None:
     monkeypatch.setattr(loading, "BYTES_AHEAD", 4 * PIXELS_BYTES)
     fake = photos(lambda i: (1, 1))
-    stream = read_ahead(paths(100), (8, 8), workers=1)
+    stream = read_ahead(paths(100), Wanted((8, 8)), workers=1)
     next(stream)
     assert fake.settled() - 1 <= 5
     assert numbers(list(stream)) == list(range(1, 100))
@@ -155,10 +170,12 @@ def test_however_large_the_photos_all_workers_are_at_work(monkeypatch) -> None:
         both.wait()
         return np.full((4, 4, 3), int(path.name), np.uint8)
 
-    monkeypatch.setattr(images, "read", read)
+    fake = Photos(lambda i: (4, 4))
+    monkeypatch.setattr(fake, "read", read)
+    monkeypatch.setattr(images, "opened", fake.opened)
     monkeypatch.setattr(loading, "BYTES_AHEAD", 0)
     found = []
-    stream = read_ahead(paths(20), (8, 8), workers=2, pictures=True)
+    stream = read_ahead(paths(20), Wanted((8, 8), pictures=True), workers=2)
     for one in stream:
         found.append(one)
         del one
@@ -169,7 +186,7 @@ def test_whoever_stops_taking_leaves_no_worker_waiting_for_memory(photos, monkey
     monkeypatch.setattr(loading, "BYTES_AHEAD", LARGE_BYTES)
     fake = photos(lambda i: LARGE)
     before = threading.active_count()
-    stream = read_ahead(paths(60), (8, 8), workers=3, pictures=True)
+    stream = read_ahead(paths(60), Wanted((8, 8), pictures=True), workers=3)
     next(stream)
     begun = fake.settled()
     stream.close()  # type: ignore[attr-defined]
@@ -183,7 +200,7 @@ def test_a_wrong_setting_ends_the_stream_and_its_workers(monkeypatch, tmp_path: 
     monkeypatch.setattr(loading, "BYTES_AHEAD", 0)
     before = threading.active_count()
     with pytest.raises(MambaADError, match="MAMBAAD_MAX_PIXELS"):
-        list(read_ahead([tmp_path / "0.png"] * 30, (8, 8), workers=2))
+        list(read_ahead([tmp_path / "0.png"] * 30, Wanted((8, 8)), workers=2))
     assert threading.active_count() == before
 
 
@@ -191,3 +208,22 @@ def test_the_part_of_a_map_within_a_box_is_the_image() -> None:
     grid = torch.arange(20).reshape(4, 5)
     assert within(grid, (1, 2, 2, 3)).tolist() == [[7, 8, 9], [12, 13, 14]]
     assert within(grid, None) is grid
+
+
+def test_what_is_kept_of_a_photo_does_not_change_what_the_model_sees(tmp_path: Path) -> None:
+    """With its whole picture for an overlay or without, a large JPEG is scaled from the same smaller one."""
+    path = tmp_path / "large.jpg"
+    images.write(path, np.random.default_rng(0).integers(0, 255, (300, 400, 3), np.uint8))
+    plain, kept = (next(read_ahead([path], Wanted((32, 32), pictures=p, sources=p))) for p in (False, True))
+    assert isinstance(plain, Input)
+    assert isinstance(kept, Input)
+    assert torch.equal(plain.pixels, kept.pixels)
+    assert plain.shape == kept.shape == (300, 400)
+    assert (plain.picture, plain.source) == (None, None)
+    assert kept.picture is not None
+    assert kept.source is not None
+    assert (kept.picture.shape, kept.source.shape) == ((300, 400, 3), (75, 100, 3))
+    largest = next(read_ahead([path], Wanted((32, 32), sources=True, largest=(32, 150))))
+    assert isinstance(largest, Input)
+    assert largest.source is not None
+    assert largest.source.shape == (300, 400, 3)

@@ -8,7 +8,7 @@ import torch
 
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.data.loading import Input, read_ahead, within
+from mambaad_cli.data.loading import Input, Wanted, read_ahead, within
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Prediction, PredictOptions, class_of, predict
 from tests.conftest import picture
@@ -122,13 +122,13 @@ def test_the_first_result_comes_long_before_the_last_image_is_read(
 
 def test_reading_ahead_keeps_the_order_and_stops_with_whoever_takes(photos: list[ImageFile]) -> None:
     paths = [file.path for file in photos]
-    found = list(read_ahead(iter(paths), (32, 48), workers=4))
+    found = list(read_ahead(iter(paths), Wanted((32, 48)), workers=4))
     for path, one in zip(paths, found, strict=True):
         assert isinstance(one, Input)
         assert torch.equal(one.pixels, images.resize(images.read(path), (32, 48)))
         assert (one.box, one.picture) == (None, None)
     before = threading.active_count()
-    stream = read_ahead(paths * 100, (32, 48), workers=4)
+    stream = read_ahead(paths * 100, Wanted((32, 48)), workers=4)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

@@ -166,3 +166,13 @@ def test_corrupted_features_are_restored_to_the_good_ones() -> None:
         wanted = cosine_loss(features, model(seen))
         assert float(model.loss(features, seen)) == pytest.approx(float(wanted))
         assert float(model.loss(features)) == pytest.approx(float(cosine_loss(features, model(features))))
+
+
+def test_dropout_of_the_bottleneck_is_for_training_alone() -> None:
+    detector = MambaAD([4, 8, 16], depths=(1, 1, 1, 1), directions=2, drop_path=0.0).train()
+    features = [torch.randn(2, c, side, side) for c, side in ((4, 16), (8, 8), (16, 4))]
+    assert torch.equal(detector(features)[0], detector(features)[0])
+    detector.dropout = 0.3
+    assert not torch.equal(detector(features)[0], detector(features)[0])
+    detector.eval()
+    assert torch.equal(detector(features)[0], detector(features)[0])

@@ -94,3 +94,16 @@ def test_a_memory_of_one_patch_is_no_trouble() -> None:
     memory, chosen = memory_of(torch.eye(4)[:2], 1, seed=0)
     assert len(chosen) == 1
     assert torch.isfinite(distances(memory, torch.randn(1, 3, 3, 4))).all()
+
+
+def test_a_large_memory_is_looked_up_in_groups_nearly_as_if_it_were_not() -> None:
+    patches = torch.randn(6000, 6) * torch.tensor([1.0, 2.0, 3.0, 0.5, 1.0, 4.0])
+    memory, _ = memory_of(patches, 1500, seed=0)
+    assert memory.centres.shape == (math.ceil(1500 / 32), 6)
+    assert memory.around.shape == (len(memory.centres), 600)
+    seen = torch.randn(3, 12, 11, 6) * 3
+    exact = distances(memory._replace(centres=memory.centres[:1]), seen)
+    found = distances(memory, seen)
+    assert float((found - exact).abs().mean()) < 0.03 * float(exact.mean())
+    one_by_one = torch.cat([distances(memory, one[None]) for one in seen])
+    torch.testing.assert_close(found, one_by_one, atol=1e-5, rtol=1e-5)

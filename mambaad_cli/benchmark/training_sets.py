@@ -1,0 +1,147 @@
+"""python -m mambaad_cli.benchmark.training_sets: how accuracy depends on the good images that a model learns from.
+
+For each class of a labelled dataset, one model each: from few good images (`--few 5,10,20,40`), or from all of them
+with some per cent of defects of the test set hidden among them (`--mixed 2,5,10`), with all of them learnt and with
+`--drop-suspects auto`. The hidden defects are not tested on. Markdown on stdout.
+"""
+
+import argparse
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark.evaluation import Share, evaluate
+from mambaad_cli.data import datasets
+from mambaad_cli.data.datasets import Sample
+from mambaad_cli.data.images import ImageFile
+from mambaad_cli.training.fit import fit
+from mambaad_cli.training.progress import Progress
+from mambaad_cli.training.recipe import Recipe, RunOptions, preset
+
+
+class TrainingSet(NamedTuple):
+    """What one model learns from and is tested on."""
+
+    label: str
+    train: list[Sample]
+    test: list[Sample]
+    drop: bool = False  # leave out what looks odd
+
+
+class Row(NamedTuple):
+    """What came of it."""
+
+    product: str
+    label: str
+    images: int  # learnt from and held out
+    left_out: str  # suspects, and how many of them are hidden defects
+    auroc: float
+    misses: Share  # defects that are not above the threshold
+    rejected: Share  # good test images above it
+
+
+def few(good: Sequence[Sample], test: Sequence[Sample], counts: Sequence[int], seed: int) -> Iterator[TrainingSet]:
+    """So many good images at random, and all of them."""
+    shuffled = random.Random(seed).sample(list(good), len(good))
+    for count in counts:
+        if count < len(good):
+            yield TrainingSet(f"{count} images", shuffled[:count], list(test))
+    yield TrainingSet("all images", list(good), list(test))
+
+
+def mixed(good: Sequence[Sample], test: Sequence[Sample], shares: Sequence[float], seed: int) -> Iterator[TrainingSet]:
+    """All good images with so many per cent of defects among them, learnt with them and without what looks odd."""
+    defects = [one for one in test if one.anomalous]
+    most = hidden_among(len(good), max(shares, default=0.0))
+    shuffled = random.Random(seed).sample(defects, len(defects))
+    rest = [one for one in test if one not in set(shuffled[:most])]  # the same test images for all rows
+    for share in (0.0, *shares):
+        hidden = shuffled[: hidden_among(len(good), share)]
+        for drop in (False, True):
+            label = f"{share:g} % defects" + (", suspects dropped" if drop else "")
+            yield TrainingSet(label, [*good, *hidden], rest, drop)
+
+
+def hidden_among(good: int, share: float) -> int:
+    """How many defects make so many per cent of a set with this many good images.
+
+    >>> hidden_among(95, 5), hidden_among(27, 2)
+    (5, 1)
+    """
+    return round(good * share / (100 - share))
+
+
+class _Dropped(Progress):
+    """Remembers which images were left out."""
+
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+
+    def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
+        self.paths = [file.path for file, _, _ in found[:dropped]]
+
+
+def measured(product: str, one: TrainingSet, recipe: Recipe, detector: str) -> Row:
+    """Fit a model on the set and evaluate it."""
+    told = _Dropped()
+    files = [ImageFile(sample.path, sample.path, product) for sample in one.train]
+    recipe = replace(recipe, drop_suspects="auto" if one.drop else 0, keep_examples=False)
+    model = fit(files, [product] * len(files), preset(detector)[0], recipe, RunOptions(), told)
+    result = evaluate(model, [sample._replace(class_name=product) for sample in one.test]).classes[0]
+    hidden = {sample.path for sample in one.train if sample.anomalous}
+    left_out = f"{len(told.paths)}, {len(hidden & set(told.paths))}/{len(hidden)} hidden" if one.drop else ""
+    auroc = result.metrics["image_auroc"]
+    if auroc is None or result.misses is None or result.false_rejects is None:
+        raise MambaADError(f"{product} has not both good and anomalous test images")
+    return Row(product, one.label, len(files) - len(told.paths), left_out, auroc, result.misses, result.false_rejects)
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """A table of all rows."""
+    head = "| product | learnt from | images | left out | image AU-ROC | missed | rejected |"
+    rule = "|---|---|---:|---:|---:|---:|---:|"
+    lines = [
+        f"| {row.product} | {row.label} | {row.images} | {row.left_out} | {100 * row.auroc:.1f} "
+        f"| {row.misses.count}/{row.misses.total} | {row.rejected.count}/{row.rejected.total} |"
+        for row in rows
+    ]
+    return "\n".join([head, rule, *lines])
+
+
+def numbers(text: str) -> list[float]:
+    """
+    >>> numbers("5,10")
+    [5.0, 10.0]
+    """
+    return [float(part) for part in text.split(",")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+", type=Path, help="labelled datasets, as for mambaad eval")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--few", type=numbers, help="numbers of good images")
+    kind.add_argument("--mixed", type=numbers, help="per cent of defects among the good images")
+    parser.add_argument("--detector", choices=("small", "memory"), default="memory")
+    parser.add_argument("--max-minutes", type=float, help="of each fit of small")
+    parser.add_argument("--seed", type=int, default=42)
+    options = parser.parse_args(arguments)
+    recipe = replace(preset(options.detector)[1], seed=options.seed, max_minutes=options.max_minutes)
+    sets: Callable[..., Iterator[TrainingSet]] = few if options.few else mixed
+    rows: list[Row] = []
+    for root in options.datasets:
+        samples = datasets.load(root, None)
+        for product in dict.fromkeys(sample.class_name for sample in samples):
+            own = [sample for sample in samples if sample.class_name == product]
+            test = [sample for sample in own if sample.split == "test"]
+            counts = [round(count) for count in options.few] if options.few else options.mixed
+            for one in sets(datasets.training_images(own), test, counts, options.seed):
+                rows.append(measured(product, one, recipe, options.detector))
+    print(to_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
