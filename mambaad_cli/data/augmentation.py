@@ -14,20 +14,20 @@ SHIFT, TURN, ZOOM = 0.15, 3.0, 0.25  # largest shift (share of a side), rotation
 NUDGE = 1 / 16  # largest shift by `nudged`, as a share of a side
 
 
-def with_moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> list[Tensor]:
+def with_moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bool = False) -> list[Tensor]:
     """`views` views of an image (c, H, W): itself first, then randomly moved ones."""
-    return [pixels, *(moved(pixels, views - 1, seed, flips) if views > 1 else ())]
+    return [pixels, *(moved(pixels, views - 1, seed, flips, turned) if views > 1 else ())]
 
 
-def moved(pixels: Tensor, views: int, seed: int, flips: bool = False) -> Tensor:
+def moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bool = False) -> Tensor:
     """Random views (views, c, H, W) of an image (c, H, W): slightly shifted, rotated and scaled, padded by reflection.
 
     They keep a decoder from overfitting to a few images: positions vary as they do between photos. With `flips` half of
-    the views are also mirrored along each axis.
+    the views are also mirrored along each axis; with `turned` they are rotated by any angle.
     """
     generator = torch.Generator().manual_seed(seed)
     shift, turn, zoom = (2 * torch.rand(views, n, generator=generator) - 1 for n in (2, 1, 1))
-    angle, scale = turn[:, 0] * math.radians(TURN), torch.exp(zoom[:, 0] * ZOOM)
+    angle, scale = turn[:, 0] * math.radians(180 if turned else TURN), torch.exp(zoom[:, 0] * ZOOM)
     height, width = pixels.shape[1:]
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     rows = [torch.stack([cos, -sin * height / width], 1), torch.stack([sin * width / height, cos], 1)]

@@ -33,6 +33,7 @@ class Views(NamedTuple):
 
     number: int = 1
     flips: bool = False
+    turned: frozenset[str] = frozenset()  # classes whose views are rotated by any angle
 
 
 class Group(NamedTuple):
@@ -144,7 +145,9 @@ def _encode_files(
         if isinstance(one, ImageError):
             progress.unreadable(one)
             continue
-        encoders[sizes[i]].add(with_moved(one.pixels, views.number, len(readable) + 1, views.flips), len(readable))
+        turned = classes[i] in views.turned
+        own = with_moved(one.pixels, views.number, len(readable) + 1, views.flips, turned)
+        encoders[sizes[i]].add(own, len(readable))
         readable.append(i)
         boxes.append(one.box)
     return Features([encoder.group() for encoder in encoders.values()], boxes, views.number), readable
@@ -155,7 +158,8 @@ def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> F
     sizes = [model.size_of(one.class_name) for one in model.examples]
     encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
     for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
-        encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips), i)
+        turned = one.class_name in views.turned
+        encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips, turned), i)
     boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
     return Features([encoder.group() for encoder in encoders.values()], boxes, views.number)
 

@@ -27,6 +27,7 @@ from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_of
 from mambaad_cli.training.sizes import median_shape, own_size, shapes_of
 from mambaad_cli.training.splits import folds_of, split
 from mambaad_cli.training.suspects import suspects_of, without
+from mambaad_cli.training.turns import turned_classes
 
 LEAST_IMAGES = 3
 
@@ -152,8 +153,13 @@ def _good_images(
     """The images that the model carries and the new ones, split; and the indices of the files that could be read."""
     carried = len(model.examples)
 
+    turned = turned_classes(model, files, classes, recipe.seed) if recipe.turns else frozenset()
+
     def views_for(images: int) -> Views:
-        return Views(max(2 if recipe.flips else 1, recipe.views // max(1, carried + images)), recipe.flips)
+        number = recipe.views // max(1, carried + images)
+        if recipe.evidence == "memory" and not turned:
+            number = 1  # a memory gains nothing from views that are only slightly moved
+        return Views(max(2 if recipe.flips else 1, number), recipe.flips, turned)
 
     new, readable = features_of_files(model, files, classes, run, progress, views_for)
     if len(readable) < LEAST_IMAGES:
@@ -163,7 +169,7 @@ def _good_images(
     if not carried:
         features: Features = new
     else:
-        features = features_of_examples(model, run, Views(new.views, recipe.flips)).and_those_of(new)
+        features = features_of_examples(model, run, Views(new.views, recipe.flips, turned)).and_those_of(new)
         names = [one.class_name for one in model.examples] + names
         unseen = [i for i, one in enumerate(model.examples) if one.held_out]
         train = sorted(set(range(carried)) - set(unseen)) + [carried + i for i in train]
@@ -174,7 +180,7 @@ def _good_images(
             return pixels_of(model.examples[i], model.size_of(names[i]))
         return read_as_seen(files[readable[i - carried]].path, model.wanted(model.size_of(names[i])))[0]
 
-    return GoodImages(features, names, train, held_out, pixels), readable
+    return GoodImages(features, names, train, held_out, pixels, turned), readable
 
 
 def _without_suspects(

@@ -18,3 +18,4 @@ class GoodImages(NamedTuple):
     train: list[int]  # learnt from
     held_out: list[int]  # kept for the threshold
     pixels: Pixels
+    turned: frozenset[str] = frozenset()  # products that lie any way round

@@ -48,7 +48,9 @@ def compared_with_others(
     each = -(-CANDIDATES // len(remembered))
     candidates, owners = [], []
     for i in remembered:
-        flat = patches_of([stage.to(run.device) for stage in good.features.all_views(i)]).flatten(0, 2)
+        every = recipe.flips or good.names[i] in good.turned
+        views = good.features.all_views(i) if every else good.features[torch.tensor([i])]
+        flat = patches_of([stage.to(run.device) for stage in views]).flatten(0, 2)
         chosen = torch.randperm(len(flat), generator=generator)[:each]
         candidates.append(flat[chosen])
         owners += [i] * len(chosen)

@@ -29,6 +29,7 @@ class Recipe:
     clip: float = 5.0  # largest norm of the gradient of a step
     views: int = 0  # moved views extend a smaller set of images to about this many
     flips: bool = False  # good parts may also be mirrored
+    turns: bool = False  # views are rotated by any angle where a product lies any way round, see training.turns
     cut_paste: bool = False  # the detector restores good features from corrupted ones, see data.augmentation
     dropout: float = 0.0  # of the bottleneck's output, so that the decoder cannot just copy (Dinomaly, CVPR 2025)
     distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
@@ -76,13 +77,16 @@ RECIPES: dict[str, Recipe] = {
         steps=300,
         steps_per_image=0.25,
         views=500,
+        turns=True,
         cut_paste=True,
         dropout=0.3,
         distance="mahalanobis",
         expected_distance=True,
         evidence="both",
     ),
-    "memory": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory", memory_size=3000),
+    "memory": Recipe(
+        batch=8, lr=0.001, schedule="constant", evidence="memory", memory_size=3000, views=100, turns=True
+    ),
     "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
     "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
     "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),
