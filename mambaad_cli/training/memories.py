@@ -24,9 +24,9 @@ from mambaad_cli.training.splits import evenly_spread
 CANDIDATES = 60_000  # random good patches of a product that the memory is chosen from
 COMPARED = 40  # images that tell what is expected, each compared with the memory without its own patches
 SIMULATED = 50  # defects of a product that tell what is found, and as many that choose how the maps are fused
-LEAST_HELD_OUT = 5  # images for such a choice; else the weights are PRIOR
+LEAST_HELD_OUT = 20  # images for such a choice; else the weights are PRIOR
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (2 / 3, 1 / 3), (0.5, 0.5), (1 / 3, 2 / 3), (0.0, 1.0))  # of decoder and memory
-PRIOR = (1 / 3, 2 / 3)
+PRIOR = (0.5, 0.5)
 DOUBT = 0.003  # of AU-ROC that a one-sided choice must gain for each natural logarithm of the weights' ratio
 Maps: TypeAlias = "tuple[Tensor | None, Tensor]"  # of the decoder, where it has a say, and of the memory
 
