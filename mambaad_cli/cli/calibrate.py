@@ -8,7 +8,18 @@ import typer
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
-from mambaad_cli.cli.options import AsJson, Batch, ClassName, Device, MaxFalseReject, Precision, Workers
+from mambaad_cli.cli.options import (
+    AsJson,
+    Batch,
+    ClassName,
+    Device,
+    Ignore,
+    MaxFalseReject,
+    Precision,
+    Roi,
+    RoiDir,
+    Workers,
+)
 from mambaad_cli.cli.output import print_known, print_summary, print_thresholds, scores_of_defects, warn
 
 
@@ -35,6 +46,9 @@ def calibrate(
     res: Annotated[
         str | None, typer.Option(help="Image size to calibrate for; the model then scores at this size.")
     ] = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
+    roi_dir: RoiDir = None,
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Batch = 8,
@@ -56,6 +70,12 @@ def calibrate(
         )
     fitted = running.load_model(model, device, precision=precision)
     fitted.max_false_reject = max_false_reject or fitted.max_false_reject
+    if good is None and (roi or ignore):
+        raise typer.BadParameter(
+            "a region needs a threshold of its own: give a folder of good images", param_hint="--roi"
+        )
+    if good is not None or bad is not None:
+        running.set_regions(fitted, roi, ignore, roi_dir, calibrating=good is not None)
     skipped: list[Prediction] = []
 
     def left_out(one: Prediction, why: str) -> None:

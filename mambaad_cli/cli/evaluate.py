@@ -8,7 +8,18 @@ import typer
 
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import INTERRUPTED, USER_CAN_MEND, app, examples
-from mambaad_cli.cli.options import DEFAULT_MODEL, Batch, Device, Format, Layout, ModelFile, Precision, Workers, given
+from mambaad_cli.cli.options import (
+    DEFAULT_MODEL,
+    Batch,
+    Device,
+    Format,
+    Layout,
+    ModelFile,
+    Precision,
+    RoiDir,
+    Workers,
+    given,
+)
 from mambaad_cli.cli.output import warn
 from mambaad_cli.files import shown
 
@@ -28,6 +39,7 @@ def evaluate(
     format: Format = "table",
     maps: Annotated[Path | None, typer.Option(help="Folder for an overlay of each image.")] = None,
     worst: Annotated[Path | None, typer.Option(help="Folder for contact sheets of the worst mistakes.")] = None,
+    roi_dir: RoiDir = None,
     batch: Batch = 8,
     workers: Workers = 2,
     device: Device = "auto",
@@ -48,6 +60,7 @@ def evaluate(
     model = models[0] if models else model
     samples = datasets.load(dataset, layout)
     fitted = running.load_model(model, device, precision=precision)
+    running.set_regions(fitted, None, None, roi_dir)
     tested = sum(sample.split == "test" for sample in samples)
     with tqdm(total=tested, unit="image", leave=False, disable=None, file=sys.stderr) as progress:
         measured = evaluation.evaluate(

@@ -14,14 +14,17 @@ from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
     AsJson,
     Device,
+    Ignore,
     MaxFalseReject,
     ModelFile,
     Precision,
+    Roi,
+    RoiDir,
     given,
     parse_size,
     pick_precision,
 )
-from mambaad_cli.cli.output import check_writable, duration, print_summary, print_thresholds, warn
+from mambaad_cli.cli.output import check_writable, duration, print_summary, print_thresholds, warn, warn_of_squeezing
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 OF_THE_MODEL = (
     "preset", "detector", "encoder", "encoder_weights", "res", "pixels", "detail", "evidence", "letterbox", "scan",
-    "directions", "local_branches",
+    "directions", "local_branches", "tiles", "tile_size", "scale",
 )  # fmt: skip
 NOT_TO_ADD = {
     "folds": "--folds: a product is added by one training, and its threshold comes from held-out images",
@@ -80,9 +83,21 @@ def fit(
         Literal["decoder", "memory", "both"] | None,
         typer.Option(help="What finds defects: the Mamba decoder, a memory of good patches, or both (small)."),
     ] = None,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Also look at photos in tiles, at their own resolution: for small defects.")
+    ] = False,
+    tile_size: Annotated[
+        str | None, typer.Option(help="Size of the tiles in pixels: 384 (default), or 512x256 (width x height).")
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=4, help="Photos are scaled by this factor before tiles are cut from them.")
+    ] = 1.0,
     letterbox: Annotated[
         bool, typer.Option("--letterbox", help="Keep each image's aspect ratio; the padding does not count.")
     ] = False,
+    roi: Roi = None,
+    ignore: Ignore = None,
+    roi_dir: RoiDir = None,
     flips: Annotated[bool, typer.Option("--flips", help="Good parts may also be mirrored.")] = False,
     folds: Annotated[
         int,
@@ -173,6 +188,9 @@ def fit(
         checkpoint_activations,
         checkpoint=model.with_name(f".{model.name}.checkpoint"),
         resume=resume,
+        inside=running.wishes(roi),
+        ignored=running.wishes(ignore),
+        masks=running.masks_in(roi_dir),
     )
     name = preset if detector == "mambaad" else detector
     network = {"order": scan, "directions": directions, "local_branches": local_branches}
@@ -181,6 +199,8 @@ def fit(
     if evidence is not None:
         recipe = replace(recipe, evidence=evidence)
     settings = _sized(settings, size, pixels, detail)
+    if tiles or tile_size is not None or given(ctx, ("scale",)):
+        settings = replace(settings, tiles=parse_tile(tile_size or "384"), scale=scale)
     _say_what_resume_does(ctx, run, model)
     with FitProgress(len(files)) as progress:
         if known is None:
@@ -192,6 +212,21 @@ def fit(
     if recipe.evidence == "both" and fitted.recipe.get("evidence") == "memory":
         warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
     _finish(fitted, model, run, progress, as_json)
+
+
+def parse_tile(text: str) -> tuple[int, int]:
+    """Height and width of tiles, multiples of the encoder's coarsest stride.
+
+    >>> parse_tile("384"), parse_tile("500x256")
+    ((384, 384), (256, 496))
+    """
+    from mambaad_cli.inspection.tiles import OVERLAP
+    from mambaad_cli.model.settings import scaled_size
+
+    size = scaled_size(parse_size(text), 1)
+    if min(size) < 2 * OVERLAP:
+        raise typer.BadParameter(f"{text!r}: expected at least {2 * OVERLAP} pixels a side", param_hint="--tile-size")
+    return size
 
 
 def parse_drop(text: str) -> int | Literal["auto"]:
@@ -284,6 +319,7 @@ def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "Fit
         first, last = progress.losses[0], progress.losses[-1]
         typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")
     print_thresholds(fitted)
+    warn_of_squeezing(fitted)
     typer.echo(f"wrote {shown(path)} ({path.stat().st_size / 1e6:.1f} MB); score images with")
     typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {shlex.quote(shown(path))}'}")
     raise typer.Exit(skipped)

@@ -12,12 +12,15 @@ from mambaad_cli.cli.options import (
     Batch,
     ClassName,
     Device,
+    Ignore,
     MinArea,
     ModelFile,
     Paths,
     Precision,
     Res,
     Review,
+    Roi,
+    RoiDir,
     Workers,
     parse_min_area,
 )
@@ -47,6 +50,9 @@ def map_images(
     ] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
+    roi_dir: RoiDir = None,
     res: Res = None,
     batch: Batch = 8,
     workers: Workers = 2,
@@ -61,6 +67,7 @@ def map_images(
     least = parse_min_area(regions, min_area)
     files = images.find(paths)
     fitted = running.load_model(model, device, res, precision)
+    running.set_regions(fitted, roi, ignore, roi_dir)
     running.check_review(fitted, review)
     options = PredictOptions(class_name, batch, workers, maps=True, review=review, min_area=least)
     counts = overlays.write_maps(

@@ -90,6 +90,18 @@ Precision = Annotated[
 ClassName = Annotated[
     str | None, typer.Option("--class", help="Product class of all images, instead of the names of their folders.")
 ]
+Roi = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="REGION",
+        help="Region of interest: x,y,width,height, or three or more corners 'x,y x,y x,y', in pixels or %; or a mask "
+        "image, or a folder of masks named like the products. PRODUCT=REGION: of one product. May be repeated.",
+    ),
+]
+Ignore = Annotated[list[str] | None, typer.Option(metavar="REGION", help="Region that does not count, as --roi.")]
+RoiDir = Annotated[
+    Path | None, typer.Option(help="Folder with a mask for each photo, of the same stem: white where it counts.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print thresholds and what they find as one JSON object.")]
 Format = Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="Format of the output.")]
 Layout = Annotated[str | None, typer.Option(help="Layout of the dataset, if it is not recognised: mvtec, visa, …")]

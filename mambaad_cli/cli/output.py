@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from mambaad_cli.inspection.predict import Prediction
 
 
+SQUEEZED = 2.5  # pixels of a photo, along a side, on one of the model's, from which small defects vanish
+
+
 def warn(line: str, everyone: bool = False) -> None:
     """Print one line on stderr, even if a file name holds line ends; only the first process prints, or `everyone`."""
     if distributed.rank() == 0 or everyone:
@@ -86,6 +89,21 @@ def print_thresholds(model: "FittedModel") -> None:
                 f"{name}: no image was held out: the threshold promises nothing, new good ones may well lie above it; "
                 f"set it with others that are good: mambaad calibrate MODEL GOOD_DIR"
             )
+
+
+def warn_of_squeezing(model: "FittedModel") -> None:
+    """Say of each class where its photos are made so much smaller that small defects vanish."""
+    from mambaad_cli.inspection.findings import found_simulated
+
+    for name, (height, width) in model.photos.items():
+        if name in model.tiles or model.photo_scale(name) < SQUEEZED:
+            continue
+        rows, columns = model.size_of(name)
+        threshold = model.threshold(name)
+        found = [] if threshold is None else found_simulated(model.simulated.get(name, []), threshold)
+        lengths = [one.length for one in found if one.length is not None]
+        needs = f": a defect needs about {min(lengths):.0f} pixels" if lengths else ""
+        warn(f"{name}: photos of {width}×{height} are seen at {columns}×{rows}{needs}; --tiles sees smaller ones")
 
 
 def _print_promise(name: str, n: int, wanted: float) -> None:

@@ -15,7 +15,10 @@ from mambaad_cli.cli.options import parse_size, pick_precision
 from mambaad_cli.cli.output import warn
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mambaad_cli.data.images import ImageFile
+    from mambaad_cli.data.roi import MaskFolder, Wish
     from mambaad_cli.inspection.fitted_model import FittedModel
     from mambaad_cli.inspection.predict import Prediction, PredictOptions
 
@@ -40,6 +43,47 @@ def set_size(model: "FittedModel", res: str) -> None:
     model.sizes = {}
     if model.recogniser is not None:
         model.recogniser = model.recogniser._replace(limit=math.inf)
+
+
+def wishes(regions: "Sequence[str] | None") -> "tuple[Wish, ...]":
+    """The regions that were typed."""
+    from mambaad_cli.data.roi import parse
+
+    return tuple(parse(text) for text in regions or ())
+
+
+def masks_in(folder: Path | None) -> "MaskFolder | None":
+    """A mask for each photo."""
+    from mambaad_cli.data.roi import MaskFolder
+
+    return None if folder is None else MaskFolder(folder)
+
+
+def set_regions(
+    model: "FittedModel",
+    roi: "Sequence[str] | None",
+    ignore: "Sequence[str] | None",
+    roi_dir: Path | None,
+    calibrating: bool = False,
+) -> None:
+    """Let other regions of the photos count than those of fit; where nothing is calibrated, say what that means."""
+    from mambaad_cli.data.roi import regions_of_interest
+
+    model.masks = masks_in(roi_dir)
+    changed = roi_dir is not None and not model.own_masks
+    if roi or ignore:
+        found = regions_of_interest(wishes(roi), wishes(ignore), model.photos)
+        changed = changed or any(_differ(mask, model.rois.get(name)) for name, mask in found.items())
+        model.rois |= found
+    model.own_masks = model.own_masks or roi_dir is not None
+    if model.own_masks and model.masks is None:
+        raise MambaADError("the model was fitted with a mask for each photo: give their folder with --roi-dir")
+    if changed and not calibrating and model.scores:
+        warn("the threshold is not of this region of interest: mambaad calibrate --roi sets both")
+
+
+def _differ(one: "np.ndarray", other: "np.ndarray | None") -> bool:
+    return other is None or one.tobytes() != other.tobytes()
 
 
 def check_review(model: "FittedModel", review: float | None) -> None:

@@ -13,12 +13,15 @@ from mambaad_cli.cli.options import (
     Batch,
     ClassName,
     Device,
+    Ignore,
     MinArea,
     ModelFile,
     Paths,
     Precision,
     Res,
     Review,
+    Roi,
+    RoiDir,
     Workers,
     parse_min_area,
 )
@@ -40,6 +43,9 @@ def score(
     ] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
+    roi: Roi = None,
+    ignore: Ignore = None,
+    roi_dir: RoiDir = None,
     res: Res = None,
     batch: Batch = 8,
     workers: Workers = 2,
@@ -65,6 +71,7 @@ def score(
     if output is not None and output.resolve() in {model.resolve(), *(file.path.resolve() for file in files)}:
         raise MambaADError(f"{shown(output)} would be written over: choose another --output")
     fitted = running.load_model(model, device, res, precision)
+    running.set_regions(fitted, roi, ignore, roi_dir)
     running.check_review(fitted, review)
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     predictions = running.running(fitted, files, options)

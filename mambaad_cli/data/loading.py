@@ -4,6 +4,7 @@ Letters: h × w pixels of the file's image, H × W pixels of the model's input.
 """
 
 import itertools
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mambaad_cli.data import images
+from mambaad_cli.data import images, roi
 from mambaad_cli.data.images import ImageError
 
 BATCH = 8  # images that a model takes at once
@@ -24,6 +27,9 @@ BYTES_AHEAD = 512 * 2**20  # what images that are decoded or wait to be taken ma
 Box = tuple[int, int, int, int]  # top, left, height, width
 Size = tuple[int, int]  # height, width
 SizeOf = Callable[[int, Size], Size]  # of an image by its place among the paths and its height and width as read
+RegionOf = Callable[
+    [int, Path, Size], "np.ndarray | None"
+]  # by its place, path, height and width: a mask, see data.roi
 
 
 class Input(NamedTuple):
@@ -34,13 +40,32 @@ class Input(NamedTuple):
     picture: np.ndarray | None  # (h, w, 3) as read, where it was asked for
     shape: tuple[int, int]  # h, w of the file's image
     source: np.ndarray | None = None  # what was scaled, where it was asked for: the picture, or a smaller one of it
+    inside: Tensor | None = None  # (H, W) bool: the region of interest; None: all of it
+    region: np.ndarray | None = None  # its mask, of any size
 
 
-def prepared(picture: np.ndarray, size: tuple[int, int], letterbox: bool = False, keep: bool = False) -> Input:
-    """A picture (h, w, 3), as `images.read` gives it, scaled to `size` (H, W); with `keep` the Input keeps it."""
-    pixels, box = images.letterbox(picture, size) if letterbox else (images.resize(picture, size), None)
+def prepared(
+    picture: np.ndarray, size: Size, letterbox: bool = False, keep: bool = False, region: np.ndarray | None = None
+) -> Input:
+    """A picture (h, w, 3), as `images.read` gives it, scaled to `size` (H, W); with `keep` the Input keeps it.
+
+    region: a mask of bool, of any size: outside it the model sees nothing of the picture.
+    """
+    visible = picture if region is None else roi.blanked(picture, region)
+    pixels, box = images.letterbox(visible, size) if letterbox else (images.resize(visible, size), None)
     kept = picture if keep else None
-    return Input(pixels, box, kept, (picture.shape[0], picture.shape[1]), kept)
+    inside = None if region is None else placed(region, size, box)
+    return Input(pixels, box, kept, (picture.shape[0], picture.shape[1]), kept, inside, region)
+
+
+def placed(region: np.ndarray, size: Size, box: Box | None) -> Tensor:
+    """A region of interest in the model's input: (H, W) bool; padding lies outside."""
+    if box is None:
+        return torch.from_numpy(roi.scaled(region, size))
+    top, left, height, width = box
+    inside = torch.zeros(size, dtype=torch.bool)
+    inside[top : top + height, left : left + width] = torch.from_numpy(roi.scaled(region, (height, width)))
+    return inside
 
 
 class Wanted(NamedTuple):
@@ -51,27 +76,53 @@ class Wanted(NamedTuple):
     pictures: bool = False  # an Input keeps its picture
     sources: bool = False  # an Input keeps what was scaled
     largest: Size | None = None  # (H, W) that any size of the model fits into; None: the image's own size
+    region: RegionOf | None = None  # of interest
+    scale: float = 0.0  # of the image, which must be left of it for tiles
 
     def of_file(self, place: int, path: Path) -> tuple[Input, int]:
         """A file's Input, and how many bytes were decoded for it. Raises ImageError."""
         file = images.opened(path)
         size = self.size(place, file.shape) if callable(self.size) else self.size
-        source = file.decoded((DETAIL * (self.largest or size)[0], DETAIL * (self.largest or size)[1]))
+        sides = zip(self.largest or size, file.shape, strict=True)
+        height, width = (max(DETAIL * side, math.ceil(self.scale * own)) for side, own in sides)
+        source = file.decoded((height, width))
         picture = source
         if self.pictures and source.shape[:2] != file.shape:
             picture = file.decoded()
-        one = prepared(source, size, self.letterbox)
+        region = None if self.region is None else self.region(place, path, file.shape)
+        one = prepared(source, size, self.letterbox, region=region)
         decoded = source.nbytes + (0 if picture is source else picture.nbytes)
         kept = source if self.sources else None
         return one._replace(picture=picture if self.pictures else None, source=kept, shape=file.shape), decoded
 
 
-def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
-    """The part of a map (H, W) that lies on the image: padding is neither shown nor scored."""
+def within(anomaly_map: Tensor, box: Box | None, inside: Tensor | None = None) -> Tensor:
+    """The part of a map (H, W) that lies on the image: padding is neither shown nor scored.
+
+    inside: (H', W') bool, the region of interest at any size: outside it the map is as cold as anywhere in it.
+    """
+    if inside is not None:
+        anomaly_map = cold_outside(anomaly_map[None], at_size(inside, (anomaly_map.shape[0], anomaly_map.shape[1])))[0]
     if box is None:
         return anomaly_map
     top, left, height, width = box
     return anomaly_map[top : top + height, left : left + width]
+
+
+def at_size(inside: Tensor, size: Size) -> Tensor:
+    """Regions of interest (…, H, W) of bool at another size: what lies inside by at least a half; never nothing."""
+    if inside.shape[-2:] == size:
+        return inside
+    share = F.adaptive_avg_pool2d(inside.float().view(1, -1, *inside.shape[-2:]), size)
+    scaled = share >= share.amax((2, 3), keepdim=True).clamp(max=0.5)
+    return scaled.view(*inside.shape[:-2], *size)
+
+
+def cold_outside(maps: Tensor, inside: Tensor) -> Tensor:
+    """Maps (b, H, W) with the least of their values inside at every position outside (H, W) or (b, H, W)."""
+    inside = inside.to(maps.device).expand_as(maps)
+    least = maps.masked_fill(~inside, math.inf).flatten(1).amin(1)
+    return torch.where(inside, maps, least[:, None, None])
 
 
 def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) -> Iterator[Input | ImageError]:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mambaad_cli.data import roi
+
 KINDS = ("cut-paste", "texture", "scratch", "spot", "missing")
 LENGTHS = 0.02, 0.25  # smallest and largest, in shares of the square root of the image's pixels
-VISIBLE, ATTEMPTS = (
-    0.05,
-    8,
-)  # least mean change of the pixels, 0 … 1, and how often a place that shows one is looked for
+VISIBLE = 0.05  # least mean change of the pixels, 0 … 1
+MOSTLY = 0.8  # share of a defect that lies in the region of interest
+ATTEMPTS = 8  # at a place that shows such a defect
 
 
 class Simulated(NamedTuple):
@@ -29,12 +30,14 @@ class Simulated(NamedTuple):
     pixels: Tensor  # (3, H, W) in 0 … 1
     kind: str  # one of KINDS
     length: float  # of the defect in pixels: of a scratch its length, else the root of its area
+    inside: Tensor | None = None  # the region of interest that it lies in
 
 
-def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int) -> Simulated:
+def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int, inside: Tensor | None = None) -> Simulated:
     """A defect of a kind, of random size, place and strength, in a good image (3, H, W) in 0 … 1.
 
     other: another good image of the same size, which pieces and textures are taken from.
+    inside: the region of interest, bool of any size, outside which nothing is drawn.
 
     >>> found = simulate(torch.zeros(3, 64, 64), torch.ones(3, 64, 64), "cut-paste", seed=0)
     >>> bool(found.pixels.max() > 0.5), found.kind
@@ -42,18 +45,23 @@ def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int) -> Simulated:
     """
     picture = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy(), dtype=np.float32)
     source = np.ascontiguousarray(other.permute(1, 2, 0).numpy(), dtype=np.float32)
+    region = np.ones((1, 1), bool) if inside is None else inside.cpu().numpy()
+    region = roi.scaled(region, (picture.shape[0], picture.shape[1])).astype(np.float32)
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([seed, attempt])
         length = math.sqrt(picture.shape[0] * picture.shape[1]) * math.exp(
             rng.uniform(math.log(LENGTHS[0]), math.log(LENGTHS[1]))
         )
         mask = (_stroke if kind == "scratch" else _blob)((picture.shape[0], picture.shape[1]), length, rng)
+        whole = float(mask.sum())
+        mask = mask * region
         soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None]
         result = (picture * (1 - soft) + PAINTED[kind](picture, source, mask, rng) * soft).clip(0, 1)
         changed = float((np.abs(result - picture).mean(2) * mask).sum() / max(float(mask.sum()), 1e-6))
-        if changed >= VISIBLE:
+        if changed >= VISIBLE and float(mask.sum()) >= MOSTLY * whole:
             break
-    return Simulated(torch.from_numpy(result).permute(2, 0, 1).contiguous(), kind, length)
+    result = np.where(region[..., None] > 0, result, picture)
+    return Simulated(torch.from_numpy(result).permute(2, 0, 1).contiguous(), kind, length, inside)
 
 
 def _place(shape: tuple[int, int], margin: float, rng: np.random.Generator) -> tuple[float, float]:

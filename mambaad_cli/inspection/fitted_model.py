@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mambaad_cli import MambaADError
-from mambaad_cli.data.loading import Size, SizeOf, Wanted
+from mambaad_cli.data.loading import RegionOf, Size, SizeOf, Wanted
+from mambaad_cli.data.roi import MaskFolder, scaled
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
+from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model import DETECTORS, STRIDES
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
 from mambaad_cli.model.detector import Detector
@@ -38,6 +41,7 @@ class Example:
     held_out: bool
     box: tuple[int, int, int, int] | None  # top, left, height, width of the image in it, if it was letterboxed
     encoded: Tensor  # uint8, the bytes of a JPEG or PNG
+    inside: Tensor | None = None  # uint8, the bytes of a PNG: its own region of interest
 
 
 @dataclass
@@ -62,6 +66,10 @@ class FittedModel:
     # kind, length in pixels of the photo and score of simulated defects in held-out images, by class
     simulated: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
     recogniser: Recogniser | None = None  # distinguishes the products, if there are several
+    tiles: dict[str, Tiles] = field(default_factory=dict)  # what good tiles are like, by class
+    rois: dict[str, np.ndarray] = field(default_factory=dict)  # region of interest by class: a mask, see data.roi
+    own_masks: bool = False  # each photo has a mask of its own, which comes with it
+    masks: MaskFolder | None = field(default=None, repr=False, compare=False)  # where these lie; not in the file
     examples: list[Example] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
     precision: str = "fp32"  # of matrix products at run time; not in the file
@@ -220,11 +228,50 @@ class FittedModel:
         """Height and width that images of this class are scaled to."""
         return self.sizes.get(class_name, self.settings.size)
 
-    def wanted(self, size: Size | SizeOf, pictures: bool = False, sources: bool = False) -> Wanted:
-        """How files are read for this model, at a size or at one of each: in fit and in score alike."""
+    def wanted(
+        self, size: Size | SizeOf, names: Sequence[str] | str = "", pictures: bool = False, sources: bool = False
+    ) -> Wanted:
+        """How files of some classes are read for this model, at a size or at one of each: in fit and in score alike."""
         every = list(self.sizes.values()) or [self.settings.size]
         largest = max(height for height, _ in every), max(width for _, width in every)
-        return Wanted(size, self.settings.letterbox, pictures, sources, largest)
+        return Wanted(size, self.settings.letterbox, pictures, sources, largest, self._regions(names), self._scale)
+
+    @property
+    def _scale(self) -> float:
+        return self.settings.scale if self.settings.tiles else 0.0
+
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """Height and width of its tiles."""
+        assert self.settings.tiles is not None  # asked only of models with tiles
+        return self.settings.tiles
+
+    def _regions(self, names: Sequence[str] | str) -> RegionOf | None:
+        if not self.has_regions:
+            return None
+
+        def region(place: int, path: Path, shape: Size) -> np.ndarray | None:
+            return self.region(names if isinstance(names, str) else names[place], path, shape)
+
+        return region
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether not all of every photo counts."""
+        return bool(self.rois) or self.own_masks
+
+    def region(self, class_name: str, path: Path, shape: Size) -> np.ndarray | None:
+        """The region of interest in a photo (h, w) of a class: a mask of bool of any size; None where all of it counts.
+
+        Raises ImageError where the photo lacks a mask of its own.
+        """
+        own = self.rois.get(class_name)
+        if not self.own_masks:
+            return own
+        if self.masks is None:
+            raise MambaADError("the model was fitted with a mask for each photo: give their folder with --roi-dir")
+        mask = self.masks.of(path, shape)
+        return mask if own is None else mask & scaled(own, shape)
 
     def photo_scale(self, class_name: str) -> float:
         """Pixels of a photo of this class on a pixel of the model's input, along a side."""
@@ -268,6 +315,10 @@ class FittedModel:
         self.encoder.to(device)
         self.detector.to(device)
         self.memories = {name: Memory(*(part.to(device) for part in one)) for name, one in self.memories.items()}
+        self.tiles = {
+            name: own._replace(memory=Memory(*(part.to(device) for part in own.memory)))
+            for name, own in self.tiles.items()
+        }
         self.statistics = {
             name: [ResidualStatistics(*(part.to(device) for part in one)) for one in scales]
             for name, scales in self.statistics.items()

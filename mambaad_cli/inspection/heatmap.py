@@ -19,6 +19,8 @@ PAPER, MAT, INK, FAINT_INK = WHITE, (238, 238, 240), (34, 36, 42), (120, 122, 13
 FONT, BOLD_FONT = cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX
 OPACITY = 0.62  # of the glow where it is hottest: the part stays visible through it
 BAND = 1 << 19  # pixels blended at a time, so that a huge picture needs little additional memory
+DIM = 0.45  # brightness of what lies outside the region of interest
+REGION_EDGE = (120, 190, 255)
 RAW16_THRESHOLD, RAW16_UNIT = 32768, 16384  # raw16: code of the threshold, codes per |threshold|
 HUGE = 1e30  # stands for infinity where values are interpolated: infinity times 0 would be NaN
 
@@ -72,13 +74,20 @@ def heat(anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
     return np.where(ratio <= 1, ratio / 2, 1 - 0.5 / np.maximum(ratio, 1)).astype(np.float32)
 
 
-def overlay(image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale) -> np.ndarray:
+def overlay(
+    image: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, inside: np.ndarray | None = None
+) -> np.ndarray:
     """The picture with its heat glowing over it and the threshold as a thin line: uint8 RGB of the picture's size.
 
     Where the heat is 0 the picture is not changed at all. A line appears exactly if a value of the map exceeds the
     threshold. Its width grows with the picture, and a spot too small to be seen gets a small ring.
+
+    inside: (h, w) of bool, the region of interest: outside it the picture is dimmed and cold, and a line goes round it.
     """
     height, width = image.shape[:2]
+    if inside is not None:
+        anomaly_map = np.where(inside, anomaly_map, scale.threshold - scale.span)
+        image = _dimmed(image, inside)
     values = cv2.resize(_finite(anomaly_map), (width, height), interpolation=cv2.INTER_LINEAR)
     edge, line = _strokes(_threshold_lines(anomaly_map, scale.threshold), height, width)
     picture = np.empty((height, width, 3), np.uint8)
@@ -160,6 +169,20 @@ def _finite(anomaly_map: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = np.asarray(anomaly_map).astype(np.float32)
     return np.clip(np.nan_to_num(values, nan=HUGE), -HUGE, HUGE)
+
+
+def _dimmed(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The picture, dark and grey outside the region of interest (h, w), which has a thin bright edge."""
+    height, width = image.shape[:2]
+    picture = _as_uint8(image)
+    share = cv2.resize(inside.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    dark = cv2.convertScaleAbs(grey, alpha=DIM)
+    outside = (share < 0.5).astype(np.float32)
+    dimmed = cv2.blendLinear(picture, dark, 1 - outside, outside)
+    thickness = max(1, round(max(height, width) / 500))
+    edges, _ = cv2.findContours((share >= 0.5).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
+    return cv2.drawContours(dimmed, edges, -1, REGION_EDGE, thickness, cv2.LINE_AA)
 
 
 def _as_uint8(image: np.ndarray) -> np.ndarray:

@@ -9,14 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.data import roi
 from mambaad_cli.files import shown, written_whole
 from mambaad_cli.inspection.fitted_model import Example, FittedModel, new_model
 from mambaad_cli.inspection.recognition import Recogniser
+from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.fusion import Fusion, Witness
 from mambaad_cli.model.memory import Memory
@@ -37,9 +40,14 @@ def save(model: FittedModel, path: Path) -> None:
     for i, memory in enumerate(model.memories.values()):
         stored = memory._replace(patches=memory.patches.half())
         tensors |= {f"memory.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
+    for i, tiles in enumerate(model.tiles.values()):
+        stored = tiles.memory._replace(patches=tiles.memory.patches.half())
+        tensors |= {f"tiles.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
     if model.recogniser is not None:
         tensors |= {"recogniser.means": model.recogniser.means, "recogniser.precision": model.recogniser.precision}
     tensors |= {f"example.{i}": one.encoded for i, one in enumerate(model.examples)}
+    tensors |= {f"example.{i}.inside": one.inside for i, one in enumerate(model.examples) if one.inside is not None}
+    tensors |= {f"roi.{i}": torch.from_numpy(roi.encoded(mask)) for i, mask in enumerate(model.rois.values())}
     facts: dict[str, Any] = {
         "format": FORMAT,
         "mambaad": __version__,
@@ -55,6 +63,9 @@ def save(model: FittedModel, path: Path) -> None:
         "statistics": {name: len(scales) for name, scales in model.statistics.items()},
         "memories": list(model.memories),
         "fusion": model.fusion,
+        "tiles": {name: own.fusion for name, own in model.tiles.items()},
+        "rois": list(model.rois),
+        "own_masks": model.own_masks,
         "examples": [(one.class_name, one.held_out, one.box) for one in model.examples],
     }
     if model.recogniser is not None:
@@ -86,20 +97,27 @@ def load(path: Path) -> FittedModel:
     try:
         model.statistics = _statistics(facts, tensors)
         for i, name in enumerate(facts.get("memories", [])):
-            parts = (tensors[f"memory.{i}.{part}"] for part in Memory._fields)
-            model.memories[name] = Memory(*(part.float() if part.is_floating_point() else part for part in parts))
+            model.memories[name] = _memory(f"memory.{i}", tensors)
+        for i, (name, fusion) in enumerate(facts.get("tiles", {}).items()):
+            model.tiles[name] = Tiles(_memory(f"tiles.{i}", tensors), Fusion(*(Witness(*one) for one in fusion)))
         if "recogniser" in facts:
             means, precision = tensors["recogniser.means"], tensors["recogniser.precision"]
             model.recogniser = Recogniser(facts["recogniser"]["names"], means, precision, facts["recogniser"]["limit"])
-        model.examples = [Example(*one, tensors[f"example.{i}"]) for i, one in enumerate(kept)]
-    except (KeyError, TypeError) as error:
+        model.examples = [
+            Example(*one, tensors[f"example.{i}"], tensors.get(f"example.{i}.inside")) for i, one in enumerate(kept)
+        ]
+        model.rois = {name: roi.decoded(tensors[f"roi.{i}"].numpy()) for i, name in enumerate(facts.get("rois", []))}
+        model.own_masks = bool(facts.get("own_masks", False))
+    except (KeyError, TypeError, ValueError) as error:
         raise MambaADError(f"{path} is damaged: it lacks {error}: fit it anew") from error
     return model
 
 
 def _described(facts: dict[str, Any]) -> FittedModel:
     """A model as its file describes it; its tensors are still to be loaded."""
-    model = new_model(Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])})))
+    settings = facts["settings"] | {"size": tuple(facts["settings"]["size"])}
+    tiles = settings.get("tiles")
+    model = new_model(Settings(**(settings | {"tiles": tiles and tuple(tiles)})))
     for name in ("scores", "trained_on", "max_false_reject"):
         setattr(model, name, facts[name])
     if facts["format"] == 1:  # format 1 has one answer for all classes
@@ -115,6 +133,11 @@ def _described(facts: dict[str, Any]) -> FittedModel:
             name: [(str(k), float(l), float(s)) for k, l, s in rows] for name, rows in facts["simulated"].items()
         }
     return model
+
+
+def _memory(name: str, tensors: dict[str, Tensor]) -> Memory:
+    parts = (tensors[f"{name}.{part}"] for part in Memory._fields)
+    return Memory(*(part.float() if part.is_floating_point() else part for part in parts))
 
 
 def _statistics(facts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list[ResidualStatistics]]:

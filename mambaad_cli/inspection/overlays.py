@@ -68,14 +68,14 @@ def write_maps(
                 small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, math.nan, "error", math.inf))
                 continue
             scale = colour_scale(model, one.class_name)
-            picture = overlay(one.picture, one.anomaly_map, scale)
+            picture = overlay(one.picture, one.anomaly_map, scale, one.inside)
             images.write(path, framed(picture, [found.box for found in one.regions or ()]))
             if raw == "png":
                 images.write(path.with_suffix(".map.png"), raw16(one.anomaly_map, scale))
             elif raw == "npy":
                 with written_whole(path.with_suffix(".map.npy")) as half:
                     np.save(half, one.anomaly_map)
-            tile = overlay(thumbnail(one.picture), one.anomaly_map, scale)
+            tile = overlay(thumbnail(one.picture), one.anomaly_map, scale, one.inside)
             small.append(_small(tile, title, one.score, one.verdict, scale.margin(one.score)))
     _write_sheets(small, folder)
     return counts

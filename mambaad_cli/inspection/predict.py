@@ -22,6 +22,7 @@ from mambaad_cli.inspection.calibration import exceeds
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import Recognised, signature
 from mambaad_cli.inspection.regions import Region, find_regions
+from mambaad_cli.inspection.tiles import photo_map
 
 BATCH = 8
 Image: TypeAlias = "str | Path | np.ndarray | Any"  # any: a PIL image, which need not be installed
@@ -55,6 +56,7 @@ class Prediction(NamedTuple):
     certainty: float | None = None  # 0 … 1 that it is this class, if the class was recognised
     regions: tuple[Region, ...] | None = None  # where the map exceeds the threshold, if wanted
     cold: float | None = None  # the median score of good images of its class
+    inside: np.ndarray | None = None  # (H, W) bool, with the map: the region of interest; None: all of it counts
     distance: float | None = None  # squared, from the mean of its class, if wanted
 
     @property
@@ -86,7 +88,7 @@ class Prediction(NamedTuple):
             raise MambaADError(f"{self.file.path} looks like no product of the model: it has no threshold")
         if self.colour_scale is None:
             raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
-        return heatmap.overlay(self.picture, self.anomaly_map, self.colour_scale)
+        return heatmap.overlay(self.picture, self.anomaly_map, self.colour_scale, self.inside)
 
 
 def predict(
@@ -103,7 +105,8 @@ def predict(
     def size(place: int, shape: tuple[int, int]) -> tuple[int, int]:
         return size_for(model, told[place], shape)
 
-    wanted = model.wanted(size, options.maps, sources=_several_sizes(model) and not all(told))
+    sources = bool(model.tiles) or ((_several_sizes(model) or model.has_regions) and not all(told))
+    wanted = model.wanted(size, told, options.maps, sources)
     inputs = loading.read_ahead([file.path for file in files], wanted, options.workers)
     yield from _judged(model.for_inference(), zip(files, told, inputs, strict=True), options)
 
@@ -144,14 +147,15 @@ def check_class(model: FittedModel, class_name: str | None) -> None:
 def _input(model: FittedModel, picture: Image, told: str) -> Input | ImageError:
     """A picture, or the file of one, as the model takes it."""
     if isinstance(picture, str | Path):
-        wanted = model.wanted(lambda _, shape: size_for(model, told, shape), pictures=True, sources=True)
+        wanted = model.wanted(lambda _, shape: size_for(model, told, shape), told, pictures=True, sources=True)
         try:
             return wanted.of_file(0, Path(picture))[0]
         except ImageError as error:
             return error
     pixels = images.as_rgb(picture)
-    size = size_for(model, told, (pixels.shape[0], pixels.shape[1]))
-    return loading.prepared(pixels, size, model.settings.letterbox, keep=True)
+    shape = (pixels.shape[0], pixels.shape[1])
+    region = model.region(told, Path(), shape) if model.has_regions else None
+    return loading.prepared(pixels, size_for(model, told, shape), model.settings.letterbox, keep=True, region=region)
 
 
 Given: TypeAlias = "tuple[ImageFile, str, Input | ImageError]"  # a file, its class if that is told, what was read
@@ -188,6 +192,7 @@ class _Look(NamedTuple):
     """What the model finds in one image."""
 
     anomaly_map: Tensor  # (H, W), without the padding of a letterboxed image
+    inside: Tensor | None  # (H, W) bool, the region of interest in it
     class_name: str  # given, or recognised
     recognised: Recognised | None  # if the class was not given
     distance: float | None
@@ -198,6 +203,11 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
     """What the model makes of a batch; images of the same size go through it together."""
     looks: dict[int, _Look] = {}
     waiting = list(enumerate(zip(inputs, told, strict=True)))
+    if model.rois and model.recogniser is not None:
+        for i, (one, name) in enumerate(zip(inputs, told, strict=True)):
+            if not name:
+                looks[i] = _look_of_untold(model, one, distances)
+        waiting = [pair for pair in waiting if pair[0] not in looks]
     while waiting:
         size = waiting[0][1][0].pixels.shape
         together = [(i, one, name) for i, (one, name) in waiting if one.pixels.shape == size]
@@ -210,11 +220,46 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
         for (i, one, _), name, look, distance, anomaly_map in zip(together, names, recognised, far, maps, strict=True):
             wanted = model.size_of(name)
             if look is not None and look.known and one.source is not None and tuple(size[1:]) != wanted:
-                again = loading.prepared(one.source, wanted, model.settings.letterbox)
+                again = loading.prepared(one.source, wanted, model.settings.letterbox, keep=True)
                 looks[i] = _looks(model, [again], [name], distances)[0]._replace(recognised=look)
             else:
-                looks[i] = _Look(within(anomaly_map, one.box), name, look, distance)
+                looks[i] = _Look(*_visible(model, anomaly_map, one, name), name, look, distance)
     return [looks[i] for i in range(len(inputs))]
+
+
+def _visible(model: FittedModel, anomaly_map: Tensor, one: Input, name: str) -> tuple[Tensor, Tensor | None]:
+    """The part of a map that lies on the image, with its tiles' where there are some, and the region of interest."""
+    found = within(anomaly_map, one.box, one.inside)
+    if name in model.tiles and one.source is not None:
+        found = photo_map(model, found, name, one.source, one.region)
+    if one.region is None:
+        return found, None
+    return found, loading.at_size(torch.from_numpy(one.region), (found.shape[0], found.shape[1]))
+
+
+def _look_of_untold(model: FittedModel, one: Input, distances: bool) -> _Look:
+    """What the model makes of an image whose product is to be recognised, where products have regions of interest.
+
+    Each product's signature is of its own region alone, so the image is looked at through the region of each.
+    """
+    assert model.recogniser is not None
+    far = {}
+    for place, name in enumerate(model.recogniser.names):
+        seen = _seen_as(model, one, name)
+        own = model.recogniser.distances(signature(model.features(seen.pixels[None].to(model.device))).cpu())
+        far[name] = float(own[0, place])
+    nearest, second = sorted(far, key=lambda name: far[name])[:2]
+    certainty = 1 - far[nearest] / max(far[second], 1e-12)
+    look = Recognised(nearest, certainty, far[nearest] <= model.recogniser.limit)
+    return _looks(model, [_seen_as(model, one, nearest)], [nearest], distances)[0]._replace(recognised=look)
+
+
+def _seen_as(model: FittedModel, one: Input, name: str) -> Input:
+    """An image as the model sees it if it shows a certain product."""
+    assert one.source is not None
+    return loading.prepared(
+        one.source, model.size_of(name), model.settings.letterbox, region=model.rois.get(name), keep=True
+    )
 
 
 def _recognised(model: FittedModel, features: list[Tensor], told: Sequence[str]) -> list[Recognised | None]:
@@ -248,9 +293,11 @@ def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, op
         found = Prediction(file, name, score, threshold, verdict, "", p_value=model.p_value(name, score))
         found = found._replace(certainty=certainty, cold=model.cold(name), distance=look.distance)
     if options.maps:
-        found = found._replace(anomaly_map=look.anomaly_map.numpy(), picture=one.picture)
+        inside = None if look.inside is None else look.inside.numpy()
+        found = found._replace(anomaly_map=look.anomaly_map.numpy(), picture=one.picture, inside=inside)
     if options.min_area is not None and found.threshold is not None:
-        regions = find_regions(look.anomaly_map.numpy(), found.threshold, one.shape, options.min_area)
+        inside = None if look.inside is None else look.inside.numpy()
+        regions = find_regions(look.anomaly_map.numpy(), found.threshold, one.shape, options.min_area, inside)
         found = found._replace(regions=regions)
     return found
 

@@ -22,12 +22,17 @@ class Region(NamedTuple):
 
 
 def find_regions(
-    anomaly_map: np.ndarray, threshold: float, size: tuple[int, int], min_area: float = 0
+    anomaly_map: np.ndarray,
+    threshold: float,
+    size: tuple[int, int],
+    min_area: float = 0,
+    inside: np.ndarray | None = None,
 ) -> tuple[Region, ...]:
     """Regions of an anomaly map (h, w) that exceed the threshold, in pixels of the picture of `size` (H, W).
 
     The highest peak comes first; values that touch at a corner belong together. Regions of fewer than `min_area` pixels
-    are left out. Without `min_area` there is a region exactly if the map's maximum `exceeds` the threshold.
+    are left out. Without `min_area` there is a region exactly if the map's maximum `exceeds` the threshold. `inside`,
+    (h, w) of bool, is the region of interest that they lie in.
 
     >>> anomaly_map = np.array([[0.0, 0.0, 0.0, 5.0], [0.0, 7.0, 8.0, 0.0]])
     >>> find_regions(anomaly_map, 6.0, (20, 40))
@@ -35,6 +40,8 @@ def find_regions(
     """
     (height, width), (rows, columns) = size, anomaly_map.shape
     mask = above(anomaly_map, threshold).astype(np.uint8)
+    if inside is not None:
+        mask *= inside
     count, labels, boxes, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
     found = []
     for label in range(1, count):  # 0 is the background

@@ -16,6 +16,8 @@ class Settings:
     letterbox: bool = False  # keep each image's aspect; else it is stretched to `size`
     options: dict[str, Any] = field(default_factory=dict)  # the detector's keyword arguments
     detail: float = 1.0  # the memory sees images so many times as large as `size`, along a side
+    tiles: tuple[int, int] | None = None  # height, width of tiles in which photos are looked at beside the whole
+    scale: float = 1.0  # of the photos, before tiles are cut from them
     own_aspect: bool = False  # each product has a size of its own, with as many pixels as `size` in its images' aspect
 
 

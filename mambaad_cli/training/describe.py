@@ -1,6 +1,5 @@
 """What is computed from good images after a training: residual statistics, the recogniser, scores for thresholds."""
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mambaad_cli.data.augmentation import nudged
-from mambaad_cli.data.loading import within
+from mambaad_cli.data.loading import at_size, within
 from mambaad_cli.inspection import recognition
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, residual_statistics
@@ -17,6 +16,7 @@ from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.memories import fusion_of, memory_of_class, trial_of
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import split
+from mambaad_cli.training.tiles import Photos, describe_tiles
 
 LOOKED_AT = 96  # good images of a class, including nudged views, that give its statistics
 
@@ -41,6 +41,10 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
     scores = scores_of(model, good, good.held_out or good.train, run)
     model.scores = {name: own for name, own in model.scores.items() if name not in scores} | scores
     model.held_out = set(scores) if good.held_out else set()
+    if model.settings.tiles:
+        for name in dict.fromkeys(good.names):
+            train, held_out = ([good.paths[i] for i in part if good.names[i] == name] for part in good.parts)
+            describe_tiles(model, Photos(name, train, held_out, name in good.turned, recipe.flips), recipe)
 
 
 def _describe_class(model: FittedModel, good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> None:
@@ -68,13 +72,23 @@ def statistics_of(
     some = chosen[: LOOKED_AT - len(chosen)]
     views = (nudged(own, i) for i in some if (own := good.pixels(i)) is not None)
     unseen = features_of_pixels(model, views, len(some), run)
-    sources = ((good.features, chosen), (unseen, range(len(unseen.boxes))))
+    unseen.insides = [good.features.insides[i] for i in some][: len(unseen.boxes)]
+    size = model.map_size(model.size_of(good.names[chosen[0]]))
 
     def residuals() -> Iterator[list[Residual]]:
-        for _, batch in itertools.chain(*(source.batches(own, run.device) for source, own in sources)):
-            yield model.residuals(batch)
+        for source, numbers in ((good.features, chosen), (unseen, range(len(unseen.boxes)))):
+            for own, batch in source.batches(numbers, run.device):
+                inside = source.inside(own, size)
+                found = model.residuals(batch)
+                yield found if inside is None else [of_interest(one, inside) for one in found]
 
     return residual_statistics(residuals, recipe.expected_distance)
+
+
+def of_interest(one: Residual, inside: Tensor) -> Residual:
+    """The residuals (b, h, w, c) of one scale that lie in regions of interest (b, H, W), as (1, 1, p, c)."""
+    own = at_size(inside, (one.difference.shape[1], one.difference.shape[2])).to(one.difference.device)
+    return Residual(one.difference[own][None, None], one.reconstructed[own][None, None])
 
 
 def scores_of(model: FittedModel, good: GoodImages, chosen: Sequence[int], run: RunOptions) -> dict[str, list[float]]:
@@ -84,5 +98,6 @@ def scores_of(model: FittedModel, good: GoodImages, chosen: Sequence[int], run: 
         size = model.map_size(model.size_of(good.names[own[0]]))
         maps = model.maps_of(batch, size, [good.names[i] for i in own])
         for i, one in zip(own, maps, strict=True):
-            scores.setdefault(good.names[i], []).append(float(within(one, good.features.boxes[i]).max()))
+            own_map = within(one, good.features.boxes[i], good.features.insides[i])
+            scores.setdefault(good.names[i], []).append(float(own_map.max()))
     return scores

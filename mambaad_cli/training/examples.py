@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data import roi
 from mambaad_cli.data.images import ImageError
-from mambaad_cli.data.loading import Box, Wanted, read_ahead
-from mambaad_cli.inspection.fitted_model import Example
+from mambaad_cli.data.loading import Box, Input, Wanted, at_size, read_ahead
+from mambaad_cli.inspection.fitted_model import Example, FittedModel
 from mambaad_cli.training.splits import evenly_spread
 
 EXAMPLES = 32  # at most, of each class, for training, and as many held-out ones
@@ -29,18 +30,27 @@ def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Itera
 
 def example(path: Path, class_name: str, held_out: bool, wanted: Wanted) -> Example | None:
     """An image as the encoder sees it, as a JPEG. None if its file has disappeared since."""
-    pixels, box = read_as_seen(path, wanted)
-    if pixels is None:
+    one = read_as_seen(path, wanted)
+    if one is None:
         return None
-    picture = (pixels * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1]
+    picture = (one.pixels * 255).round().byte().permute(1, 2, 0).numpy()[:, :, ::-1]
     encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    return Example(class_name, held_out, box, torch.from_numpy(encoded.ravel()))
+    inside = None if one.inside is None else torch.from_numpy(roi.encoded(one.inside.numpy()))
+    return Example(class_name, held_out, one.box, torch.from_numpy(encoded.ravel()), inside)
 
 
-def read_as_seen(path: Path, wanted: Wanted) -> tuple[Tensor | None, Box | None]:
+def read_as_seen(path: Path, wanted: Wanted) -> Input | None:
     """A file as the encoder sees it. None if it no longer exists: this must not stop a training."""
     one = next(iter(read_ahead([path], wanted, 1)))
-    return (None, None) if isinstance(one, ImageError) else (one.pixels, one.box)
+    return None if isinstance(one, ImageError) else one
+
+
+def inside_of(one: Example, model: FittedModel) -> Tensor | None:
+    """The region of interest in the maps of an example, (H, W) of bool; None where all of it counts."""
+    if one.inside is None:
+        return None
+    inside = torch.from_numpy(roi.decoded(one.inside.numpy()))
+    return at_size(inside, model.map_size(model.size_of(one.class_name)))
 
 
 def pixels_of(one: Example, size: tuple[int, int]) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data.augmentation import with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.data.loading import Box, read_ahead
+from mambaad_cli.data.loading import Box, at_size, read_ahead
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.training.examples import box_of, pixels_of
+from mambaad_cli.training.examples import box_of, inside_of, pixels_of
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import RunOptions
 
@@ -49,9 +49,16 @@ class Group(NamedTuple):
 class Features:
     """The encoder's features of n images, in memory or in a file, fp32 or bf16: a group for each size."""
 
-    def __init__(self, groups: Sequence[Group], boxes: Sequence[Box | None], views: int = 1) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        boxes: Sequence[Box | None],
+        insides: Sequence[Tensor | None],
+        views: int = 1,
+    ) -> None:
         self.groups = [group for group in groups if group.members]
         self.boxes = list(boxes)
+        self.insides = list(insides)  # (H, W) bool each: their regions of interest, as large as their maps
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
@@ -91,7 +98,16 @@ class Features:
                 pairs = zip(known.stages, group.stages, strict=True)
                 stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
                 groups[_grid(group)] = Group(stages, known.members + members)
-        return Features(list(groups.values()), [*self.boxes, *others.boxes], others.views)
+        boxes, insides = [*self.boxes, *others.boxes], [*self.insides, *others.insides]
+        return Features(list(groups.values()), boxes, insides, others.views)
+
+    def inside(self, chosen: Sequence[int], size: tuple[int, int]) -> Tensor | None:
+        """The regions of interest of some images of one size as (b, *size) of bool; None where all of them counts."""
+        found = [self.insides[i] for i in chosen]
+        if all(one is None for one in found):
+            return None
+        whole = torch.ones(size, dtype=torch.bool)
+        return torch.stack([whole if one is None else at_size(one, size) for one in found])
 
     def _rows(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
         images = chosen.tolist()
@@ -138,9 +154,10 @@ def _encode_files(
     sizes = [model.size_of(name) for name in classes]
     encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
     boxes: list[Box | None] = []
+    insides: list[Tensor | None] = []
     readable: list[int] = []
     paths = [file.path for file in files]
-    for i, one in enumerate(read_ahead(paths, model.wanted(lambda i, shape: sizes[i]))):
+    for i, one in enumerate(read_ahead(paths, model.wanted(lambda i, shape: sizes[i], classes))):
         progress.image()
         if isinstance(one, ImageError):
             progress.unreadable(one)
@@ -150,7 +167,9 @@ def _encode_files(
         encoders[sizes[i]].add(own, len(readable))
         readable.append(i)
         boxes.append(one.box)
-    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number), readable
+        insides.append(None if one.inside is None else at_size(one.inside, model.map_size(sizes[i])))
+    groups = [encoder.group() for encoder in encoders.values()]
+    return Features(groups, boxes, insides, views.number), readable
 
 
 def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> Features:
@@ -161,17 +180,20 @@ def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> F
         turned = one.class_name in views.turned
         encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips, turned), i)
     boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
-    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number)
+    insides = [inside_of(one, model) for one in model.examples]
+    return Features([encoder.group() for encoder in encoders.values()], boxes, insides, views.number)
 
 
-def features_of_pixels(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> Features:
-    """Features of at most so many pictures (3, H, W) of one size."""
+def features_of_pixels(
+    model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions, inside: Tensor | None = None
+) -> Features:
+    """Features of at most so many pictures (3, H, W) of one size and one region of interest."""
     encoding = _Encoding(model, most, run)
     count = 0
     for picture in pictures:
         encoding.add([picture], count)
         count += 1
-    return Features([encoding.group()], [None] * count)
+    return Features([encoding.group()], [None] * count, [inside] * count)
 
 
 class _Encoding:

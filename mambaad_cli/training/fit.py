@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.data.roi import regions_of_interest
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model import STRIDES
@@ -55,6 +56,8 @@ def fit(
     temporary folder is too small for the features.
     """
     run = run or RunOptions()
+    if recipe.folds and settings.tiles:
+        raise MambaADError("--folds and --tiles do not go together: tiles hold photos out for the threshold")
     if recipe.folds and recipe.evidence == "memory":
         raise MambaADError("--folds are for what is trained: a memory alone holds images out")
     state = None if run.encoder_weights is None else read_state_dict(run.encoder_weights)
@@ -83,6 +86,8 @@ def add(
     """
     if not model.examples:
         raise MambaADError("the model carries no examples of what it knows (--no-examples): fit all products anew")
+    if model.settings.tiles:
+        raise MambaADError("a model with tiles keeps no photos at their own resolution: fit all products anew")
     if distributed.world() > 1:
         raise MambaADError("--add runs in one process: leave out torchrun")
     run, own = run or RunOptions(), recipe_of(model)
@@ -104,8 +109,12 @@ def _teach(
     """Encode the images, split them, train, compute what describes good images, and keep examples."""
     began = time.monotonic()
     model.precision = run.precision
-    for name, shapes in shapes_of(files, classes).items():
-        model.photos.setdefault(name, median_shape(shapes))
+    found = shapes_of(files, classes)
+    photos = {name: median_shape(shapes) for name, shapes in found.items()}
+    model.rois |= regions_of_interest(run.inside, run.ignored, photos)
+    model.masks, model.own_masks = run.masks, model.own_masks or run.masks is not None
+    for name, shapes in found.items():
+        model.photos.setdefault(name, photos[name])
         if model.settings.own_aspect:
             size = own_size(shapes, math.prod(model.settings.size))
             model.sizes.setdefault(name, scaled_size(size, model.settings.detail))
@@ -178,9 +187,11 @@ def _good_images(
     def pixels(i: int) -> Tensor | None:
         if i < carried:
             return pixels_of(model.examples[i], model.size_of(names[i]))
-        return read_as_seen(files[readable[i - carried]].path, model.wanted(model.size_of(names[i])))[0]
+        one = read_as_seen(files[readable[i - carried]].path, model.wanted(model.size_of(names[i]), names[i]))
+        return None if one is None else one.pixels
 
-    return GoodImages(features, names, train, held_out, pixels, turned), readable
+    paths = [files[i].path for i in readable] if not carried else ()
+    return GoodImages(features, names, train, held_out, pixels, turned, paths), readable
 
 
 def _without_suspects(
@@ -254,6 +265,6 @@ def _keep_examples(model: FittedModel, good: GoodImages, files: Sequence[ImageFi
         if i < carried:
             continue
         name = good.names[i]
-        one = example(files[i - carried].path, name, i in held_out, model.wanted(model.size_of(name)))
+        one = example(files[i - carried].path, name, i in held_out, model.wanted(model.size_of(name), name))
         if one is not None:
             model.examples.append(one)

@@ -1,6 +1,7 @@
 """The good images of a training: what is learnt from, and what is held out for the threshold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,3 +20,9 @@ class GoodImages(NamedTuple):
     held_out: list[int]  # kept for the threshold
     pixels: Pixels
     turned: frozenset[str] = frozenset()  # products that lie any way round
+    paths: Sequence[Path] = ()  # of their files, where none are carried by the model
+
+    @property
+    def parts(self) -> tuple[list[int], list[int]]:
+        """What is learnt from, each image once, and what is held out."""
+        return list(dict.fromkeys(self.train)), self.held_out

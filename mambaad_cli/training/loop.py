@@ -290,6 +290,8 @@ def fingerprint(model: FittedModel, files: Sequence[ImageFile], classes: Sequenc
     digest = hashlib.sha256(json.dumps([named, asdict(model.settings), choices], sort_keys=True).encode())
     for file in files:
         digest.update(_digest(file.path))
+    for mask in model.rois.values():
+        digest.update(mask.tobytes())
     for tensor in model.encoder.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()

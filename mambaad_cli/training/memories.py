@@ -11,6 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from mambaad_cli.data.loading import cold_outside
 from mambaad_cli.data.simulated_defects import KINDS, Simulated, simulate
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.anomaly_map import fuse
@@ -50,7 +51,8 @@ def compared_with_others(
     for i in remembered:
         every = recipe.flips or good.names[i] in good.turned
         views = good.features.all_views(i) if every else good.features[torch.tensor([i])]
-        flat = patches_of([stage.to(run.device) for stage in views]).flatten(0, 2)
+        patches = patches_of([stage.to(run.device) for stage in views])
+        flat = _of_interest(patches, good.features, [i] * len(patches))
         chosen = torch.randperm(len(flat), generator=generator)[:each]
         candidates.append(flat[chosen])
         owners += [i] * len(chosen)
@@ -61,8 +63,18 @@ def compared_with_others(
         own = patches_of([stage.to(run.device) for stage in good.features[torch.tensor([i])]])
         found.append(distances(memory, own, hidden=(owner == i).to(own.device)))
     seen = torch.cat(found)
+    inside = good.features.inside(compared, (seen.shape[1], seen.shape[2]))
+    if inside is not None:  # outside, what is usual inside
+        seen = torch.where(inside.to(seen.device), seen, seen[inside.to(seen.device)].mean())
     memory = expecting(memory, seen)
-    return memory, without_border(seen / memory.expected)
+    maps = without_border(seen / memory.expected)
+    return memory, maps if inside is None else cold_outside(maps, inside)
+
+
+def _of_interest(patches: Tensor, features: Features, images: Sequence[int]) -> Tensor:
+    """The patches (b, h, w, c) of some images that lie in their regions of interest: (p, c)."""
+    inside = features.inside(images, (patches.shape[1], patches.shape[2]))
+    return patches.flatten(0, 2) if inside is None else patches[inside.to(patches.device)]
 
 
 class Trial(NamedTuple):
@@ -75,6 +87,7 @@ class Trial(NamedTuple):
     defects: Maps
     simulated: list[Simulated]
     enough: bool  # whether so many images are held out that a choice between the witnesses means something
+    values: Maps  # of the maps of good images, in their regions of interest
 
     def scored(self, fusion: Fusion | None, scale: float) -> list[tuple[str, float, float]]:
         """Kind, length in pixels of the photo, and image score of the defects that were not used for the choice."""
@@ -92,15 +105,26 @@ def trial_of(
     memory_maps: (n, h, w), of training images that the memory was compared with without their own patches.
     """
     held_out = [i for i in good.held_out if good.names[i] == name]
-    some = held_out or evenly_spread([i for i in good.train if good.names[i] == name], COMPARED)
-    known = fuse([memory_maps], model.map_size(model.size_of(name)))
+    compared = evenly_spread([i for i in good.train if good.names[i] == name], COMPARED)
+    some, size = held_out or compared, model.map_size(model.size_of(name))
+    known, inside = fuse([memory_maps], size), good.features.inside(compared, size)
+    if inside is not None:
+        known = cold_outside(known, inside)
     decoder, memory = _maps(model, good.features, some, name, run)
     memory = torch.cat([memory, known]) if held_out else known
     count = SIMULATED if decoder is None else 2 * SIMULATED
     simulated = simulated_defects(good, held_out, count, recipe.seed)
     features = features_of_pixels(model, (one.pixels for one in simulated), len(simulated), run)
+    features.insides = [one.inside for one in simulated]
     defects = _maps(model, features, range(len(simulated)), name, run)
-    return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT)
+    regions = good.features.inside(some, size), good.features.inside([*held_out, *compared], size)
+    values = None if decoder is None else _inside(decoder, regions[0]), _inside(memory, regions[1])
+    return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT, values)
+
+
+def _inside(maps: Tensor, regions: Tensor | None) -> Tensor:
+    """The values of maps (n, H, W) in regions of interest (n, H, W)."""
+    return maps if regions is None else maps[regions.to(maps.device)]
 
 
 def fusion_of(trial: Trial) -> Fusion:
@@ -109,8 +133,10 @@ def fusion_of(trial: Trial) -> Fusion:
     A one-sided choice must gain DOUBT. Where hardly any images are held out the weights are PRIOR.
     """
     decoder, memory = trial.good
+    usual, usual_of_memory = trial.values
     assert decoder is not None
-    fusion = Fusion(witness_of(decoder), witness_of(memory))
+    assert usual is not None
+    fusion = Fusion(witness_of(usual), witness_of(usual_of_memory))
     if not trial.enough:
         return _weighted(fusion, PRIOR)
     good = decoder, memory[: len(decoder)]
@@ -141,8 +167,12 @@ def _maps(model: FittedModel, features: Features, chosen: Sequence[int], name: s
     if not found:
         nothing = torch.zeros(0, *size)
         return nothing, nothing
-    decoder = [one for one, _ in found if one is not None]
-    return torch.cat(decoder) if decoder else None, torch.cat([one for _, one in found if one is not None])
+    decoder, memory = ([one for one in maps if one is not None] for maps in zip(*found, strict=True))
+    inside = features.inside(chosen, size)
+    maps = torch.cat(decoder) if decoder else None, torch.cat(memory)
+    if inside is None:
+        return maps
+    return None if maps[0] is None else cold_outside(maps[0], inside), cold_outside(maps[1], inside)
 
 
 def simulated_defects(good: GoodImages, chosen: Sequence[int], count: int, seed: int) -> list[Simulated]:
@@ -153,5 +183,6 @@ def simulated_defects(good: GoodImages, chosen: Sequence[int], count: int, seed:
     for number in range(count if present else 0):
         kind = KINDS[number // 2 % len(KINDS)]
         here, other = present[number % len(present)], present[(number + 1) % len(present)]
-        found.append(simulate(pictures[here], pictures[other], kind, seed * 1_000_003 + number))
+        inside = good.features.insides[here]
+        found.append(simulate(pictures[here], pictures[other], kind, seed * 1_000_003 + number, inside))
     return found

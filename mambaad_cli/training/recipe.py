@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.roi import MaskFolder, Wish
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.settings import PRESETS, Settings
 
@@ -132,7 +133,8 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a training runs. These options do not change what is learnt, except for rounding."""
+    """Where and how a training runs, and where its photos count. The former does not change what is learnt, except for
+    rounding."""
 
     device: str = "cpu"
     precision: str = "fp32"  # of matrix products: fp32 or bf16
@@ -142,6 +144,9 @@ class RunOptions:
     checkpoint_activations: bool = False  # compute activations again in the backward pass, to save memory
     checkpoint: Path | None = None  # written every half minute; the caller removes it once the model is saved
     resume: bool = False  # continue from that checkpoint
+    inside: tuple[Wish, ...] = ()  # regions of interest
+    ignored: tuple[Wish, ...] = ()  # regions that do not count
+    masks: MaskFolder | None = None  # a mask for each photo
 
 
 def preset(name: str) -> tuple[Settings, Recipe]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mambaad_cli.data.augmentation import moved
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.data.loading import Input, at_size
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.memory import patches_of, whitening_of
 from mambaad_cli.training.examples import read_as_seen
@@ -32,27 +33,35 @@ def turned_classes(model: FittedModel, files: Sequence[ImageFile], classes: Sequ
     for name in dict.fromkeys(classes):
         own = [file.path for file, other in zip(files, classes, strict=True) if other == name]
         some = [own[i] for i in torch.randperm(len(own), generator=generator)[:TRIED].tolist()]
-        wanted = model.wanted(model.size_of(name))
-        pictures = [pixels for path in some if (pixels := read_as_seen(path, wanted)[0]) is not None]
+        wanted = model.wanted(model.size_of(name), name)
+        pictures = [one for path in some if (one := read_as_seen(path, wanted)) is not None]
         if len(pictures) >= 2 and turning_pays(folded, pictures) < PAYS:
             found.add(name)
     return frozenset(found)
 
 
-def turning_pays(model: FittedModel, pictures: Sequence[Tensor]) -> float:
+def turning_pays(model: FittedModel, pictures: Sequence[Input]) -> float:
     """How far some images lie from turned views of the others, in units of how far from slightly moved ones."""
     known, others = pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :]
-    plain = _patches(model, known)
+    plain = _patches(model, [one.pixels for one in known])
     mean, whitening = whitening_of(plain)
-    seen = [(_patches(model, [one]) - mean) @ whitening for one in others]
+    seen = [(_of_interest(model, one) - mean) @ whitening for one in others]
 
     def distance(turned: bool) -> float:
-        views = [view for i, one in enumerate(known) for view in moved(one, VIEWS, seed=i, turned=turned)]
+        views = [view for i, one in enumerate(known) for view in moved(one.pixels, VIEWS, seed=i, turned=turned)]
         near = (torch.cat([plain, _patches(model, views)]) - mean) @ whitening
         found = [torch.cat([torch.cdist(block, near).amin(1) for block in one.split(1024)]) for one in seen]
         return float(torch.stack([one.quantile(UNUSUAL) for one in found]).mean())
 
     return distance(turned=True) / max(distance(turned=False), 1e-12)
+
+
+def _of_interest(model: FittedModel, one: Input) -> Tensor:
+    """The patches (p, c) of an image that lie in its region of interest."""
+    patches = patches_of(model.features(one.pixels[None].to(model.device)))[0]
+    if one.inside is None:
+        return patches.flatten(0, 1)
+    return patches[at_size(one.inside, (patches.shape[0], patches.shape[1])).to(patches.device)]
 
 
 def _patches(model: FittedModel, pictures: Sequence[Tensor]) -> Tensor:

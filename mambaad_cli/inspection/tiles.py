@@ -1,0 +1,152 @@
+"""Photos at their own resolution: overlapping tiles, compared with a memory of good tiles, make one map of the photo.
+
+The look at the whole photo stays beside it, for what is missing or misplaced. The maps of the two are added, each in
+units of its values on good photos.
+
+Letters: h × w pixels of the scaled photo, r × c positions at the stride of the memory, u × v values of the map.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from mambaad_cli.data import roi
+from mambaad_cli.data.loading import at_size, cold_outside
+from mambaad_cli.model.fusion import Fusion, fuse_witnesses
+from mambaad_cli.model.memory import Memory, distances, patches_of, without_border
+from mambaad_cli.model.settings import STEP
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.fitted_model import FittedModel
+
+STRIDE = 8  # pixels between the positions of the memory
+OVERLAP = 64  # pixels that a tile shares with the next one at least
+MARGIN = 16  # pixels at a tile's inner borders that do not count: there the encoder sees its own padding
+PIXELS_A_VALUE = 4  # of the scaled photo, along a side, for one value of the map
+SIGMA = 1.5  # values by which the map is smoothed
+BATCH = 8  # tiles that go through the encoder together
+
+
+class Tiles(NamedTuple):
+    """What good tiles of one product are like."""
+
+    memory: Memory  # one distance is expected everywhere
+    fusion: Fusion  # of the whole photo's map, in the decoder's place, and of the tiles'
+
+
+def photo_map(model: "FittedModel", whole: Tensor, name: str, photo: np.ndarray, region: np.ndarray | None) -> Tensor:
+    """The map (u, v) of a photo (h, w, 3) in 0…255 of a class with tiles, from the map of the whole and from its tiles.
+
+    region: its region of interest; `whole` is cold outside it already.
+    """
+    own = model.tiles[name]
+    close = close_map(model, own.memory, at_scale(photo, model.settings.scale, region))
+    return fused(own, enlarged(whole, (close.shape[0], close.shape[1])), close, region)
+
+
+def fused(own: Tiles, whole: Tensor, close: Tensor, region: np.ndarray | None) -> Tensor:
+    """One map (u, v) from those of the whole photo and of its tiles, cold outside a region of interest of any size."""
+    found = fuse_witnesses(own.fusion, whole[None], close[None])
+    if region is not None:
+        found = cold_outside(found, at_size(torch.from_numpy(region), (found.shape[1], found.shape[2])))
+    return found[0]
+
+
+def enlarged(whole: Tensor, size: tuple[int, int]) -> Tensor:
+    """The map of the whole photo at the size of the tiles' map."""
+    return torch.from_numpy(cv2.resize(whole.numpy(), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
+
+
+def close_map(model: "FittedModel", memory: Memory, photo: np.ndarray) -> Tensor:
+    """How unusual each place of a scaled photo (h, w, 3) in 0…255 is: (u, v), on the CPU."""
+    size = photo.shape[0], photo.shape[1]
+    padded = padded_to_tiles(photo, model.tile_size)
+    rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE
+    total, weight = torch.zeros(rows, columns), torch.zeros(rows, columns)
+    for corners, pixels in batches(padded, model.tile_size):
+        found = tile_distances(model, memory, pixels).cpu()
+        for (top, left), one in zip(corners, found, strict=True):
+            window = blending_window((top, left), (one.shape[0], one.shape[1]), (rows, columns))
+            place = np.s_[top : top + one.shape[0], left : left + one.shape[1]]
+            total[place] += window * one
+            weight[place] += window
+    grid = (total / weight)[: math.ceil(size[0] / STRIDE), : math.ceil(size[1] / STRIDE)]
+    return smoothed(grid, (max(1, size[0] // PIXELS_A_VALUE), max(1, size[1] // PIXELS_A_VALUE)))
+
+
+def smoothed(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    """Values (r, c) at STRIDE as a map of `size`, without its steps."""
+    large = cv2.resize(without_border(grid[None])[0].numpy(), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return torch.from_numpy(cv2.GaussianBlur(large, (0, 0), SIGMA, borderType=cv2.BORDER_REFLECT))
+
+
+def tile_distances(model: "FittedModel", memory: Memory, pixels: Tensor) -> Tensor:
+    """Tiles (b, 3, H, W) in 0 … 1 to how unusual their patches are: (b, r, c), in units of the distance to expect."""
+    return distances(memory, tile_patches(model, pixels)) / memory.expected
+
+
+def tile_patches(model: "FittedModel", pixels: Tensor) -> Tensor:
+    """Patches (b, r, c, channels) of tiles (b, 3, H, W) in 0 … 1."""
+    return patches_of(model.encoder(pixels.to(model.device))[-2:])
+
+
+def at_scale(photo: np.ndarray, scale: float, region: np.ndarray | None = None) -> np.ndarray:
+    """A photo (h, w, 3) as tiles see it: scaled, with nothing to be seen outside its region of interest."""
+    if scale != 1:
+        height, width = (max(1, round(side * scale)) for side in photo.shape[:2])
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        photo = cv2.resize(photo, (width, height), interpolation=way)
+    return photo if region is None else roi.blanked(photo, region)
+
+
+def padded_to_tiles(photo: np.ndarray, tile: tuple[int, int]) -> np.ndarray:
+    """A photo whose sides are multiples of STEP and no shorter than a tile: edge pixels are repeated."""
+    bottom, right = (
+        max(side, STEP * math.ceil(length / STEP)) - length for side, length in zip(tile, photo.shape[:2], strict=True)
+    )
+    return cv2.copyMakeBorder(photo, 0, bottom, 0, right, cv2.BORDER_REPLICATE) if bottom or right else photo
+
+
+def corners_of(length: int, tile: int) -> list[int]:
+    """Where tiles begin along a side of the photo, evenly spread, in pixels.
+
+    >>> corners_of(1024, 384), corners_of(384, 384)
+    ([0, 320, 640], [0])
+    """
+    number = 1 + math.ceil((length - tile) / (tile - OVERLAP))
+    return [STEP * round((length - tile) * i / max(1, number - 1) / STEP) for i in range(number)]
+
+
+def batches(photo: np.ndarray, tile: tuple[int, int]) -> Iterator[tuple[list[tuple[int, int]], Tensor]]:
+    """Tiles of a padded photo, a batch at a time: (row, column) of the first position of each, and (b, 3, H, W)."""
+    rows, columns = corners_of(photo.shape[0], tile[0]), corners_of(photo.shape[1], tile[1])
+    corners = [(top, left) for top in rows for left in columns]
+    for start in range(0, len(corners), BATCH):
+        some = corners[start : start + BATCH]
+        pixels = torch.stack([crop(photo, corner, tile) for corner in some])
+        yield [(top // STRIDE, left // STRIDE) for top, left in some], pixels
+
+
+def crop(photo: np.ndarray, corner: tuple[int, int], tile: tuple[int, int]) -> Tensor:
+    """A tile (3, H, W) in 0 … 1 of a photo (h, w, 3) in 0…255."""
+    part = photo[corner[0] : corner[0] + tile[0], corner[1] : corner[1] + tile[1]]
+    return torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1).float() / 255
+
+
+def blending_window(corner: tuple[int, int], size: tuple[int, int], whole: tuple[int, int]) -> Tensor:
+    """Weights (r, c) of a tile's positions: they fall towards its borders, but not at those of the photo.
+
+    corner, size and whole: in positions.
+    """
+    ramps = []
+    for start, length, end in zip(corner, size, whole, strict=True):
+        at = torch.arange(length) + 0.5
+        before = (at - MARGIN / STRIDE) if start > 0 else torch.full((length,), math.inf)
+        after = (length - at - MARGIN / STRIDE) if start + length < end else torch.full((length,), math.inf)
+        ramps.append((torch.minimum(before, after) / ((OVERLAP - 2 * MARGIN) / STRIDE)).clamp(1e-6, 1))
+    return ramps[0][:, None] * ramps[1]

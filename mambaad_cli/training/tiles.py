@@ -1,0 +1,223 @@
+"""Good photos at their own resolution -> a memory of their tiles, and how their map joins that of the whole photo.
+
+Letters: h × w pixels of the scaled photo, u × v values of its map.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mambaad_cli import MambaADError
+from mambaad_cli.data.augmentation import moved
+from mambaad_cli.data.images import ImageError
+from mambaad_cli.data.loading import Input, at_size, prepared, read_ahead, within
+from mambaad_cli.data.roi import scaled
+from mambaad_cli.data.simulated_defects import KINDS, simulate
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.tiles import (
+    OVERLAP,
+    PIXELS_A_VALUE,
+    Tiles,
+    at_scale,
+    close_map,
+    crop,
+    enlarged,
+    fused,
+    padded_to_tiles,
+    tile_patches,
+)
+from mambaad_cli.model.fusion import Fusion, witness_of
+from mambaad_cli.model.memory import Memory, distances, memory_of
+from mambaad_cli.model.settings import STEP
+from mambaad_cli.training.memories import CANDIDATES, SIMULATED
+from mambaad_cli.training.recipe import Recipe
+
+LEARNT = 200  # tiles of a product that the memory is chosen from
+COMPARED = 40  # of them, that tell which distance is expected
+TRIES = 20  # at a place that lies in the region of interest
+MOSTLY = 0.5  # share of a tile, or of a smaller region, that does
+WEIGHT = 0.5  # of the whole photo's map, and of the tiles'
+
+
+class Photos(NamedTuple):
+    """The photos of one product."""
+
+    name: str
+    train: Sequence[Path]  # learnt from
+    held_out: Sequence[Path]  # kept for the threshold
+    turned: bool = False  # the product lies any way round
+    flips: bool = False  # good parts may be mirrored
+
+
+class _Seen(NamedTuple):
+    """A good photo as the model sees it."""
+
+    whole: Tensor  # (u, v): the map of the whole photo, enlarged
+    close: Tensor  # (u, v): the map of its tiles
+    region: np.ndarray | None  # of interest
+
+
+@torch.inference_mode()
+def describe_tiles(model: FittedModel, photos: Photos, recipe: Recipe) -> None:
+    """Set what the model knows of good tiles of one product, and take its scores from whole photos seen so.
+
+    Raises MambaADError where no photo can be read any more.
+    """
+    folded = model.for_inference()
+    memory = _memory(folded, photos, recipe)
+    some = photos.held_out or photos.train[:COMPARED]
+    seen = [_seen(folded, memory, photos.name, one) for one in _read(model, photos.name, some)]
+    if not seen:
+        raise MambaADError(f"no photo of {photos.name} can be read any more")
+    whole = torch.cat([_inside(one.whole, one.region) for one in seen])
+    close = torch.cat([_inside(one.close, one.region) for one in seen])
+    own = Tiles(memory, Fusion(witness_of(whole, WEIGHT), witness_of(close, WEIGHT)))
+    model.tiles[photos.name] = folded.tiles[photos.name] = own
+    scores = [float(fused(own, *one).max()) for one in seen]
+    model.scores[photos.name] = scores
+    model.simulated[photos.name] = _simulated(folded, photos, scores, recipe.seed) if photos.held_out else []
+
+
+def _memory(model: FittedModel, photos: Photos, recipe: Recipe) -> Memory:
+    """Of tiles at random places, of some photos or of all; turned and mirrored ones where parts lie so."""
+    paths = photos.train[:LEARNT]
+    each = math.ceil(LEARNT / len(paths))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    patches: list[Tensor] = []
+    owners: list[int] = []
+    some: list[tuple[int, Tensor]] = []
+    for i, one in enumerate(_read(model, photos.name, paths)):
+        for number, (pixels, inside) in enumerate(_random_tiles(model, one, each, generator)):
+            if photos.turned or photos.flips:
+                moving = recipe.seed * 1_000_003 + i * each + number
+                pixels = moved(pixels, 1, moving, photos.flips, photos.turned)[0]
+            found = tile_patches(model, pixels[None])[0]
+            own = found[at_size(inside, (found.shape[0], found.shape[1])).to(found.device)]
+            chosen = torch.randperm(len(own), generator=generator)[: math.ceil(CANDIDATES / (len(paths) * each))]
+            patches.append(own[chosen])
+            owners += [i] * len(chosen)
+            if len(some) < COMPARED and number == 0:
+                some.append((i, own))
+    if not patches:
+        raise MambaADError(f"no photo of {photos.name} can be read any more")
+    memory, kept = memory_of(torch.cat(patches), recipe.memory_size, recipe.seed)
+    owner = torch.tensor(owners)[kept]
+    usual = [distances(memory, own[None, None], hidden=(owner == i).to(own.device)).flatten() for i, own in some]
+    return memory._replace(expected=torch.cat(usual).mean().view(1, 1))
+
+
+def _random_tiles(
+    model: FittedModel, one: Input, number: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tiles (3, H, W) in 0 … 1 at random places of a photo, and the region of interest in each, (H, W) of bool."""
+    assert one.source is not None
+    photo = at_scale(one.source, model.settings.scale, one.region)
+    region = np.ones(photo.shape[:2], bool) if one.region is None else scaled(one.region, photo.shape[:2])
+    height, width = model.tile_size
+    photo = padded_to_tiles(photo, (height, width))
+    region = np.pad(region, [(0, big - side) for side, big in zip(region.shape, photo.shape[:2], strict=True)])
+    for _ in range(number):
+        for _ in range(TRIES):
+            top, left = (
+                int(torch.randint((side - tile) // STEP + 1, (), generator=generator)) * STEP
+                for side, tile in zip(photo.shape[:2], (height, width), strict=True)
+            )
+            inside = region[top : top + height, left : left + width]
+            if inside.mean() >= MOSTLY * min(1.0, float(region.sum()) / (height * width)):
+                break
+        if inside.any():
+            yield crop(photo, (top, left), (height, width)), torch.from_numpy(np.ascontiguousarray(inside))
+
+
+def _simulated(
+    model: FittedModel, photos: Photos, scores: Sequence[float], seed: int
+) -> list[tuple[str, float, float]]:
+    """Kind, length in pixels of the photo, and score of defects that are drawn into held-out photos, a tile's at most.
+
+    A photo's score with a defect is the highest of its own and of what its map has where the defect is.
+    """
+    rows: list[tuple[str, float, float]] = []
+    paths = photos.held_out[:SIMULATED]
+    generator = torch.Generator().manual_seed(seed)
+    for i, one in enumerate(_read(model, photos.name, paths)):
+        for number in range(i, SIMULATED, len(paths)):
+            kind = KINDS[number % len(KINDS)]
+            found = _with_defect(model, photos.name, one, kind, seed * 1_000_003 + number, generator)
+            if found is not None:
+                rows.append((kind, round(found[0] / model.settings.scale, 1), max(scores[i], found[1])))
+    return rows
+
+
+def _with_defect(
+    model: FittedModel, name: str, one: Input, kind: str, seed: int, generator: torch.Generator
+) -> tuple[float, float] | None:
+    """Length in pixels of the scaled photo, and highest value of the map around a defect at a random place."""
+    assert one.source is not None
+    photo = at_scale(one.source, model.settings.scale, one.region)
+    height, width = (min(side, tile) for side, tile in zip(photo.shape[:2], model.tile_size, strict=True))
+    region = np.ones(photo.shape[:2], bool) if one.region is None else scaled(one.region, photo.shape[:2])
+    for _ in range(TRIES):
+        places = [
+            (int(torch.randint(photo.shape[0] - height + 1, (), generator=generator)),
+             int(torch.randint(photo.shape[1] - width + 1, (), generator=generator)))
+            for _ in range(2)
+        ]  # fmt: skip
+        (top, left), other = places
+        inside = region[top : top + height, left : left + width]
+        if inside.mean() >= MOSTLY * min(1.0, float(region.sum()) / (height * width)):
+            break
+    if not inside.any():
+        return None
+    drawn = simulate(
+        crop(photo, (top, left), (height, width)),
+        crop(photo, other, (height, width)),
+        kind,
+        seed,
+        torch.from_numpy(np.ascontiguousarray(inside)),
+    )
+    changed = photo.copy()
+    pixels = (drawn.pixels * 255).permute(1, 2, 0).numpy()
+    changed[top : top + height, left : left + width] = pixels.round() if changed.dtype == np.uint8 else pixels
+    around = [max(0, top - OVERLAP), max(0, left - OVERLAP), top + height + OVERLAP, left + width + OVERLAP]
+    near = np.s_[around[0] : around[2], around[1] : around[3]]
+    seen = prepared(changed, model.size_of(name), model.settings.letterbox, region=one.region)
+    own = model.tiles[name]
+    whole = whole_map(model, name, seen)
+    whole = enlarged(whole, (photo.shape[0] // PIXELS_A_VALUE, photo.shape[1] // PIXELS_A_VALUE))
+    rows, columns = (slice(part.start // PIXELS_A_VALUE, part.stop // PIXELS_A_VALUE) for part in near)
+    part = whole[rows, columns]
+    close = close_map(model, own.memory, changed[near])
+    close = enlarged(close, (part.shape[0], part.shape[1]))
+    return drawn.length, float(fused(own, part, close, region[near]).max())
+
+
+def whole_map(model: FittedModel, name: str, one: Input) -> Tensor:
+    """The map of the whole photo, without padding and cold outside its region of interest."""
+    pixels = one.pixels[None].to(model.device)
+    size = model.map_size((pixels.shape[2], pixels.shape[3]))
+    return within(model.maps_of(model.features(pixels), size, [name])[0].float().cpu(), one.box, one.inside)
+
+
+def _seen(model: FittedModel, memory: Memory, name: str, one: Input) -> _Seen:
+    assert one.source is not None
+    close = close_map(model, memory, at_scale(one.source, model.settings.scale, one.region))
+    return _Seen(enlarged(whole_map(model, name, one), (close.shape[0], close.shape[1])), close, one.region)
+
+
+def _read(model: FittedModel, name: str, paths: Sequence[Path]) -> Iterator[Input]:
+    """The photos of one product, with what their tiles are cut from; those that cannot be read are left out."""
+    for one in read_ahead(paths, model.wanted(model.size_of(name), name, sources=True)):
+        if not isinstance(one, ImageError):
+            yield one
+
+
+def _inside(values: Tensor, region: np.ndarray | None) -> Tensor:
+    """The values of a map (u, v) in a region of interest."""
+    if region is None:
+        return values.flatten()
+    return values[at_size(torch.from_numpy(region), (values.shape[0], values.shape[1]))]
