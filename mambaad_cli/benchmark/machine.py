@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -37,6 +38,21 @@ def conditions(device: str, precision: str) -> dict[str, str]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+
+
+def say_backend() -> None:
+    """The first line of the programs `python -m mambaad_cli…`: where they were imported from, and the scan they use.
+
+    In a checkout whose kernel was not built they run many times slower, which must not go unnoticed.
+    """
+    found = conditions("cpu", "fp32")
+    print(
+        f"mambaad of {Path(__file__).parent.parent}; scan: {found['scan']}; {found['threads']} threads", file=sys.stderr
+    )
+    if scan.kernel() is None:
+        print(
+            "mambaad: the compiled scan is missing here, so this is slow: pip install -e . builds it", file=sys.stderr
+        )
 
 
 def _cpu_name() -> str:

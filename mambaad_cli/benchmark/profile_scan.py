@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", action="store_true", help="time by operator instead of ratios")
     asked = parser.parse_args()
+    say_backend()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     if asked.profile:
         for preset, channels, batch in (("small", (24, 40, 112), 8), ("paper", (64, 128, 256), 2)):

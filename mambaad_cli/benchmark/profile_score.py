@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, help="measure memory over so many files instead")
     args = parser.parse_args()
+    say_backend()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     with tempfile.TemporaryDirectory() as folder:
         files = images.find([args.folder]) if args.folder else photos(Path(folder), 32, args.photos, args.format)

@@ -1,8 +1,9 @@
 """Detectors side by side: parameters, FLOPs, latency, throughput and memory, with random weights: speed and size alone.
 
 What is timed is what scoring does after an image is read: encoder with its batch norms folded, detector, anomaly map.
-The detectors take turns, one pass each a round, so that a noisy machine slows all of them alike; ratios are taken
-within a round.
+The detectors take turns, one pass each a round, at all resolutions, so that a noisy machine slows all of them alike;
+ratios are taken within a round. In each round a large matrix product is timed as well: it tells how fast the machine's
+arithmetic is.
 
 Letters: b batch, H × W pixels.
 """
@@ -26,6 +27,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 BATCHES = (1, 2, 4, 8, 16)
 MOST_PIXELS = 2**22  # that go through a detector at once when batches are tried: 16 images of 512 × 512
 LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+PRODUCT = 2048  # rows and columns of the matrices whose product tells the speed of the machine's arithmetic
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Benchmark:
 
     machine: dict[str, str]
     results: list[Result]
+    product: list[float] = field(default_factory=list)  # seconds of a product of two PRODUCT × PRODUCT matrices, fp32
 
 
 def run(
@@ -92,11 +95,11 @@ def run(
         for one, *own in zip(contestants, *by_size, strict=True):
             on_progress(f"{one.row.name}: memory")
             _measure_memory(own, timing)
-        for size, results in zip(sizes, by_size, strict=True):
-            _time(contestants, results, timing, _prefixed(on_progress, f"{size[1]}x{size[0]}: "))
-        done = [*failed, *(result for results in by_size for result in results)]
+        measured = [result for results in by_size for result in results]
+        product = _time(contestants * len(sizes), measured, timing, on_progress)
+        done = [*failed, *measured]
         done.sort(key=lambda result: (math.prod(result.size), result.size, rows.index(result.row)))
-        return Benchmark(conditions(timing.device, timing.precision), done)
+        return Benchmark(conditions(timing.device, timing.precision), done, product)
     finally:
         torch.set_num_threads(threads_before)
 
@@ -116,22 +119,19 @@ def _time(
     results: Sequence[Result],
     timing: Timing,
     on_progress: Callable[[str], None],
-) -> None:
-    """All detectors at one resolution."""
+) -> list[float]:
+    """All detectors at all resolutions, one contestant for each result; returns the times of the matrix product."""
     on_progress("latency")
-    _time_latency(contestants, results, timing)
+    product = _time_latency(contestants, results, timing)
     on_progress("throughput")
     _time_throughput(contestants, results, timing)
     if timing.train:
         on_progress("training")
         _time_training(contestants, results, timing)
+    return product
 
 
-def _prefixed(on_progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    return lambda doing: on_progress(prefix + doing)
-
-
-def _time_latency(contestants: Sequence[Contestant], results: Sequence[Result], timing: Timing) -> None:
+def _time_latency(contestants: Sequence[Contestant], results: Sequence[Result], timing: Timing) -> list[float]:
     end = time.perf_counter() + 0.4 * timing.seconds * len(results)
     tasks = [
         scoring_pass(one.model, result.size, 1, timing.device, timing.precision)
@@ -141,8 +141,19 @@ def _time_latency(contestants: Sequence[Contestant], results: Sequence[Result], 
         counted = _attempt(result, partial(_count, result.row, result.size, timing.device))
         result.dense_flop, result.scan_flop = counted or (0, 0)
         _attempt(result, task)  # warms up
-    for result, times in zip(results, interleaved(results, tasks, end), strict=True):
+    left, right = torch.randn(2, PRODUCT, PRODUCT, device=timing.device)
+    seconds: list[float] = []
+
+    def product() -> None:
+        start = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - start)
+
+    product()  # warms up
+    seconds.clear()
+    for result, times in zip(results, interleaved(results, tasks, end, each_round=product), strict=True):
         result.latency = times
+    return seconds
 
 
 def _count(row: Row, size: Size, device: str) -> tuple[int, int]:
@@ -177,10 +188,17 @@ def _time_training(contestants: Sequence[Contestant], results: Sequence[Result],
         one.model.detector.eval().zero_grad(set_to_none=True)
 
 
-def interleaved(results: Sequence[Result], tasks: Sequence[Task], end: float, doing: str = "") -> list[list[float]]:
+def interleaved(
+    results: Sequence[Result],
+    tasks: Sequence[Task],
+    end: float,
+    doing: str = "",
+    each_round: Task = lambda: None,
+) -> list[list[float]]:
     """Seconds of each task, one a round: A B C A B C … for three rounds at least, and until the clock shows `end`.
 
-    The task of a result with an error is left out. One that fails has no times, and its result says why.
+    The task of a result with an error is left out. One that fails has no times, and its result says why. `each_round`
+    runs at the end of each round.
     """
     times: list[list[float]] = [[] for _ in tasks]
     for done in range(MOST_ROUNDS):
@@ -190,6 +208,7 @@ def interleaved(results: Sequence[Result], tasks: Sequence[Task], end: float, do
             start = time.perf_counter()
             _attempt(result, task, doing)
             own.append(time.perf_counter() - start)
+        each_round()
     return [[] if result.error else own for result, own in zip(results, times, strict=True)]
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark.passes import TRAINING_BATCH
-from mambaad_cli.benchmark.speed import Benchmark, Result
+from mambaad_cli.benchmark.speed import PRODUCT, Benchmark, Result
 from mambaad_cli.files import written_whole
 from mambaad_cli.inspection.rows import csv_line
 
@@ -75,13 +75,15 @@ def records(benchmark: Benchmark) -> list[dict[str, Any]]:
     for _, group in groupby(benchmark.results, key=lambda result: result.size):
         results = list(group)
         first = next((result for result in results if result.row.detector == "mambaad"), None)
-        found += [_record(result, first) for result in results]
+        found += [_record(result, first, benchmark.product) for result in results]
     return found
 
 
-def _record(result: Result, first: Result | None) -> dict[str, Any]:
-    p50, p95 = np.percentile(result.latency, [50, 95]) * 1e3 if result.latency else (None, None)
+def _record(result: Result, first: Result | None, product: Sequence[float]) -> dict[str, Any]:
+    p50, p95, p99 = np.percentile(result.latency, [50, 95, 99]) * 1e3 if result.latency else (None, None, None)
     known = result.dense_flop > 0
+    unit = float(np.median(product)) if product else None  # seconds of 2 · PRODUCT³ FLOP
+    arithmetic = unit * (result.dense_flop + result.scan_flop) / (2 * PRODUCT**3) if known and unit else None
     return {
         "detector": result.row.name,
         "encoder": result.row.encoder,
@@ -95,10 +97,14 @@ def _record(result: Result, first: Result | None) -> dict[str, Any]:
         "latency_rounds": len(result.latency),
         "latency_ms_p50": p50,
         "latency_ms_p95": p95,
+        "latency_ms_p99": p99,
+        "arithmetic_ms": None if arithmetic is None else arithmetic * 1e3,
+        "latency_in_products": p50 / 1e3 / unit if p50 is not None and unit else None,
         **_ratio_fields("latency_ratio", result.latency, first.latency if first else []),
         "throughput_rounds": len(result.throughput),
         "batch": result.batch if result.throughput else None,
         "images_per_s": result.batch / float(np.median(result.throughput)) if result.throughput else None,
+        "image_in_products": float(np.median(_per_image(result))) / unit if result.throughput and unit else None,
         **_ratio_fields("throughput_ratio", _per_image(first) if first else [], _per_image(result)),
         "peak_memory_mb": None if result.peak_memory is None else result.peak_memory / 1e6,
         "training_step_ms": float(np.median(result.training)) * 1e3 if result.training else None,
@@ -129,6 +135,8 @@ def notes(benchmark: Benchmark) -> list[str]:
         "do not see.",
         "×: as many times the first MambaAD's time (or images/s), median of the rounds and the range of four fifths "
         "of them.",
+        "of limit: the share of a pass, and of an image of a batch, that the GFLOP would take at the rate of a product "
+        f"of two {PRODUCT} × {PRODUCT} matrices of fp32, timed in the same rounds{_product_ms(benchmark)}.",
         "MB: 10⁶ bytes at the peak of a pass over one image, weights included, libraries not.",
     ]
     if any((result.row.detector, result.row.encoder) == ("uniad", "efficientnet_b4") for result in benchmark.results):
@@ -138,6 +146,10 @@ def notes(benchmark: Benchmark) -> list[str]:
             "count norms too, and leave out attention's product of query and key."
         )
     return said
+
+
+def _product_ms(benchmark: Benchmark) -> str:
+    return f" ({np.median(benchmark.product) * 1e3:.0f} ms)" if benchmark.product else ""
 
 
 def to_table(benchmark: Benchmark) -> Group:
@@ -189,7 +201,14 @@ def _cells(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
     several = len({result.size for result in benchmark.results}) > 1
     trained = any(result.training or "training" in result.error for result in benchmark.results)
     heads = ["detector\nencoder", *["pixels"] * several, "M params\nall/trained", "GMAC\nno scan"]
-    heads += ["GFLOP\nscan", "GFLOP\ntotal", "peak\nMB", "batch 1, ms\np50/p95", "images/s\n(batch)"]
+    heads += [
+        "GFLOP\nscan",
+        "GFLOP\ntotal",
+        "peak\nMB",
+        "batch 1, ms\np50/95/99",
+        "of\nlimit",
+        "images/s\n(batch)",
+    ]
     heads += [f"training\nms a step of {TRAINING_BATCH}"] * trained
     rows = []
     for record in records(benchmark):
@@ -197,7 +216,12 @@ def _cells(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
         row = [name, *[f"{record['width']}x{record['height']}"] * several]
         row += [f"{record['parameters'] / 1e6:.1f}/{record['trained_parameters'] / 1e6:.1f}"]
         row += [number(record[key]) for key in ("gmac_without_scan", "scan_gflop", "total_gflop", "peak_memory_mb")]
-        row += [_latency_cell(record), _throughput_cell(record), *[number(record["training_step_ms"])] * trained]
+        row += [
+            _latency_cell(record),
+            _arithmetic_cell(record),
+            _throughput_cell(record),
+            *[number(record["training_step_ms"])] * trained,
+        ]
         rows.append(row)
     return heads, rows
 
@@ -205,8 +229,19 @@ def _cells(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
 def _latency_cell(record: dict[str, Any]) -> str:
     if record["latency_ms_p50"] is None:
         return UNKNOWN
-    times = f"{number(record['latency_ms_p50'])}/{number(record['latency_ms_p95'])}"
+    median, *tail = (number(record[f"latency_ms_p{share}"]) for share in (50, 95, 99))
+    times = f"{median}\n{'/'.join(tail)}"
     return times + _ratio_lines(record, "latency_ratio")
+
+
+def _arithmetic_cell(record: dict[str, Any]) -> str:
+    """The share that arithmetic alone would take of a pass of one image, and of an image of a batch."""
+    ideal = record["arithmetic_ms"]
+    if ideal is None:
+        return UNKNOWN
+    shares = [ideal / record["latency_ms_p50"]]
+    shares += [] if record["images_per_s"] is None else [ideal * record["images_per_s"] / 1e3]
+    return "\n".join(f"{share:.0%}" for share in shares)
 
 
 def _throughput_cell(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark.evaluation import Share, evaluate
+from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.data import datasets
 from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageFile
@@ -129,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-minutes", type=float, help="of each fit of small")
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args(arguments)
+    say_backend()
     recipe = replace(preset(options.detector)[1], seed=options.seed, max_minutes=options.max_minutes)
     sets: Callable[..., Iterator[TrainingSet]] = few if options.few else mixed
     rows: list[Row] = []

@@ -70,9 +70,17 @@ def statistics_of(
     """
     chosen = chosen[:: math.ceil(len(chosen) / LOOKED_AT)]
     some = chosen[: LOOKED_AT - len(chosen)]
-    views = (nudged(own, i) for i in some if (own := good.pixels(i)) is not None)
-    unseen = features_of_pixels(model, views, len(some), run)
-    unseen.insides = [good.features.insides[i] for i in some][: len(unseen.boxes)]
+    present: list[int] = []
+
+    def views() -> Iterator[Tensor]:
+        for i in some:
+            pixels = good.pixels(i)
+            if pixels is not None:
+                present.append(i)
+                yield nudged(pixels, i)
+
+    unseen = features_of_pixels(model, views(), len(some), run)
+    unseen.insides = [good.features.insides[i] for i in present]
     size = model.map_size(model.size_of(good.names[chosen[0]]))
 
     def residuals() -> Iterator[list[Residual]]:

@@ -53,12 +53,13 @@ class Features:
         self,
         groups: Sequence[Group],
         boxes: Sequence[Box | None],
-        insides: Sequence[Tensor | None],
         views: int = 1,
+        insides: Sequence[Tensor | None] = (),
     ) -> None:
         self.groups = [group for group in groups if group.members]
         self.boxes = list(boxes)
-        self.insides = list(insides)  # (H, W) bool each: their regions of interest, as large as their maps
+        # (H, W) bool each: their regions of interest, as large as their maps
+        self.insides = list(insides) or [None] * len(self.boxes)
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
@@ -99,7 +100,7 @@ class Features:
                 stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
                 groups[_grid(group)] = Group(stages, known.members + members)
         boxes, insides = [*self.boxes, *others.boxes], [*self.insides, *others.insides]
-        return Features(list(groups.values()), boxes, insides, others.views)
+        return Features(list(groups.values()), boxes, others.views, insides)
 
     def inside(self, chosen: Sequence[int], size: tuple[int, int]) -> Tensor | None:
         """The regions of interest of some images of one size as (b, *size) of bool; None where all of them counts."""
@@ -169,7 +170,7 @@ def _encode_files(
         boxes.append(one.box)
         insides.append(None if one.inside is None else at_size(one.inside, model.map_size(sizes[i])))
     groups = [encoder.group() for encoder in encoders.values()]
-    return Features(groups, boxes, insides, views.number), readable
+    return Features(groups, boxes, views.number, insides), readable
 
 
 def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> Features:
@@ -181,19 +182,17 @@ def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> F
         encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips, turned), i)
     boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
     insides = [inside_of(one, model) for one in model.examples]
-    return Features([encoder.group() for encoder in encoders.values()], boxes, insides, views.number)
+    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, insides)
 
 
-def features_of_pixels(
-    model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions, inside: Tensor | None = None
-) -> Features:
-    """Features of at most so many pictures (3, H, W) of one size and one region of interest."""
+def features_of_pixels(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> Features:
+    """Features of at most so many pictures (3, H, W) of one size."""
     encoding = _Encoding(model, most, run)
     count = 0
     for picture in pictures:
         encoding.add([picture], count)
         count += 1
-    return Features([encoding.group()], [None] * count, [inside] * count)
+    return Features([encoding.group()], [None] * count)
 
 
 class _Encoding:

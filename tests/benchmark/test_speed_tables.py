@@ -30,7 +30,7 @@ def made_up() -> Benchmark:
     other.latency, other.batch, other.throughput = [0.3, 0.2, 0.8], 2, [0.5, 2.0, 1.0]
     failed = Result(UNIAD, SIZE, 3_000_000, 2_000_000, error="out of memory")
     machine = {"device": "Abacus", "threads": "1", "precision": "fp32", "scan": "beads"}
-    return Benchmark(machine | {"mambaad": "0", "torch": "0", "python": "0"}, [first, other, failed])
+    return Benchmark(machine | {"mambaad": "0", "torch": "0", "python": "0"}, [first, other, failed], [0.5, 0.5, 0.7])
 
 
 # Numbers from times
@@ -55,6 +55,10 @@ def test_records_give_medians_in_the_units_they_name() -> None:
     assert (mambaad["batch"], mambaad["images_per_s"]) == (4, 2)
     assert (mambaad["gmac_without_scan"], mambaad["scan_gflop"], mambaad["total_gflop"]) == (3, 3, 9)
     assert mambaad["peak_memory_mb"] == 50
+    # 9 GFLOP of the 17.2 of a product, which takes 0.5 s
+    assert mambaad["arithmetic_ms"] == pytest.approx(9e9 / (2 * 2048**3) * 500)
+    assert (mambaad["latency_in_products"], mambaad["image_in_products"]) == (pytest.approx(0.4), pytest.approx(1.0))
+    assert (uniad["arithmetic_ms"], uniad["latency_in_products"]) == (None, None)
     assert (uniad["latency_ms_p50"], uniad["images_per_s"], uniad["error"]) == (None, None, "out of memory")
 
 
@@ -107,7 +111,7 @@ def test_markdown_reads_back_as_one_table() -> None:
     assert {len(row) for row in (heads, rule, *rows)} == {len(heads)}
     cells = dict(zip(heads, rows[1], strict=True))
     assert cells["M params<br>all/trained"] == "5.0/4.0"
-    assert cells["batch 1, ms<br>p50/p95"] == "300/750<br>× 2.00<br>1.20–2.80"
+    assert cells["batch 1, ms<br>p50/95/99"] == "300<br>750/790<br>× 2.00<br>1.20–2.80"
     assert cells["images/s<br>(batch)"] == "2.00 (2)<br>× 2.00<br>0.80–2.00"
     assert rows[2][0] == "UniAD tiny<br>resnet18<br>out of memory"
 
@@ -116,7 +120,7 @@ def test_a_table_of_80_columns_shows_every_figure() -> None:
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(bench_report.to_table(made_up()))
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    for figure in ("2.0/1.0", "3.00", "9.00", "50.0", "200/380", "2.00 (4)", "1.20–2.80", "out of memory", "Abacus"):
+    for figure in ("2.0/1.0", "3.00", "9.00", "50.0", "380/396", "2.00 (4)", "1.20–2.80", "out of memory", "Abacus"):
         assert figure in text
     assert "…" not in text
 

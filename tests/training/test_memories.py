@@ -72,9 +72,9 @@ def test_the_witness_that_sees_the_defects_gets_the_weight() -> None:
     blind, seeing = torch.rand(20, 4, 4), torch.rand(20, 4, 4)
     seeing[:, 1, 1] = 5.0
     simulated = [Simulated(torch.zeros(3, 4, 4), "spot", 2.0)] * 20
-    assert fusion_of(Trial(good, (seeing, blind), simulated, True)).decoder.weight >= 0.5
-    assert fusion_of(Trial(good, (blind, seeing), simulated, True)).memory.weight >= 0.5
-    undecided = fusion_of(Trial(good, (blind, seeing), simulated, False))
+    assert fusion_of(Trial(good, (seeing, blind), simulated, True, good)).decoder.weight >= 0.5
+    assert fusion_of(Trial(good, (blind, seeing), simulated, True, good)).memory.weight >= 0.5
+    undecided = fusion_of(Trial(good, (blind, seeing), simulated, False, good))
     assert (undecided.decoder.weight, undecided.memory.weight) == PRIOR
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mambaad_cli.data.augmentation import moved
+from mambaad_cli.data.loading import Input
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.turns import PAYS, turning_pays
 
@@ -24,7 +25,7 @@ def bar(angle: float) -> Tensor:
 def test_turned_views_pay_where_parts_lie_any_way_round(
     tiny_model: FittedModel, angle_of: Callable[[int], float], pays: bool
 ) -> None:
-    ratio = turning_pays(tiny_model, [bar(angle_of(i)) for i in range(8)])
+    ratio = turning_pays(tiny_model, [Input(bar(angle_of(i)), None, None, (64, 64)) for i in range(8)])
     assert (ratio < PAYS) == pays
 
 
