@@ -67,11 +67,11 @@ class Wanted(NamedTuple):
 
 
 def within(anomaly_map: Tensor, box: Box | None) -> Tensor:
-    """The part of a map (H, W) that lies on the image: padding is neither shown nor scored."""
+    """The part of a map (…, H, W) that lies on the image: padding is neither shown nor scored."""
     if box is None:
         return anomaly_map
     top, left, height, width = box
-    return anomaly_map[top : top + height, left : left + width]
+    return anomaly_map[..., top : top + height, left : left + width]
 
 
 def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) -> Iterator[Input | ImageError]:

@@ -64,6 +64,7 @@ class FittedModel:
     recogniser: Recogniser | None = None  # distinguishes the products, if there are several
     examples: list[Example] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
+    sha256: str = ""  # the first 12 hex digits, of the file that it was loaded from
     precision: str = "fp32"  # of matrix products at run time; not in the file
     _folded: tuple[Encoder, Encoder] | None = field(default=None, repr=False, compare=False)
 

@@ -17,6 +17,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images, loading
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.loading import Input, within
+from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection import heatmap
 from mambaad_cli.inspection.calibration import exceeds
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -56,6 +57,7 @@ class Prediction(NamedTuple):
     regions: tuple[Region, ...] | None = None  # where the map exceeds the threshold, if wanted
     cold: float | None = None  # the median score of good images of its class
     distance: float | None = None  # squared, from the mean of its class, if wanted
+    photo: PhotoStatistics | None = None  # how it was taken; None where there is an error
 
     @property
     def urgency(self) -> float:
@@ -247,6 +249,7 @@ def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, op
         verdict = verdict_of(score, threshold, None if review is None else model.threshold(name, review))
         found = Prediction(file, name, score, threshold, verdict, "", p_value=model.p_value(name, score))
         found = found._replace(certainty=certainty, cold=model.cold(name), distance=look.distance)
+    found = found._replace(photo=photo_statistics(within(one.pixels, one.box)))
     if options.maps:
         found = found._replace(anomaly_map=look.anomaly_map.numpy(), picture=one.picture)
     if options.min_area is not None and found.threshold is not None:
