@@ -2,6 +2,18 @@
 `--help` appears at once."""
 
 from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, bench, doctor  # isort: skip
+from mambaad_cli.cli import watch  # isort: skip
 from mambaad_cli.cli.app import app
 
-__all__ = ["app", "bench", "calibrate", "doctor", "evaluate", "fit", "import_checkpoint", "map_images", "score"]
+__all__ = [
+    "app",
+    "bench",
+    "calibrate",
+    "doctor",
+    "evaluate",
+    "fit",
+    "import_checkpoint",
+    "map_images",
+    "score",
+    "watch",
+]
