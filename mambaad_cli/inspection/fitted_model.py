@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.loading import Size, SizeOf, Wanted
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
 from mambaad_cli.model import DETECTORS, STRIDES
@@ -59,6 +60,7 @@ class FittedModel:
     memories: dict[str, Memory] = field(default_factory=dict)  # of good patches, by class; empty: the decoder alone
     fusion: dict[str, Fusion] = field(default_factory=dict)  # of the decoder's map and the memory's, by class
     photos: dict[str, tuple[int, int]] = field(default_factory=dict)  # median height, width of a class's files
+    photo_statistics: dict[str, list[PhotoStatistics]] = field(default_factory=dict)  # of good images, by class
     # kind, length in pixels of the photo and score of simulated defects in held-out images, by class
     simulated: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
     recogniser: Recogniser | None = None  # distinguishes the products, if there are several

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.files import shown, written_whole
 from mambaad_cli.inspection.fitted_model import Example, FittedModel, new_model
 from mambaad_cli.inspection.recognition import Recogniser
@@ -53,6 +54,10 @@ def save(model: FittedModel, path: Path) -> None:
         "sizes": model.sizes,
         "photos": model.photos,
         "simulated": model.simulated,
+        "photo_statistics": {
+            name: [[float(f"{value:.6g}") for value in one] for one in own]
+            for name, own in model.photo_statistics.items()
+        },
         "statistics": {name: len(scales) for name, scales in model.statistics.items()},
         "memories": list(model.memories),
         "fusion": model.fusion,
@@ -114,6 +119,10 @@ def _described(facts: dict[str, Any]) -> FittedModel:
         )
         model.simulated = {
             name: [(str(k), float(l), float(s)) for k, l, s in rows] for name, rows in facts["simulated"].items()
+        }
+        model.photo_statistics = {
+            name: [PhotoStatistics(*map(float, one)) for one in own]
+            for name, own in facts.get("photo_statistics", {}).items()  # not in files of mambaad 0.2.0
         }
     return model
 

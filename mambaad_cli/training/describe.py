@@ -16,8 +16,9 @@ from mambaad_cli.training.features import features_of_pixels
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.memories import fusion_of, memory_of_class, trial_of
 from mambaad_cli.training.recipe import Recipe, RunOptions
-from mambaad_cli.training.splits import split
+from mambaad_cli.training.splits import evenly_spread, split
 
+PHOTOS = 200  # of a class, whose statistics are kept
 LOOKED_AT = 96  # good images of a class, including nudged views, that give its statistics
 
 
@@ -30,8 +31,11 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
     """
     model.detector.eval()
     model.statistics, model.memories, model.fusion, model.simulated = {}, {}, {}, {}
+    model.photo_statistics = {}
     for name in dict.fromkeys(good.names):
         _describe_class(model, good, name, recipe, run)
+        own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
+        model.photo_statistics[name] = [good.features.photos[i] for i in evenly_spread(own, PHOTOS)]
     if len(set(good.names)) > 1:
         signatures: dict[int, Tensor] = {}
         for own, batch in good.features.batches(range(len(good.names)), run.device):

@@ -18,7 +18,8 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data.augmentation import with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.data.loading import Box, read_ahead
+from mambaad_cli.data.loading import Box, read_ahead, within
+from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.examples import box_of, pixels_of
 from mambaad_cli.training.progress import Progress
@@ -49,9 +50,16 @@ class Group(NamedTuple):
 class Features:
     """The encoder's features of n images, in memory or in a file, fp32 or bf16: a group for each size."""
 
-    def __init__(self, groups: Sequence[Group], boxes: Sequence[Box | None], views: int = 1) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        boxes: Sequence[Box | None],
+        views: int = 1,
+        photos: Sequence[PhotoStatistics] = (),
+    ) -> None:
         self.groups = [group for group in groups if group.members]
         self.boxes = list(boxes)
+        self.photos = list(photos)  # of each image, where its file was read
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
@@ -91,7 +99,8 @@ class Features:
                 pairs = zip(known.stages, group.stages, strict=True)
                 stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
                 groups[_grid(group)] = Group(stages, known.members + members)
-        return Features(list(groups.values()), [*self.boxes, *others.boxes], others.views)
+        photos = [*self.photos, *others.photos]
+        return Features(list(groups.values()), [*self.boxes, *others.boxes], others.views, photos)
 
     def _rows(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
         images = chosen.tolist()
@@ -138,6 +147,7 @@ def _encode_files(
     sizes = [model.size_of(name) for name in classes]
     encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
     boxes: list[Box | None] = []
+    photos: list[PhotoStatistics] = []
     readable: list[int] = []
     paths = [file.path for file in files]
     for i, one in enumerate(read_ahead(paths, model.wanted(lambda i, shape: sizes[i]))):
@@ -150,18 +160,21 @@ def _encode_files(
         encoders[sizes[i]].add(own, len(readable))
         readable.append(i)
         boxes.append(one.box)
-    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number), readable
+        photos.append(photo_statistics(within(one.pixels, one.box)))
+    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, photos), readable
 
 
 def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> Features:
     """Features of the images that the model carries, and of moved views of them."""
     sizes = [model.size_of(one.class_name) for one in model.examples]
     encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
-    for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
-        turned = one.class_name in views.turned
-        encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips, turned), i)
     boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
-    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number)
+    photos: list[PhotoStatistics] = []
+    for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
+        turned, pixels = one.class_name in views.turned, pixels_of(one, size)
+        encoders[size].add(with_moved(pixels, views.number, i, views.flips, turned), i)
+        photos.append(photo_statistics(within(pixels, boxes[i])))
+    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, photos)
 
 
 def features_of_pixels(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> Features:
