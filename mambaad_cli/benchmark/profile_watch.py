@@ -72,9 +72,7 @@ def measure(folder: Path, sources: Sequence[Path], model: Path, photos: int, rat
     )
     print(f"{photos} photos, {asked}, --settle {settle:g}; {len(seconds)} rows")
     if rate:
-        print(
-            f"from complete file to row: p50 {p50:.2f} s, p95 {p95:.2f} s, p99 {p99:.2f} s, at most {max(seconds):.2f} s"
-        )
+        print(f"from complete file to row: p50 {p50:.2f} s, p95 {p95:.2f}, p99 {p99:.2f}, at most {max(seconds):.2f}")
     print(f"memory: {sizes[0]:.0f} MB at first, {sizes[len(sizes) // 2]:.0f} MB halfway, {sizes[-1]:.0f} MB at the end")
 
 
