@@ -36,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, output: Path, folder: Path, model: str, header: str = "") -> None:
-        self.output = output.resolve()
+        self.output, self._header = output.resolve(), header.encode()
         self.path = self.output.with_name(f"{self.output.name}.ledger")
         self.known: dict[str, Entry] = {}
         self.mended: list[str] = []
@@ -50,11 +50,11 @@ class Journal:
             about = {"ledger": FORMAT, "folder": str(folder.resolve()), "model": model}
             self._append(self._ledger, _line(about | {"end": self._size()}))
             if header and not self._size():
-                self._append(self._rows, header.encode())
+                self._append(self._rows, self._header)
                 self._append(self._ledger, _line(about | {"end": self._size()}))
             _sync_folder(self.output.parent)
         except OSError as error:
-            raise MambaADError(f"cannot write {shown(self.output)}: {error.strerror}") from error
+            raise MambaADError(f"cannot write {shown(self.output)}: {error.strerror or error}") from error
 
     def has(self, name: str, version: Version) -> bool:
         """Whether this version of a photo has a row."""
@@ -63,11 +63,12 @@ class Journal:
 
     def record(self, rows: Sequence[str], photos: Sequence[tuple[str, Version, str]]) -> None:
         """Append a row for each photo (path, version, verdict). When this returns, both are on disk."""
-        lines, end = [], self._size()
-        for row, (name, version, verdict) in zip(rows, photos, strict=True):
-            end += len(row.encode(errors="surrogateescape"))
-            lines.append(_line({"path": name, **version._asdict(), "verdict": verdict, "end": end}))
         try:
+            self._follow_rotation()
+            lines, end = [], self._size()
+            for row, (name, version, verdict) in zip(rows, photos, strict=True):
+                end += len(row.encode(errors="surrogateescape"))
+                lines.append(_line({"path": name, **version._asdict(), "verdict": verdict, "end": end}))
             self._append(self._rows, "".join(rows).encode(errors="surrogateescape"))
             self._append(self._ledger, b"".join(lines))
         except OSError as error:
@@ -128,6 +129,15 @@ class Journal:
         if size > end:
             os.truncate(self.output, end)
             self.mended.append("took back what an interrupted run wrote last: its photos are scored again")
+
+    def _follow_rotation(self) -> None:
+        """Begin a new file of rows where the old one was moved away."""
+        if self.output.exists() and os.path.samestat(self.output.stat(), os.fstat(self._rows.fileno())):
+            return
+        self._rows.close()
+        self._rows = self.output.open("a+b", buffering=0)
+        if not self._size():
+            self._append(self._rows, self._header)
 
     def _size(self) -> int:
         return os.fstat(self._rows.fileno()).st_size

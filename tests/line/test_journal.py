@@ -93,6 +93,19 @@ def test_rows_that_were_moved_away_start_anew_and_photos_stay_known(opened: Call
     assert output(opened()) == "path\nrow of b\n"
 
 
+def test_rows_that_are_moved_away_meanwhile_go_on_in_a_new_file(opened: Callable[..., Journal]) -> None:
+    journal = opened(header="path\n")
+    journal.record(["row of a\n"], [("a", V, "good")])
+    journal.output.rename(journal.output.with_suffix(".1"))
+    journal.record(["row of b\n"], [("b", V, "good")])
+    journal.close()
+    assert output(journal) == "path\nrow of b\n"
+    assert journal.output.with_suffix(".1").read_text() == "path\nrow of a\n"
+    again = opened(header="path\n")
+    assert (output(again), again.mended) == ("path\nrow of b\n", [])
+    assert again.has("a", V)
+
+
 def test_one_writer_at_a_time(opened: Callable[..., Journal]) -> None:
     first = opened()
     with pytest.raises(MambaADError, match="^another mambaad watch writes .*rows.jsonl: choose another --output$"):
