@@ -11,9 +11,11 @@ from typing import Any
 
 import cv2
 import pytest
+from typer.testing import CliRunner, Result
 
 import mambaad_cli
 from mambaad_cli import MambaADError
+from mambaad_cli.cli import app
 from mambaad_cli.data import images
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -113,6 +115,39 @@ def test_folders_inside_the_watched_one_and_a_missing_one_are_refused(
             watched(**{option: goods / "x"})
     with pytest.raises(MambaADError, match="^no folder "):
         Watch(tiny_model, tmp_path / "none", tmp_path / "rows.jsonl", WatchOptions())
+
+
+@pytest.fixture
+def command(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> Callable[..., Result]:
+    """`mambaad watch goods --once` with a model file."""
+    model_file.save(tiny_model, tmp_path / "m.safetensors")
+
+    def run(*options: object, output: str = "rows.jsonl") -> Result:
+        arguments = ["watch", goods, "-o", tmp_path / output, "-m", tmp_path / "m.safetensors", "--once", "--settle", 0]
+        return CliRunner().invoke(app, [str(one) for one in [*arguments, *options]], prog_name="mambaad")
+
+    return run
+
+
+def test_a_command_gets_each_row_as_it_is_in_the_file(command: Callable[..., Result], tmp_path: Path) -> None:
+    result = command("--exec", f"tee -a '{tmp_path}/got'")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("12 photos: ")
+    assert (tmp_path / "got").read_text() == (tmp_path / "rows.jsonl").read_text()
+    assert command().stderr.startswith("12 photos have a row already\n0 photos; rows in ")
+
+
+def test_what_cannot_be_done_is_said_before_any_photo_is_scored(command: Callable[..., Result], tmp_path: Path) -> None:
+    for options in (
+        ["--webhook", "file:///etc/passwd"],
+        ["--exec", ""],
+        ["--class", "bolts"],
+        ["--maps", tmp_path / "goods"],
+    ):
+        result = command(*options)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert command("--regions", output="rows.csv").exit_code == 2
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_killed_in_the_middle_of_500_photos_each_has_exactly_one_row(tiny_model: FittedModel, tmp_path: Path) -> None:
