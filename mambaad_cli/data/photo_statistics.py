@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
+KEPT = 200  # photos of a product whose statistics a model keeps
 _GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 

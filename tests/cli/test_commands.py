@@ -31,7 +31,9 @@ from mambaad_cli import MambaADError
 from mambaad_cli.cli import app
 from mambaad_cli.cli.fit_progress import FitProgress
 from mambaad_cli.data import images
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.calibration import six_digits
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recalibration import product_name
 from mambaad_cli.model.settings import PRESETS
@@ -702,6 +704,7 @@ def test_calibrating_one_class_leaves_the_others_as_they_are(model: Path, goods:
     after = model_file.load(model)
     assert len(after.scores["nut"]) == 6
     assert after.scores["bolt"] == [2.0, 4.0]
+    assert {name: len(photos) for name, photos in after.photo_statistics.items()} == {"nut": 6}
 
 
 def test_calibrate_names_unreadable_images_and_keeps_the_model_if_there_are_no_others(model: Path, goods: Path) -> None:
@@ -757,6 +760,9 @@ def test_calibrating_at_another_size_sets_the_limit_of_what_is_recognised_and_pr
     assert after.recogniser is not None
     assert 0 < after.recogniser.limit < math.inf
     assert after.recogniser.limit != before.recogniser.limit
+    taken = [one.photo for one in after.predict_many([goods / "nut"])]
+    assert after.photo_statistics["nut"] == [PhotoStatistics(*map(six_digits, one)) for one in taken if one]
+    assert after.photo_statistics["nut"] != before.photo_statistics["nut"]
     for i in range(6):
         images.write(tmp_path / "new" / "washer" / f"{i}.png", picture(200 + i))
     result = run("fit", tmp_path / "new", "--add", "--epochs", 1, "--batch", 4)
