@@ -58,6 +58,16 @@ def _refusal(error: OSError, path: Path, half: Path | None) -> str:
     return f"cannot write {shown(path)}: {shown(other)}: {reason}"
 
 
+def check_plot(path: Path) -> None:
+    """Raise MambaADError, before minutes of work, where a plot could not be written."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise MambaADError(f"cannot plot to {shown(path)}: name a .png or .svg file")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MambaADError("plots need matplotlib: pip install 'mambaad[plot]', or leave out --plot") from error
+
+
 def shown(path: str | Path) -> str:
     r"""The path on one line: what cannot be printed is escaped.
 

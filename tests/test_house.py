@@ -11,6 +11,7 @@ FLOORS = [
     {"model"},
     {"data"},
     {"inspection"},
+    {"line"},
     {"training"},
     {"api"},
     {"benchmark"},

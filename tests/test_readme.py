@@ -12,7 +12,9 @@ from typer.main import get_command
 from mambaad_cli.cli import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"mambaad (?:fit|score|map|calibrate|import|eval|bench|doctor)\b[^`&|\n]*", README)))
+COMMANDS = sorted(
+    set(re.findall(r"mambaad (?:fit|score|map|calibrate|import|eval|bench|doctor|watch|monitor)\b[^`&|\n]*", README))
+)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -24,7 +26,7 @@ def test_commands_of_the_readme_are_understood(line: str) -> None:
     given = arguments if arguments else ["x"] * len(takes)  # named alone, in running text
     if not any(not a.startswith("-") for a in given) and takes:
         given = [*given, "x"]
-    if name == "map" and "-o" not in given:
+    if name in ("map", "watch") and "-o" not in given:
         given = [*given, "-o", "x"]
     command.make_context(name, given)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from mambaad_cli.benchmark.flops import count_flops
+from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.benchmark.passes import scoring_pass
 from mambaad_cli.inspection.fitted_model import new_model
 from mambaad_cli.model import mambaad

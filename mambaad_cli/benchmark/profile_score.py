@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from mambaad_cli.benchmark.detectors import remember_noise
+from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, read_ahead

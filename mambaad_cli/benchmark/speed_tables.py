@@ -13,10 +13,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mambaad_cli import MambaADError
 from mambaad_cli.benchmark.passes import TRAINING_BATCH
 from mambaad_cli.benchmark.speed import PRODUCT, Benchmark, Result
-from mambaad_cli.files import written_whole
+from mambaad_cli.files import check_plot, written_whole
 from mambaad_cli.inspection.rows import csv_line
 
 UNKNOWN = "–"
@@ -292,16 +291,6 @@ def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 # Pictures
-
-
-def check_plot(path: Path) -> None:
-    """Raise MambaADError, before minutes of measuring, where a plot could not be written."""
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise MambaADError(f"cannot plot to {path}: name a .png or .svg file")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MambaADError("plots need matplotlib: pip install 'mambaad[plot]', or leave out --plot") from error
 
 
 def plot(benchmark: Benchmark, path: Path) -> None:

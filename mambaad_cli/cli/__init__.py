@@ -2,6 +2,19 @@
 `--help` appears at once."""
 
 from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, bench, doctor  # isort: skip
+from mambaad_cli.cli import monitor, watch  # isort: skip
 from mambaad_cli.cli.app import app
 
-__all__ = ["app", "bench", "calibrate", "doctor", "evaluate", "fit", "import_checkpoint", "map_images", "score"]
+__all__ = [
+    "app",
+    "bench",
+    "calibrate",
+    "doctor",
+    "evaluate",
+    "fit",
+    "import_checkpoint",
+    "map_images",
+    "monitor",
+    "score",
+    "watch",
+]

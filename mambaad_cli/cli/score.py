@@ -82,5 +82,5 @@ def score(
     if not (as_csv or as_json or output):
         counts = rows.print_table(predictions, Console())
     else:
-        counts = rows.write_rows(predictions, output, as_json, regions)
+        counts = rows.write_rows(predictions, output, as_json, regions, fitted.sha256)
     running.leave(counts, fail_on_anomaly)

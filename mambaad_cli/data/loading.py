@@ -97,16 +97,16 @@ class Wanted(NamedTuple):
 
 
 def within(anomaly_map: Tensor, box: Box | None, inside: Tensor | None = None) -> Tensor:
-    """The part of a map (H, W) that lies on the image: padding is neither shown nor scored.
+    """The part of a map (…, H, W) that lies on the image: padding is neither shown nor scored.
 
-    inside: (H', W') bool, the region of interest at any size: outside it the map is as cold as anywhere in it.
+    inside: (H', W') bool, the region of interest at any size: outside it a map (H, W) is as cold as anywhere in it.
     """
     if inside is not None:
         anomaly_map = cold_outside(anomaly_map[None], at_size(inside, (anomaly_map.shape[0], anomaly_map.shape[1])))[0]
     if box is None:
         return anomaly_map
     top, left, height, width = box
-    return anomaly_map[top : top + height, left : left + width]
+    return anomaly_map[..., top : top + height, left : left + width]
 
 
 def at_size(inside: Tensor, size: Size) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.loading import RegionOf, Size, SizeOf, Wanted
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.data.roi import MaskFolder, scaled
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
@@ -63,6 +64,7 @@ class FittedModel:
     memories: dict[str, Memory] = field(default_factory=dict)  # of good patches, by class; empty: the decoder alone
     fusion: dict[str, Fusion] = field(default_factory=dict)  # of the decoder's map and the memory's, by class
     photos: dict[str, tuple[int, int]] = field(default_factory=dict)  # median height, width of a class's files
+    photo_statistics: dict[str, list[PhotoStatistics]] = field(default_factory=dict)  # of good images, by class
     # kind, length in pixels of the photo and score of simulated defects in held-out images, by class
     simulated: dict[str, list[tuple[str, float, float]]] = field(default_factory=dict)
     recogniser: Recogniser | None = None  # distinguishes the products, if there are several
@@ -72,6 +74,7 @@ class FittedModel:
     masks: MaskFolder | None = field(default=None, repr=False, compare=False)  # where these lie; not in the file
     examples: list[Example] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
+    sha256: str = ""  # the first 12 hex digits, of the file that it was loaded from
     precision: str = "fp32"  # of matrix products at run time; not in the file
     _folded: tuple[Encoder, Encoder] | None = field(default=None, repr=False, compare=False)
 

@@ -18,7 +18,7 @@ from mambaad_cli.files import shown, written_whole
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import ColourScale, Tile, contact_sheet, framed, overlay, raw16, thumbnail
 from mambaad_cli.inspection.predict import Prediction
-from mambaad_cli.inspection.rows import Lines, json_line, row
+from mambaad_cli.inspection.rows import Lines, json_line, json_row
 
 SHEET = "contact_sheet"
 REGIONS = "regions.jsonl"
@@ -61,7 +61,7 @@ def write_maps(
         for one, path in zip(predictions, outputs, strict=True):
             counts[one.verdict] += 1
             if lines is not None:
-                lines.write(json_line(row(one, regions)))
+                lines.write(json_line(json_row(one, model.sha256, regions)))
             title = str(one.file.relative)
             if one.anomaly_map is None or one.picture is None or one.score is None:
                 on_unreadable(one)

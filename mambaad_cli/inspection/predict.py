@@ -17,6 +17,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images, loading
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.loading import Input, within
+from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection import heatmap
 from mambaad_cli.inspection.calibration import exceeds
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -58,6 +59,7 @@ class Prediction(NamedTuple):
     cold: float | None = None  # the median score of good images of its class
     inside: np.ndarray | None = None  # (H, W) bool, with the map: the region of interest; None: all of it counts
     distance: float | None = None  # squared, from the mean of its class, if wanted
+    photo: PhotoStatistics | None = None  # how it was taken; None where there is an error
 
     @property
     def urgency(self) -> float:
@@ -292,6 +294,7 @@ def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, op
         verdict = verdict_of(score, threshold, None if review is None else model.threshold(name, review))
         found = Prediction(file, name, score, threshold, verdict, "", p_value=model.p_value(name, score))
         found = found._replace(certainty=certainty, cold=model.cold(name), distance=look.distance)
+    found = found._replace(photo=photo_statistics(within(one.pixels, one.box)))
     if options.maps:
         inside = None if look.inside is None else look.inside.numpy()
         found = found._replace(anomaly_map=look.anomaly_map.numpy(), picture=one.picture, inside=inside)

@@ -1,10 +1,12 @@
 """Predictions of good images not used for training -> new thresholds of a fitted model, without training."""
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.photo_statistics import KEPT, PhotoStatistics
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Prediction
@@ -22,13 +24,15 @@ def recalibrate(
     """Take the thresholds of `model` from the scores of these good images; products without any keep theirs.
 
     `new_size` says that the model was fitted at another image size. Then all earlier scores are dropped, and the limit
-    beyond which an image is unknown is set anew as well. A model that knows no product yet, such as an imported one,
+    beyond which an image is unknown is set anew as well, and so is how good photos were taken. That is also learnt of
+    products of which it is not known yet. A model that knows no product yet, such as an imported one,
     gets one for each sub-folder, or one named like `folder`. `on_left_out` is called for images that cannot be used.
 
     Raises MambaADError, and leaves the model as it was, where no image can be used, and where the product of an image
     cannot be determined.
     """
     scores: dict[str, list[float]] = {}
+    photos: dict[str, list[PhotoStatistics]] = {}
     distances: list[float] = []
     for one in predictions:
         if one.score is None:
@@ -39,6 +43,7 @@ def recalibrate(
             on_left_out(one, "looks like no product of the model: name it with --class")
             continue
         scores.setdefault(name, []).append(one.score)
+        photos.setdefault(name, []).extend([one.photo] if one.photo else [])
         distances += [] if one.distance is None else [one.distance]
     if not scores:
         raise MambaADError(f"no readable image in {shown(folder)}: the model stays as it was")
@@ -46,6 +51,8 @@ def recalibrate(
         scores = {name: own for name, own in model.scores.items() if name in model.held_out} | scores
     model.scores, model.held_out = scores, set(scores)
     model.trained_on = {name: model.trained_on.get(name, 0) for name in {**model.trained_on, **scores}}
+    known = {} if new_size else model.photo_statistics
+    model.photo_statistics = {name: own[:: math.ceil(len(own) / KEPT)] for name, own in photos.items() if own} | known
     if new_size and model.recogniser is not None and distances:
         model.recogniser = model.recogniser.with_limit_of(distances)
 

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -18,18 +19,20 @@ from rich.table import Table
 from rich.text import Text
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.predict import Prediction
 from mambaad_cli.inspection.regions import json_object
 
 COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")
+SCHEMA = 1  # of JSON rows; it grows where a field changes its meaning or goes, not where one is added
 STYLES = {"anomalous": "red", "review": "yellow", "unknown": "magenta", "good": "green", "error": "magenta"}
 WORST = 50  # rows of the table; all of them are in --csv
 BAR, FULL = 24, 4.0  # characters of a bar; it is full this many spans above the threshold
 
 
-def row(prediction: Prediction, regions: bool = False) -> dict[str, Any]:
-    """The row of one image; unknown values are None. With `regions`, for JSON, it lists the regions as well."""
+def row(prediction: Prediction) -> dict[str, Any]:
+    """The row of one image, for CSV; unknown values are None."""
     values = (
         str(prediction.file.path),
         prediction.class_name,
@@ -40,10 +43,20 @@ def row(prediction: Prediction, regions: bool = False) -> dict[str, Any]:
         prediction.p_value,
         prediction.certainty,
     )
-    named: dict[str, Any] = dict(zip(COLUMNS, values, strict=True))
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def json_row(prediction: Prediction, model: str, regions: bool = False) -> dict[str, Any]:
+    """The row of one image that was scored just now, for JSON: that of CSV and more; `regions` adds a list of them.
+
+    model: the first digits of the SHA-256 of the model's file.
+    """
+    named = row(prediction)
     if regions:
         named["regions"] = None if prediction.regions is None else [json_object(one) for one in prediction.regions]
-    return named
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    photo = prediction.photo._asdict() if prediction.photo else dict.fromkeys(PhotoStatistics._fields)
+    return named | {"schema": SCHEMA, "time": now, "model": model or None} | photo
 
 
 def csv_line(values: Iterable[Any]) -> str:
@@ -123,11 +136,11 @@ class Lines:
 
 
 def write_rows(
-    predictions: Iterable[Prediction], path: Path | None, as_json: bool, regions: bool = False
+    predictions: Iterable[Prediction], path: Path | None, as_json: bool, regions: bool = False, model: str = ""
 ) -> "Counter[str]":
     """Stream one row per image to stdout or a file, CSV with a header or JSON lines; returns the verdicts.
 
-    With `regions`, which needs JSON, each row lists the regions above the threshold.
+    With `regions`, which needs JSON, each row lists the regions above the threshold. `model`: see `json_row`.
     """
     counts: Counter[str] = Counter()
     with Lines(path) as lines:
@@ -135,8 +148,7 @@ def write_rows(
             lines.write(csv_line(COLUMNS))
         for one in predictions:
             counts[one.verdict] += 1
-            values = row(one, regions)
-            lines.write(json_line(values) if as_json else csv_line(values.values()))
+            lines.write(json_line(json_row(one, model, regions)) if as_json else csv_line(row(one).values()))
     return counts
 
 

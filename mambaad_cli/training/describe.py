@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mambaad_cli.data import photo_statistics
 from mambaad_cli.data.augmentation import nudged
 from mambaad_cli.data.loading import at_size, within
 from mambaad_cli.inspection import recognition
@@ -15,7 +16,7 @@ from mambaad_cli.training.features import features_of_pixels
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.memories import fusion_of, memory_of_class, trial_of
 from mambaad_cli.training.recipe import Recipe, RunOptions
-from mambaad_cli.training.splits import split
+from mambaad_cli.training.splits import evenly_spread, split
 from mambaad_cli.training.tiles import Photos, describe_tiles
 
 LOOKED_AT = 96  # good images of a class, including nudged views, that give its statistics
@@ -30,8 +31,11 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
     """
     model.detector.eval()
     model.statistics, model.memories, model.fusion, model.simulated = {}, {}, {}, {}
+    model.photo_statistics = {}
     for name in dict.fromkeys(good.names):
         _describe_class(model, good, name, recipe, run)
+        own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
+        model.photo_statistics[name] = [good.features.photos[i] for i in evenly_spread(own, photo_statistics.KEPT)]
     if len(set(good.names)) > 1:
         signatures: dict[int, Tensor] = {}
         for own, batch in good.features.batches(range(len(good.names)), run.device):

@@ -18,7 +18,8 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data.augmentation import with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.data.loading import Box, at_size, read_ahead
+from mambaad_cli.data.loading import Box, at_size, read_ahead, within
+from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.examples import box_of, inside_of, pixels_of
 from mambaad_cli.training.progress import Progress
@@ -55,11 +56,13 @@ class Features:
         boxes: Sequence[Box | None],
         views: int = 1,
         insides: Sequence[Tensor | None] = (),
+        photos: Sequence[PhotoStatistics] = (),
     ) -> None:
         self.groups = [group for group in groups if group.members]
         self.boxes = list(boxes)
         # (H, W) bool each: their regions of interest, as large as their maps
         self.insides = list(insides) or [None] * len(self.boxes)
+        self.photos = list(photos)  # of each image, where its file was read
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
@@ -100,7 +103,7 @@ class Features:
                 stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
                 groups[_grid(group)] = Group(stages, known.members + members)
         boxes, insides = [*self.boxes, *others.boxes], [*self.insides, *others.insides]
-        return Features(list(groups.values()), boxes, others.views, insides)
+        return Features(list(groups.values()), boxes, others.views, insides, [*self.photos, *others.photos])
 
     def inside(self, chosen: Sequence[int], size: tuple[int, int]) -> Tensor | None:
         """The regions of interest of some images of one size as (b, *size) of bool; None where all of them counts."""
@@ -156,6 +159,7 @@ def _encode_files(
     encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
     boxes: list[Box | None] = []
     insides: list[Tensor | None] = []
+    photos: list[PhotoStatistics] = []
     readable: list[int] = []
     paths = [file.path for file in files]
     for i, one in enumerate(read_ahead(paths, model.wanted(lambda i, shape: sizes[i], classes))):
@@ -169,20 +173,23 @@ def _encode_files(
         readable.append(i)
         boxes.append(one.box)
         insides.append(None if one.inside is None else at_size(one.inside, model.map_size(sizes[i])))
+        photos.append(photo_statistics(within(one.pixels, one.box)))
     groups = [encoder.group() for encoder in encoders.values()]
-    return Features(groups, boxes, views.number, insides), readable
+    return Features(groups, boxes, views.number, insides, photos), readable
 
 
 def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> Features:
     """Features of the images that the model carries, and of moved views of them."""
     sizes = [model.size_of(one.class_name) for one in model.examples]
     encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
-    for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
-        turned = one.class_name in views.turned
-        encoders[size].add(with_moved(pixels_of(one, size), views.number, i, views.flips, turned), i)
     boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
     insides = [inside_of(one, model) for one in model.examples]
-    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, insides)
+    photos: list[PhotoStatistics] = []
+    for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
+        turned, pixels = one.class_name in views.turned, pixels_of(one, size)
+        encoders[size].add(with_moved(pixels, views.number, i, views.flips, turned), i)
+        photos.append(photo_statistics(within(pixels, boxes[i])))
+    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, insides, photos)
 
 
 def features_of_pixels(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> Features:

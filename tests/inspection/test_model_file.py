@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import Example, FittedModel
 from mambaad_cli.inspection.model_file import load, save
@@ -67,6 +68,7 @@ def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: Fit
     tiny_model.scores = {"größe\udcff": [1.1, 1 / 3], "b": [2.0]}
     tiny_model.trained_on = {"größe\udcff": 7, "b": 4}
     tiny_model.held_out, tiny_model.max_false_reject = {"bolt"}, 0.05
+    tiny_model.photo_statistics = {"b": [PhotoStatistics(0.5, 0.25, 0.125)]}
     save(tiny_model, tmp_path / "m.safetensors")
     found = load(tmp_path / "m.safetensors")
     for name in ("scores", "trained_on", "held_out", "max_false_reject", "statistics", "recogniser", "recipe"):
@@ -74,6 +76,7 @@ def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: Fit
     as_json = [json.dumps(dataclasses.asdict(model.settings)) for model in (found, tiny_model)]  # tuples become lists
     assert as_json[0] == as_json[1]
     assert found.settings.size == (64, 64)
+    assert found.photo_statistics == tiny_model.photo_statistics
     assert not found.detector.training
 
 

@@ -7,6 +7,7 @@ import resource
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,20 @@ from rich.console import Console
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection.predict import Prediction
 from mambaad_cli.inspection.regions import Region
-from mambaad_cli.inspection.rows import COLUMNS, WORST, csv_line, json_line, print_table, row, worst_first, write_rows
+from mambaad_cli.inspection.rows import (
+    COLUMNS,
+    WORST,
+    csv_line,
+    json_line,
+    json_row,
+    print_table,
+    row,
+    worst_first,
+    write_rows,
+)
 
 EVIL_NAMES = ["two words.png", "two\nlines.png", 'quote".png', "a,b.png", "größe 検査.png", "\udcff.png", "[red]x.png"]
 
@@ -63,7 +75,20 @@ def test_regions_are_in_a_row_where_asked_for_and_null_where_not_known(tmp_path:
     found = [json.loads(line)["regions"] for line in (tmp_path / "a.json").read_text().splitlines()]
     told = {"box": [1, 2, 3, 4], "area_px": 9, "peak": {"value": 0.333333, "x": 2, "y": 3}, "centre": {"x": 2, "y": 4}}
     assert found == [[told], [], None]
-    assert "regions" not in row(predictions[0])
+    write_rows(predictions, tmp_path / "b.json", True)
+    assert all("regions" not in json.loads(line) for line in (tmp_path / "b.json").read_text().splitlines())
+
+
+def test_a_json_row_says_by_what_and_when_it_was_scored_and_how_the_photo_was_taken() -> None:
+    photo = PhotoStatistics(0.5, 0.25, 1 / 3)
+    before = datetime.now(timezone.utc)
+    found = json_row(one()._replace(photo=photo), "0123456789ab")
+    assert {name: found[name] for name in COLUMNS} == row(one())
+    assert list(found)[len(COLUMNS) :] == ["schema", "time", "model", "brightness", "contrast", "sharpness"]
+    assert (found["schema"], found["model"], found["sharpness"]) == (1, "0123456789ab", 1 / 3)
+    assert timedelta(seconds=-1) < datetime.fromisoformat(found["time"].replace("Z", "+00:00")) - before
+    assert found["time"].endswith("Z")
+    assert (json_row(broken(), "")["brightness"], json_row(broken(), "")["model"]) == (None, None)
 
 
 @settings(deadline=None)

@@ -516,6 +516,20 @@ def test_a_model_carries_images_as_the_encoder_saw_them(run: Callable[..., Fitte
     assert not run(keep_examples=False).examples
 
 
+def test_a_model_keeps_how_its_good_photos_were_taken(run: Callable[..., FittedModel], goods: Path) -> None:
+    model = run(letterbox=True)
+    for name in ("nut", "bolt"):
+        scored = [one.photo for one in model.predict_many([goods / name])]
+        assert model.photo_statistics[name] == scored
+    other = picture(1) // 2
+    for i in range(6):
+        images.write(goods.parent / "new" / "dark" / f"{i}.png", other)
+    files = images.find([goods.parent / "new"])
+    model = add(model, files, [file.group for file in files])
+    assert set(model.photo_statistics) == {"nut", "bolt", "dark"}
+    assert len(model.photo_statistics["nut"]) == 6
+
+
 def test_add_teaches_a_product_and_keeps_the_others(run: Callable[..., FittedModel], tmp_path: Path) -> None:
     for i in range(6):
         images.write(tmp_path / "new" / f"{i}.png", picture(200 + i))

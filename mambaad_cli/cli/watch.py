@@ -1,0 +1,124 @@
+"""mambaad watch."""
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.options import (
+    DEFAULT_MODEL,
+    Batch,
+    ClassName,
+    Device,
+    MinArea,
+    ModelFile,
+    Precision,
+    Res,
+    Review,
+    Workers,
+    parse_min_area,
+)
+from mambaad_cli.cli.output import warn
+from mambaad_cli.files import shown
+
+if TYPE_CHECKING:
+    from mambaad_cli.line.delivery import Delivery
+
+PASSED_ON = "What else is done with each row"
+
+
+@app.command(
+    epilog=examples(
+        "mambaad watch ./incoming/ -o rows.jsonl",
+        "mambaad watch ./incoming/ -o rows.jsonl --maps ./maps/ --move-to ./done/",
+        "mambaad watch ./incoming/ -o rows.jsonl --exec 'python3 tell_plc.py'",
+    )
+)
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder in which photos arrive, sub-folders included.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File of rows to go on with: CSV if it ends in .csv, else JSON.")
+    ],
+    model: ModelFile = DEFAULT_MODEL,
+    review: Review = None,
+    regions: Annotated[bool, typer.Option("--regions", help="Add the anomalous regions to each JSON row.")] = False,
+    min_area: MinArea = 0,
+    class_name: ClassName = None,
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Seconds for which size and time of a file stand still before it is scored. 0: at once."
+        ),
+    ] = 0.5,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Seconds after which a file that still changes gets a row with an error.")
+    ] = 60,
+    once: Annotated[bool, typer.Option("--once", help="End when all photos that are there have a row.")] = False,
+    maps: Annotated[Path | None, typer.Option(help="Folder for overlays.", rich_help_panel=PASSED_ON)] = None,
+    move_to: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to which scored photos are moved, into one for each verdict.", rich_help_panel=PASSED_ON
+        ),
+    ] = None,
+    execute: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run it with the JSON row on its stdin, without a shell.",
+            rich_help_panel=PASSED_ON,
+        ),
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="POST the JSON row, signed with the secret in MAMBAAD_WEBHOOK_SECRET, if there is one.",
+            rich_help_panel=PASSED_ON,
+        ),
+    ] = None,
+    res: Res = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Score each photo that arrives in a folder, once, and append its row to a file. Ends with SIGTERM or Ctrl-C."""
+    from mambaad_cli.inspection.predict import PredictOptions
+    from mambaad_cli.line.watching import Watch, WatchOptions
+
+    if regions and output.suffix.lower() == ".csv":
+        raise typer.BadParameter("needs JSON rows: name an --output that does not end in .csv", param_hint="--regions")
+    least = parse_min_area(regions, min_area)
+    deliveries = _deliveries(execute, webhook)
+    fitted = running.load_model(model, device, res, precision)
+    running.check_review(fitted, review)
+    predict = PredictOptions(class_name, batch, workers, review=review, min_area=least)
+    options = WatchOptions(predict, settle, patience, once, regions, maps, move_to)
+    watching = Watch(fitted, folder, output, options, deliveries, warn)
+
+    def stop(number: int, frame: Any) -> None:
+        watching.stopping = True
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        if known := len(watching.journal.known):
+            typer.echo(f"{known} photos have a row already", err=True)
+        counts = watching.run()
+    finally:
+        watching.close()
+        signal.signal(signal.SIGTERM, before)
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    typer.echo(f"{sum(counts.values())} photos{': ' if said else ''}{said}; rows in {shown(output)}", err=True)
+
+
+def _deliveries(execute: str | None, webhook: str | None) -> "list[Delivery]":
+    from mambaad_cli.line import delivery
+
+    ways = [delivery.command(execute)] if execute is not None else []
+    ways += [delivery.webhook(webhook)] if webhook is not None else []
+    return [delivery.Delivery(name, send, warn) for name, send in ways]

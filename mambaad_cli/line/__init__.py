@@ -1,0 +1,1 @@
+"""On the production line: watch a folder, pass rows on, notice drift."""

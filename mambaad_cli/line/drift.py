@@ -1,0 +1,143 @@
+"""Sequential tests of what comes from a line: has something changed, and since when?
+
+Each test is a gambler with one unit of money, who bets against "nothing has changed". As long as nothing has, every
+bet is fair at best, so the chance that the money ever reaches c is at most 1/c (Ville's inequality), however often one
+looks (Shafer and Vovk, "Game-Theoretic Foundations for Probability and Finance", 2019). With c = 100, at most one line
+in a hundred ever gets a false alarm.
+
+Values, such as scores, are compared with those of good images that were held out: is the next value one that could
+have been among all those before? Its rank is uniform as long as all are exchangeable, whatever their distribution, so
+this is exact for any number of held-out images (conformal test martingales: Vovk, Nouretdinov and Gammerman, "Testing
+exchangeability on-line", ICML 2003). Shares, such as that of rejects, are compared with a limit.
+
+When the change comes is not known. So the gambler puts 1 / (k (k + 1)) of the money into play at the k-th value: what
+is in play from then on has not lost anything on the values before.
+
+`python -m mambaad_cli.line.drift` simulates lines: how many get a false alarm, and when a change is found.
+"""
+
+import argparse
+import bisect
+import math
+import statistics
+from collections.abc import Sequence
+
+import numpy as np
+
+SHIFTS = (0.25, 0.5, 1.0, 2.0)  # that the bets are best for, in standard deviations of a normal score
+RATES = (1.5, 2.0, 4.0, 10.0)  # that the bets are best for, in units of the limit
+MOST_MONEY = 1e300
+
+
+class Gambler:
+    """Money of equal shares for each of some strategies, each put into play bit by bit."""
+
+    def __init__(self, strategies: int) -> None:
+        self._played = np.zeros(strategies)
+        self.count = 0
+
+    def bet(self, payoffs: np.ndarray) -> float:
+        """The money after one more value, on which a unit in play of each strategy becomes `payoffs`, on average 1."""
+        self.count += 1
+        self._played = (self._played + 1 / (self.count * (self.count + 1))) * payoffs
+        self._played = np.minimum(self._played, MOST_MONEY)
+        return float(self._played.mean()) + 1 / (self.count + 1)  # and what is not in play yet
+
+
+class RiseTest:
+    """Do values rise above those of `good` ones? A value counts as high as possible among its equals.
+
+    With `fall` the values are expected to rise or to fall.
+    """
+
+    def __init__(self, good: Sequence[float], fall: bool = False) -> None:
+        self._before = sorted(good)
+        self._shifts = np.array([*SHIFTS, *(-shift for shift in SHIFTS)] if fall else SHIFTS)
+        self._gambler = Gambler(len(self._shifts))
+
+    def add(self, value: float) -> float:
+        """The money after this value."""
+        n = len(self._before)
+        above = n - bisect.bisect_right(self._before, value)
+        equal = n - above - bisect.bisect_left(self._before, value)
+        bisect.insort(self._before, value)
+        payoffs = np.minimum(rank_payoffs(above, n, self._shifts), rank_payoffs(above + equal, n, self._shifts))
+        return self._gambler.bet(payoffs)
+
+
+def rank_payoffs(above: int, n: int, shifts: np.ndarray) -> np.ndarray:
+    """What one unit becomes on a value with `above` of n values above it, for each strategy.
+
+    If normal values shift by d, their p-value p has the distribution F(p) = Φ(Φ⁻¹(p) + d). The payoff is its
+    probability of this rank in units of 1 / (n + 1), which is that of a value like those before.
+
+    >>> payoffs = np.stack([rank_payoffs(k, 4, np.array([0.5, -2.0])) for k in range(5)])
+    >>> payoffs.mean(0).round(12).tolist(), payoffs[0].round(2).tolist()
+    ([1.0, 1.0], [1.83, 0.01])
+    """
+    from scipy.special import ndtr, ndtri
+
+    low, high = ndtri(above / (n + 1)), ndtri((above + 1) / (n + 1))
+    return (n + 1) * (ndtr(high + shifts) - ndtr(low + shifts))
+
+
+class ShareTest:
+    """Is the share of hits above a limit?"""
+
+    def __init__(self, limit: float) -> None:
+        rates = np.array([min(rate * limit, (1 + limit) / 2) for rate in RATES])
+        self._hit, self._miss = rates / limit, (1 - rates) / (1 - limit)
+        self._gambler = Gambler(len(rates))
+
+    def add(self, hit: bool) -> float:
+        """The money after this one."""
+        return self._gambler.bet(self._hit if hit else self._miss)
+
+
+# ---- simulation ----
+
+
+def simulated(
+    rng: np.random.Generator, good: int, before: int, after: int, shift: float, false_alarm: float
+) -> int | None:
+    """One line of normal scores that shift after `before` parts, in deviations: the part with the alarm, or None."""
+    test = RiseTest(rng.normal(size=good).tolist())
+    scores = np.concatenate([rng.normal(size=before), rng.normal(shift, size=after)])
+    return next((i for i, score in enumerate(scores) if test.add(float(score)) >= 1 / false_alarm), None)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Simulate lines: how many get a false alarm, and after how many parts a change is found."""
+    parser = argparse.ArgumentParser("python -m mambaad_cli.line.drift", description=main.__doc__)
+    parser.add_argument("--lines", type=int, default=200)
+    parser.add_argument("--parts", type=int, default=2000, help="of each line, for false alarms, and after a change")
+    parser.add_argument("--before", type=int, default=200, help="good parts before the change")
+    parser.add_argument("--shift", type=float, default=0.5, help="of the scores, in standard deviations")
+    parser.add_argument("--false-alarm", type=float, default=0.01)
+    parser.add_argument("--good", type=int, nargs="+", default=[20, 99, 500], help="held-out good images")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    rng = np.random.default_rng(options.seed)
+    print(f"{options.lines} lines; promised: a false alarm on at most {options.false_alarm:.3g} of them")
+    print(f"held-out  false alarms in {options.parts} parts   shift of {options.shift:g} found   after (median)")
+    for good in options.good:
+        quiet = [
+            simulated(rng, good, options.parts, 0, 0.0, options.false_alarm) is not None for _ in range(options.lines)
+        ]
+        found = [
+            simulated(rng, good, options.before, options.parts, options.shift, options.false_alarm)
+            for _ in range(options.lines)
+        ]
+        parts = [
+            math.inf if one is None else one - options.before + 1
+            for one in found
+            if one is None or one >= options.before
+        ]
+        hits = sum(part < math.inf for part in parts)
+        median = statistics.median(parts) if parts else math.nan
+        said = f"{median:.0f} parts" if math.isfinite(median) else "not found"
+        print(f"{good:8}  {sum(quiet):8} of {options.lines:<20} {hits:10} of {len(parts):<8} {said:>12}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mambaad_cli import MambaADError
+from mambaad_cli.line import delivery
+from mambaad_cli.line.delivery import SECRET, SIGNATURE, Delivery, command, webhook
+
+ROW = b'{"path": "a.png"}\n'
+
+
+class Server(ThreadingHTTPServer):
+    """Keeps what was posted, and answers with the statuses that it was told, the last one again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.got: list[tuple[str, bytes, dict[str, str]]] = []
+        self.answers = [200]
+        self.hang = threading.Event()
+        self.hang.set()
+        self.url = f"http://127.0.0.1:{self.server_port}/rows?token=confidential"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.hang.wait(5)
+        self.server.got.append((self.path, body, dict(self.headers)))
+        answers = self.server.answers
+        self.send_response(answers.pop(0) if len(answers) > 1 else answers[0])
+        self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv(SECRET, raising=False)
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, args=[0.01], daemon=True).start()
+        yield running
+        running.hang.set()
+        running.shutdown()
+
+
+def delivered(sender: tuple[str, delivery.Send], rows: list[bytes], attempts: int = 5) -> list[str]:
+    """Send rows; what was said."""
+    said: list[str] = []
+    one = Delivery(*sender, said.append, attempts, pause=0.01)
+    for row in rows:
+        one.put(row)
+    one._rows.join()
+    one.close()
+    return said
+
+
+def test_a_row_is_posted_and_signed_with_the_secret(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET, "confidential")
+    assert delivered(webhook(server.url), [ROW]) == []
+    ((path, body, headers),) = server.got
+    assert (path, body, headers["Content-Type"]) == ("/rows?token=confidential", ROW, "application/json")
+    assert headers[SIGNATURE] == "sha256=" + hmac.new(b"confidential", ROW, hashlib.sha256).hexdigest()
+
+
+def test_without_a_secret_nothing_is_signed(server: Server) -> None:
+    delivered(webhook(server.url), [ROW])
+    assert SIGNATURE not in server.got[0][2]
+
+
+def test_rows_are_sent_again_until_they_are_taken_and_in_order(server: Server) -> None:
+    server.answers = [500, 429, 200, 503, 200]
+    assert delivered(webhook(server.url), [b"1", b"2"]) == []
+    assert [body for _, body, _ in server.got] == [b"1", b"1", b"1", b"2", b"2"]
+
+
+def test_a_server_that_never_takes_a_row_is_told_without_its_secrets(server: Server) -> None:
+    server.answers = [500]
+    (line,) = delivered(webhook(server.url), [ROW], attempts=3)
+    assert line == "--webhook http://127.0.0.1: a row was not delivered: answered 500"
+    assert len(server.got) == 3
+
+
+@pytest.mark.parametrize("status", [302, 404])
+def test_a_row_that_is_refused_is_not_sent_again_nor_elsewhere(server: Server, status: int) -> None:
+    server.answers = [status]
+    (line,) = delivered(webhook(server.url), [ROW])
+    assert line.endswith(f"answered {status}: a row was not delivered")
+    assert len(server.got) == 1
+
+
+def test_a_server_that_hangs_keeps_nobody_waiting(server: Server) -> None:
+    server.hang.clear()
+    said: list[str] = []
+    one = Delivery(*webhook(server.url), said.append, pause=0.01)
+    for _ in range(20):
+        one.put(ROW)
+    one.close(seconds=0.05)
+    assert said == ["--webhook http://127.0.0.1: 20 rows were not delivered"]
+
+
+def test_nobody_there_is_one_line() -> None:
+    (line,) = delivered(webhook("http://127.0.0.1:1/"), [ROW], attempts=2)
+    assert "Connection refused" in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "ftp://a/b", "example.com", "http://", "http://a b/", "http://a:x/", "http://[/", ""],
+)
+def test_other_addresses_are_refused(url: str) -> None:
+    with pytest.raises(MambaADError, match="http or https alone$"):
+        webhook(url)
+
+
+def test_a_password_in_an_address_is_refused_and_not_printed() -> None:
+    with pytest.raises(MambaADError) as caught:
+        webhook("https://user:confidential@example.com/")
+    assert "confidential" not in str(caught.value)
+
+
+def test_more_rows_than_can_wait_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "MOST", 2)
+    started, go, said = threading.Event(), threading.Event(), list[str]()
+
+    def send(row: bytes) -> None:
+        started.set()
+        go.wait(5)
+
+    one = Delivery("slow", send, said.append)
+    one.put(ROW)
+    started.wait(5)
+    for _ in range(3):
+        one.put(ROW)
+    assert said == ["slow: 2 rows wait already: one was left out"]
+    go.set()
+    one.close()
+
+
+def test_a_command_gets_the_row_and_no_shell_sees_it(tmp_path: Path) -> None:
+    evil = json.dumps({"path": f"$(touch {tmp_path}/pwned); `touch {tmp_path}/pwned` \n'\""}).encode()
+    words = f"tee '{tmp_path}/got it' {tmp_path}/$HOME;touch"
+    assert delivered(command(words), [evil]) == []
+    assert (tmp_path / "got it").read_bytes() == evil
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["$HOME;touch", "got it"]
+
+
+def test_a_command_that_fails_is_one_line_and_not_run_again() -> None:
+    assert delivered(command("false"), [ROW]) == ["--exec false: ended with status 1"]
+    assert delivered(command("/no/such/program --x"), [ROW]) == ["--exec /no/such/program: No such file or directory"]
+    for line in ("", "a 'b"):
+        with pytest.raises(MambaADError, match="--exec"):
+            command(line)

@@ -1,0 +1,167 @@
+import json
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from mambaad_cli.cli import app
+from mambaad_cli.data.photo_statistics import PhotoStatistics
+from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.line.monitoring import Monitor
+from mambaad_cli.line.row_files import Damaged, Row
+
+USUAL = PhotoStatistics(0.5, 0.25, 0.3)
+
+
+@pytest.fixture
+def model(tiny_model: FittedModel) -> FittedModel:
+    """It knows 200 held-out scores and photos of nuts, all normal; its threshold is not far above them."""
+    rng = np.random.default_rng(0)
+    tiny_model.scores["nut"] = rng.normal(10, 1, 200).tolist()
+    photos = rng.normal(USUAL, (0.01, 0.005, 0.01), (100, 3))
+    tiny_model.photo_statistics = {"nut": [PhotoStatistics(*one) for one in photos.tolist()]}
+    tiny_model.sha256 = "m"
+    return tiny_model
+
+
+def lines(
+    count: int = 200, shift: float = 0.0, photo: PhotoStatistics = USUAL, seed: int = 1, rejected: float = 0.0
+) -> list[Row]:
+    """Rows of nuts from a line that is as usual, but for what is told."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        verdict = "anomalous" if rng.random() < rejected else "good"
+        taken = PhotoStatistics(*rng.normal(photo, (0.01, 0.005, 0.01)).tolist())
+        found.append(Row(f"{i}.png", "nut", float(rng.normal(10 + shift)), verdict, None, "m", taken))
+    return found
+
+
+def alarms(model: FittedModel, rows: "list[Row | Damaged]", **choices: float) -> dict[str, str]:
+    """The tests with an alarm and what they say."""
+    monitor = Monitor(model, **choices)
+    for row in rows:
+        monitor.add(row)
+    return {one.name: one.in_words() for one in monitor.tests if one.alarm}
+
+
+def test_a_line_on_which_nothing_changes_gives_no_alarm(model: FittedModel) -> None:
+    assert alarms(model, [*lines(400, rejected=0.01)]) == {}
+
+
+def test_scores_that_rise_are_noticed(model: FittedModel) -> None:
+    found = alarms(model, [*lines(), *lines(shift=1.0, seed=2)])
+    assert list(found) == ["scores"]
+    assert found["scores"].startswith("scores of good parts have risen: median 1")
+
+
+@pytest.mark.parametrize(
+    ("photo", "name", "words"),
+    [
+        (USUAL._replace(brightness=0.45), "brightness", "photos are darker: brightness 0.4"),
+        (USUAL._replace(brightness=0.55), "brightness", "photos are brighter"),
+        (USUAL._replace(contrast=0.2), "contrast", "photos have less contrast"),
+        (USUAL._replace(sharpness=0.2), "sharpness", "photos are less sharp: out of focus"),
+    ],
+)
+def test_the_lamp_and_the_focus_are_told_apart(
+    model: FittedModel, photo: PhotoStatistics, name: str, words: str
+) -> None:
+    found = alarms(model, [*lines(), *lines(60, photo=photo, seed=2)])
+    assert list(found) == [name]
+    assert found[name].startswith(words)
+
+
+def test_light_that_is_certainly_other_but_within_the_usual_range_is_no_alarm(model: FittedModel) -> None:
+    assert alarms(model, [*lines(1000, photo=USUAL._replace(brightness=0.507))]) == {}
+
+
+def test_rejects_unknown_and_unreadable_photos_are_noticed(model: FittedModel) -> None:
+    unknown = [one._replace(verdict="unknown", class_name="") for one in lines(20)]
+    unreadable = [one._replace(verdict="error", score=None, photo=None) for one in lines(20)]
+    found = alarms(model, [*lines(100, rejected=0.2), *unknown, *unreadable])
+    assert set(found) == {"rejects", "unknown", "unreadable"}
+    assert found["unreadable"] == "20 of 140 files cannot be read"
+    assert found["unknown"] == "20 of 120 photos look like no product of the model"
+
+
+def test_defects_that_are_usual_are_no_alarm(model: FittedModel) -> None:
+    assert "rejects" in alarms(model, [*lines(300, rejected=0.1)])
+    assert alarms(model, [*lines(300, rejected=0.1)], defects=0.12) == {}
+
+
+def test_without_held_out_images_scores_are_not_judged(model: FittedModel) -> None:
+    model.held_out = set()
+    assert alarms(model, [*lines(shift=5.0, rejected=0.5)]) == {}
+
+
+def test_rows_of_other_models_and_damaged_ones_are_left_out(model: FittedModel) -> None:
+    monitor = Monitor(model)
+    for row in [*lines(5), Damaged(), *(one._replace(model="other") for one in lines(7))]:
+        monitor.add(row)
+    assert (monitor.rows, monitor.damaged, monitor.of_other_models) == (5, 1, 7)
+
+
+# ---- the command ----
+
+
+@pytest.fixture
+def files(model: FittedModel, tmp_path: Path) -> Path:
+    """A folder with the model, and rows of today and of ten days ago; those of today are of darker photos."""
+    model_file.save(model, tmp_path / "m.safetensors")
+    digest = model_file.sha256_of(tmp_path / "m.safetensors")
+    now = datetime.now(timezone.utc)
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for row in lines(60):
+            file.write(as_line(row, now - timedelta(days=10), digest))
+        for row in lines(60, photo=USUAL._replace(brightness=0.4)):
+            file.write(as_line(row, now, digest))
+    return tmp_path
+
+
+def as_line(row: Row, time: datetime, digest: str) -> str:
+    values = {"path": row.path, "class": row.class_name, "score": row.score, "threshold": 99, "verdict": row.verdict}
+    values |= {"schema": 1, "time": time.isoformat(), "model": digest}
+    return json.dumps(values | (row.photo._asdict() if row.photo else {})) + "\n"
+
+
+def run(folder: Path, *options: object) -> Result:
+    arguments = ["monitor", folder / "rows.jsonl", "--model", folder / "m.safetensors", *options]
+    return CliRunner().invoke(app, [str(one) for one in arguments], env={"COLUMNS": "100"}, prog_name="mambaad")
+
+
+def test_the_command_says_what_has_changed_and_ends_with_status_3(files: Path) -> None:
+    result = run(files)
+    assert result.exit_code == 3
+    assert "nut: photos are darker: brightness 0.398, 0.482 to 0.514 at fit; certain since " in result.stdout
+    assert "120 rows" in result.stdout
+    (files / "rows.jsonl").write_text("".join((files / "rows.jsonl").open().readlines()[:60]) + '{"path": ')
+    assert run(files).exit_code == 0
+
+
+def test_since_looks_at_the_newest_rows_alone(files: Path) -> None:
+    found = json.loads(run(files, "--since", "7d", "--json").stdout)
+    assert found["rows"] == 60
+    assert found["alarm"]
+    (brightness,) = [one for one in found["tests"] if one["test"] == "brightness"]
+    assert brightness["alarm"]
+    assert brightness["usual"]["q05"] > brightness["now"]
+    result = run(files, "--since", "2999-01-01")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert run(files, "--since", "soon").exit_code == 2
+
+
+def test_a_picture_is_drawn_where_asked_for(files: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run(files, "--plot", files / "drift.svg").exit_code == 3
+    assert "brightness" in (files / "drift.svg").read_text()
+    assert run(files, "--plot", files / "drift.txt").stderr.startswith("mambaad: cannot plot to")
+
+
+def test_rows_without_times_need_no_since(files: Path) -> None:
+    (files / "rows.jsonl").write_text("path,class,score,threshold,verdict,error,p_value,certainty\na,nut,9,1,good,,,\n")
+    assert run(files).exit_code == 0
+    assert "--since needs JSON rows" in run(files, "--since", "7d").stderr
