@@ -11,6 +11,7 @@ FLOORS = [
     {"model"},
     {"data"},
     {"inspection"},
+    {"gauge"},
     {"training"},
     {"api"},
     {"benchmark"},
