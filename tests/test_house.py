@@ -11,7 +11,7 @@ FLOORS = [
     {"model"},
     {"data"},
     {"inspection"},
-    {"gauge"},
+    {"gauge", "report"},
     {"training"},
     {"api"},
     {"benchmark"},

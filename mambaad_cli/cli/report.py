@@ -1,0 +1,107 @@
+"""mambaad report."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mambaad_cli import MambaADError
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.options import Batch, Device, Precision, Res, Workers
+from mambaad_cli.cli.output import check_writable, warn
+from mambaad_cli.files import shown
+
+if TYPE_CHECKING:
+    from mambaad_cli.data.images import ImageFile
+    from mambaad_cli.inspection.predict import Prediction
+
+
+@app.command(
+    epilog=examples(
+        "mambaad report rows.jsonl -o report.html --model mambaad.safetensors",
+        "mambaad score ./incoming/ --report report.html",
+    )
+)
+def report(
+    rows: Annotated[list[Path], typer.Argument(help="Files of rows, from mambaad score --json or --csv, or watch.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, for overlays of the photos and the record."
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the report.")] = "Inspection report",
+    link: Annotated[
+        bool, typer.Option("--link", help="Link each image to its photo, as seen from the report.")
+    ] = False,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="How many images, the worst ones, are shown with pictures.")
+    ] = 2000,
+    msa: Annotated[Path | None, typer.Option(help="Also show a gauge study, written by mambaad msa --json.")] = None,
+    res: Res = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Write rows as one HTML file for people: yields, scores, the images worst first, and what an auditor asks for.
+
+    The file needs no network: photos and, with --model, overlays are inside it.
+    """
+    from mambaad_cli.inspection.predict import PredictOptions
+    from mambaad_cli.inspection.row_files import read_rows
+    from mambaad_cli.report import collect, page
+    from mambaad_cli.report.content import Report
+    from mambaad_cli.report.record import record
+
+    files = [read_rows(path) for path in rows]
+    _check_output(output, [*rows, *([model] if model else []), *([msa] if msa else [])])
+    study = None if msa is None else _study(msa)
+    found = [row for file in files for row in file.rows]
+    notes = [
+        f"{file.path}: {len(file.damaged)} lines are cut or damaged and left out, the first is line {file.damaged[0]}"
+        for file in files
+        if file.damaged
+    ]
+    if model is None:
+        entries, fitted = collect.with_photos(found, output, pictures, workers, link), None
+    else:
+        fitted = running.load_model(model, device, res, precision)
+        options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
+
+        def predicted(name: str, own: "Sequence[ImageFile]") -> "Iterator[Prediction]":
+            from dataclasses import replace
+
+            known = name if name in fitted.trained_on else None
+            return running.running(fitted, own, replace(options, class_name=known))
+
+        entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
+        if differ:
+            notes.append(f"{differ} photos score otherwise than their rows say: another model, or other photos")
+    lost = sum(entry.pictures is None for entry in entries[:pictures])
+    if lost:
+        notes.append(f"{lost} photos could not be read: they are shown without pictures")
+    facts = record(found, files, None if model is None or fitted is None else (model, fitted))
+    page.write(Report(title, entries, facts, notes, study), output)
+    for note in notes:
+        warn(note)
+    typer.echo(f"{len(entries)} images in {shown(output)} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
+    check_writable(output)
+
+
+def _study(path: Path) -> dict[str, Any]:
+    """What `mambaad msa --json` wrote."""
+    from mambaad_cli.data.lists import json_object
+
+    study = json_object(path)
+    if not {"agreement", "scores", "flips", "parts", "photos"} <= set(study):
+        raise MambaADError(f"{shown(path)} is no gauge study: expected what mambaad msa --json writes")
+    return study
