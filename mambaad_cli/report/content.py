@@ -148,9 +148,7 @@ def link_to(photo: str, page: Path) -> str:
     >>> link_to("in/a b#<1>.png", Path("out/report.html"))
     '../in/a%20b%23%3C1%3E.png'
     """
-    relative = os.path.relpath(photo, page.parent)
-    address = quote(os.fsencode(relative))
-    return f"./{address}" if ":" in address.split("/")[0] else address  # so that no name is taken for a protocol
+    return quote(os.fsencode(os.path.relpath(photo, page.parent)))  # : too, so that no name is taken for a protocol
 
 
 def thresholds(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -40,26 +40,41 @@
   }, { rootMargin: "800px" });
   for (const row of rows) near.observe(row.line);
   addEventListener("beforeprint", () => {
+    filter(Infinity);
     for (const row of rows) if (!row.line.hidden) place(row.line);
   });
+  addEventListener("afterprint", () => filter());
 
   // ---- filters and sorting ----
 
   const chosen = (id, value) => !one(id) || one(id).value === "" || one(id).value === `=${value}`;
-  const filter = () => {
+  const STEP = 300;  // rows that are laid out at first, and each time that the end of the table comes near
+  let most = STEP;
+  const filter = (room = most) => {
     const text = one("#find").value.trim().toLowerCase();
     const verdicts = new Set(all("input[name=verdict]:checked").map((box) => box.value));
     const onlyChanged = one("#changed").checked;
-    let shown = 0;
+    let fitting = 0;
     for (const row of rows) {
-      const fits = verdicts.has(row.verdict) && chosen("#product", row.product) && chosen("#day", row.day)
+      row.fits = verdicts.has(row.verdict) && chosen("#product", row.product) && chosen("#day", row.day)
         && (!text || row.name.toLowerCase().includes(text)) && (!onlyChanged || row.changed);
-      row.line.hidden = !fits;
-      shown += fits;
+      fitting += row.fits;
+      row.line.hidden = !row.fits || fitting > room;
     }
-    one("#count").value = shown === rows.length ? `${shown} images` : `${shown} of ${rows.length} images`;
+    one("#count").value = fitting === rows.length ? `${fitting} images` : `${fitting} of ${rows.length} images`;
+    one("#rest").hidden = fitting <= room;
   };
-  one(".filters").addEventListener("input", filter);
+  const afresh = () => {
+    most = STEP;
+    filter();
+  };
+  one(".filters").addEventListener("input", afresh);
+  const further = () => {
+    most += STEP;
+    filter();
+  };
+  one("#rest").addEventListener("click", further);
+  new IntersectionObserver(([seen]) => { if (seen.isIntersecting) further(); }, { rootMargin: "1200px" }).observe(one("#rest"));
 
   const natural = new Intl.Collator(undefined, { numeric: true });
   const compare = (a, b) => (typeof a === "string" ? natural.compare(a, b) : a - b);
@@ -74,6 +89,7 @@
     const missing = (row) => row[key] === null || row[key] === "";
     rows.sort((a, b) => missing(a) - missing(b) || (missing(a) ? 0 : sign * compare(a[key], b[key])));
     body.append(...rows.map((row) => row.line));
+    afresh();
   };
   for (const head of all("th[data-sort]", table)) one("button", head).addEventListener("click", () => sort(head));
 
@@ -109,7 +125,7 @@
     if (!large.open) large.showModal();
   };
   const step = (by) => {
-    const shown = rows.filter((row) => !row.line.hidden && one(".pictures", row.line));
+    const shown = rows.filter((row) => row.fits && one(".pictures", row.line));
     const next = shown[shown.indexOf(at) + by];
     if (next) open(next);
   };
@@ -252,4 +268,5 @@
     load();
   }
   filter();
+  table.classList.add("ready");
 })();

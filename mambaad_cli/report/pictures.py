@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from mambaad_cli.inspection.predict import Prediction
 BYTES = 11_000_000  # of all pictures together; base64 and the rows of 2,000 images make 20 MB of it
 LARGEST, SMALLEST = 384, 64  # pixels of a longer side
 BYTES_PER_PIXEL = 0.12  # of a photo in WebP that still looks good
-QUALITIES = (82, 70, 55, 40, 25, 10)
+QUALITIES = (80, 60, 40, 20)
 
 
 class Room(NamedTuple):
@@ -75,17 +75,14 @@ def of_files(paths: Sequence[Path], room: Room, workers: int) -> Iterator[Pictur
 
 
 def encoded(picture: np.ndarray, room: Room) -> str:
-    """The picture (h, w, 3) uint8 RGB as a data URI, of the best quality that leaves it within its bytes."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    data = next(_within(room.bytes, (cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, q])[1] for q in QUALITIES)))
-    return f"data:image/webp;base64,{base64.b64encode(data.tobytes()).decode()}"
+    """The picture (h, w, 3) uint8 RGB as a data URI of at most `room.bytes`: of lower quality, then smaller, to fit."""
+    data = _encoding(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), room.bytes)
+    return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 
-def _within(most: int, encodings: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Those of no more than `most` bytes, and the last one whatever it takes."""
-    last = None
-    for last in encodings:
-        if len(last) <= most:
-            yield last
-    assert last is not None
-    yield last
+def _encoding(picture: np.ndarray, most: int) -> bytes:
+    for quality in QUALITIES:
+        data = cv2.imencode(".webp", picture, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+        if len(data) <= most or max(picture.shape[:2]) <= 8:
+            return data
+    return _encoding(thumbnail(picture, max(picture.shape[:2]) // 2), most)

@@ -123,8 +123,9 @@ class Browser:
         """PNG of the window, or of the whole page."""
         return base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
-    def pdf(self) -> bytes:
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
+    def pdf(self, pages: str = "") -> bytes:
+        """The pages (all, or such as "1-2") as they are printed."""
+        return base64.b64decode(self.call("Page.printToPDF", printBackground=True, pageRanges=pages)["data"])
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
