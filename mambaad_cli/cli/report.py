@@ -1,13 +1,14 @@
 """mambaad report."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mambaad_cli import MambaADError
-from mambaad_cli.cli import running
+from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import app, examples
 from mambaad_cli.cli.options import Batch, Device, Precision, Res, Workers
 from mambaad_cli.cli.output import check_writable, warn
@@ -33,13 +34,13 @@ def report(
             "--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, for overlays of the photos and the record."
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="Title of the report.")] = "Inspection report",
+    title: Annotated[str, typer.Option(help="Title of the report.")] = reporting.TITLE,
     link: Annotated[
         bool, typer.Option("--link", help="Link each image to its photo, as seen from the report.")
     ] = False,
     pictures: Annotated[
         int, typer.Option(min=0, help="How many images, the worst ones, are shown with pictures.")
-    ] = 2000,
+    ] = reporting.PICTURES,
     msa: Annotated[Path | None, typer.Option(help="Also show a gauge study, written by mambaad msa --json.")] = None,
     res: Res = None,
     batch: Batch = 8,
@@ -62,7 +63,7 @@ def report(
     study = None if msa is None else _study(msa)
     found = [row for file in files for row in file.rows]
     notes = [
-        f"{file.path}: {len(file.damaged)} lines are cut or damaged and left out, the first is line {file.damaged[0]}"
+        f"{file.path}: left out what is cut or damaged: {len(file.damaged)} lines, first {file.damaged[0]}"
         for file in files
         if file.damaged
     ]
@@ -73,17 +74,15 @@ def report(
         options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
 
         def predicted(name: str, own: "Sequence[ImageFile]") -> "Iterator[Prediction]":
-            from dataclasses import replace
-
             known = name if name in fitted.trained_on else None
             return running.running(fitted, own, replace(options, class_name=known))
 
         entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
         if differ:
-            notes.append(f"{differ} photos score otherwise than their rows say: another model, or other photos")
+            notes.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")
     lost = sum(entry.pictures is None for entry in entries[:pictures])
     if lost:
-        notes.append(f"{lost} photos could not be read: they are shown without pictures")
+        notes.append(f"photos that could not be read, shown without pictures: {lost}")
     facts = record(found, files, None if model is None or fitted is None else (model, fitted))
     page.write(Report(title, entries, facts, notes, study), output)
     for note in notes:

@@ -144,7 +144,7 @@
 
   // ---- the histogram, and what another threshold would do ----
 
-  const BINS = 48, EDGE = 8, TOP = 26, BOTTOM = 22;  // EDGE: half of a slider's thumb
+  const HEIGHT = 200, EDGE = 8, TOP = 26, BOTTOM = 22;  // EDGE: half of a slider's thumb
   const section = one("#what-if"), svg = one("#histogram"), slider = one("#slider"), field = one("#threshold");
   const select = one("#scored");
   let drawn = null;  // of the product that is shown: its rows, the range, the model's threshold, the one that is tried
@@ -162,8 +162,9 @@
     }
     const margin = (high - low || Math.abs(high) || 1) * 0.02;
     drawn = { own, model, low: low - margin, high: high + margin, tried: model ?? high + margin };
-    drawn.bins = Array.from({ length: BINS }, () => 0);
-    for (const score of scores) drawn.bins[Math.min(BINS - 1, Math.floor(BINS * place01(score)))] += 1;
+    const bins = Math.min(60, Math.max(12, Math.round(3 * Math.sqrt(scores.length))));
+    drawn.bins = Array.from({ length: bins }, () => 0);
+    for (const score of scores) drawn.bins[Math.min(bins - 1, Math.floor(bins * place01(score)))] += 1;
     show();
   };
   const place01 = (score) => Math.min(1, Math.max(0, (score - drawn.low) / (drawn.high - drawn.low)));
@@ -203,15 +204,23 @@
     if (text !== undefined) element.textContent = text;
     return element;
   };
+  /** Round values within a range, five to ten of them. */
+  const ticks = (low, high) => {
+    const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [5, 2, 1].find((factor) => factor * power <= rough);
+    const found = [];
+    for (let i = Math.ceil(low / step); i * step <= high - step / 4; i++) found.push(i * step);
+    return found;
+  };
   const draw = (low, high, tried, model) => {
-    const width = svg.clientWidth || 1000, height = 230, floor = height - BOTTOM;
+    const width = svg.clientWidth || 1000, floor = HEIGHT - BOTTOM, bins = drawn.bins.length;
     const x = (share) => EDGE + share * (width - 2 * EDGE);
     const most = Math.max(1, ...drawn.bins);
     const parts = [];
     const cut = x(place01(tried));
     drawn.bins.forEach((count, i) => {
       if (!count) return;
-      const left = x(i / BINS) + 0.75, right = x((i + 1) / BINS) - 0.75;
+      const left = x(i / bins) + 0.75, right = x((i + 1) / bins) - 0.75;
       const tall = Math.max(3, (count / most) * (floor - TOP));
       for (const [from, to, side] of [[left, Math.min(right, cut), "below"], [Math.max(left, cut), right, "above"]]) {
         if (to > from) parts.push(make("rect", { class: `bin ${side}`, x: from, y: floor - tall, width: to - from, height: tall, rx: 1 }));
@@ -223,17 +232,17 @@
       parts.push(make("text", { class: "tick", x: x(1), y: y - 4, "text-anchor": "end" }, `${count} images`));
     }
     parts.push(make("line", { class: "axis", x1: x(0), x2: x(1), y1: floor + 0.5, y2: floor + 0.5 }));
-    const ticks = 6;
-    for (let i = 0; i <= ticks; i++) {
-      const anchor = i === 0 ? "start" : i === ticks ? "end" : "middle";
-      const beyond = i === ticks && drawn.own.some((row) => row.score > high) ? "≥ " : "";
-      parts.push(make("text", { class: "tick", x: x(i / ticks), y: height - 6, "text-anchor": anchor }, beyond + String(Number((low + (i / ticks) * (high - low)).toPrecision(3)))));
+    for (const value of ticks(low, high)) {
+      parts.push(make("text", { class: "tick", x: x(place01(value)), y: HEIGHT - 6, "text-anchor": "middle" }, three(value)));
+    }
+    if (drawn.own.some((row) => row.score > high)) {
+      parts.push(make("text", { class: "tick", x: x(1), y: HEIGHT - 6, "text-anchor": "end" }, "and above"));
     }
     if (model !== null && tried !== model) parts.push(make("line", { class: "model", x1: x(place01(model)), x2: x(place01(model)), y1: TOP - 6, y2: floor }));
     parts.push(make("line", { class: "cut", x1: cut, x2: cut, y1: TOP - 8, y2: floor }));
     const anchor = cut > width - 130 ? "end" : cut < 130 ? "start" : "middle";
     parts.push(make("text", { class: "cut-label", x: cut, y: 12, "text-anchor": anchor }, `threshold ${three(tried)}`));
-    svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     svg.replaceChildren(...parts);
   };
 
