@@ -62,11 +62,7 @@ def report(
     _check_output(output, [*rows, *([model] if model else []), *([msa] if msa else [])])
     study = None if msa is None else _study(msa)
     found = [row for file in files for row in file.rows]
-    notes = [
-        f"{file.path}: left out what is cut or damaged: {len(file.damaged)} lines, first {file.damaged[0]}"
-        for file in files
-        if file.damaged
-    ]
+    notes = [f"{file.path}: left out damaged lines: {_some(file.damaged)}" for file in files if file.damaged]
     if model is None:
         entries, fitted = collect.with_photos(found, output, pictures, workers, link), None
     else:
@@ -104,3 +100,12 @@ def _study(path: Path) -> dict[str, Any]:
     if not {"agreement", "scores", "flips", "parts", "photos"} <= set(study):
         raise MambaADError(f"{shown(path)} is no gauge study: expected what mambaad msa --json writes")
     return study
+
+
+def _some(numbers: Sequence[int]) -> str:
+    """
+    >>> _some([13]), _some(range(100))
+    ('13', '0, 1, 2, 3, 4 and 95 more')
+    """
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return ", ".join(map(str, numbers[:5])) + more

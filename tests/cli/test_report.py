@@ -32,7 +32,7 @@ def test_a_report_holds_photos_overlays_and_the_record(rows: Path, model: Path, 
     result = run("report", rows, "-o", "report.html", "--model", model, "--link", "--title", "Line <4>")
     assert result.exit_code == 0, result.output
     assert re.fullmatch(r"12 images in report\.html \(0\.\d MB\)\n", result.stdout)
-    assert "rows.jsonl: left out what is cut or damaged: 1 lines, first 13" in result.stderr
+    assert "rows.jsonl: left out damaged lines: 13" in result.stderr
     text = page()
     assert "<title>Line &lt;4&gt;</title>" in text
     assert text.count("data:image/webp;base64,") == 24  # a photo and an overlay each
