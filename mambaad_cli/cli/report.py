@@ -56,7 +56,7 @@ def report(
     from mambaad_cli.inspection.row_files import read_rows
     from mambaad_cli.report import collect, page
     from mambaad_cli.report.content import Report
-    from mambaad_cli.report.record import record
+    from mambaad_cli.report.record import record, sha256_of
 
     files = [read_rows(path) for path in rows]
     _check_output(output, [*rows, *([model] if model else []), *([msa] if msa else [])])
@@ -67,6 +67,9 @@ def report(
         entries, fitted = collect.with_photos(found, output, pictures, workers, link), None
     else:
         fitted = running.load_model(model, device, res, precision)
+        digest = sha256_of(model)
+        if others := {row.model for row in found if row.model and not digest.startswith(row.model)}:
+            notes.append(f"rows of another model than {model}, whose overlays are shown: {', '.join(sorted(others))}")
         options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
 
         def predicted(name: str, own: "Sequence[ImageFile]") -> "Iterator[Prediction]":

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from mambaad_cli import MambaADError
 from mambaad_cli.files import shown
+from mambaad_cli.inspection.regions import Region, of_json
 
 NEEDED = ("path", "verdict")
 SCHEMA = 1  # the newest that is understood
@@ -28,7 +29,7 @@ class Row:
     verdict: str = ""
     error: str = ""
     p_value: float | None = None
-    regions: tuple[dict[str, Any], ...] | None = None  # as JSON objects, see regions.json_object
+    regions: tuple[Region, ...] | None = None
     time: datetime | None = None  # when it was scored, UTC
     model: str = ""  # the first digits of the SHA-256 of the model's file
     reference: str = ""  # good, or the kind of defect, where the rows are of a labelled benchmark
@@ -131,7 +132,7 @@ def _row(values: dict[str, Any]) -> Row:
         str(values["verdict"]),
         str(values.get("error") or ""),
         _number(values.get("p_value")),
-        None if regions is None else tuple(dict(one) for one in regions),
+        None if regions is None else tuple(of_json(one) for one in regions),
         _time(values.get("time")),
         str(values.get("model") or ""),
         str(values.get("reference") or ""),

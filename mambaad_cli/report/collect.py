@@ -11,10 +11,9 @@ from pathlib import Path
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.inspection.calibration import six_digits
 from mambaad_cli.inspection.predict import Prediction
-from mambaad_cli.inspection.regions import json_object
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import pictures
-from mambaad_cli.report.content import Entry, link_to, worst_first
+from mambaad_cli.report.content import Entry, link_to, urgency, worst_first
 from mambaad_cli.report.pictures import Pictures
 
 SAME = 0.01  # a score that moves by a larger share of itself comes from another model, or another photo
@@ -55,8 +54,8 @@ class Collector:
 
     def entries(self, page: Path, link: bool) -> list[Entry]:
         """Worst first."""
-        places = {id(row): place for place, row in enumerate(self.rows)}
-        return [_entry(row, self.kept.get(places[id(row)]), page, link) for row in worst_first(self.rows)]
+        places = sorted(range(len(self.rows)), key=lambda place: urgency(self.rows[place]))
+        return [_entry(self.rows[place], self.kept.get(place), page, link) for place in places]
 
 
 def row_of(one: Prediction) -> Row:
@@ -69,7 +68,7 @@ def row_of(one: Prediction) -> Row:
         one.verdict,
         one.error,
         one.p_value,
-        None if one.regions is None else tuple(json_object(region) for region in one.regions),
+        one.regions,
         datetime.now(timezone.utc),
     )
 

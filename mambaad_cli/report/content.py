@@ -139,7 +139,12 @@ def worst_first(rows: Iterable[Row]) -> list[Row]:
     >>> [row.path for row in worst_first(rows)]
     ['b', 'c', 'a']
     """
-    return sorted(rows, key=lambda row: (-RANKS.get(row.verdict, 0), -row.margin, -(row.score or 0.0)))
+    return sorted(rows, key=urgency)
+
+
+def urgency(row: Row) -> tuple[float, float, float]:
+    """Sort key of `worst_first`."""
+    return -RANKS.get(row.verdict, 0), -row.margin, -(row.score or 0.0)
 
 
 def link_to(photo: str, page: Path) -> str:

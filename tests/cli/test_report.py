@@ -48,6 +48,13 @@ def test_without_a_model_the_photos_are_there(rows: Path) -> None:
     assert 'href="goods' not in page()
 
 
+def test_rows_of_another_model_are_named(rows: Path, model: Path) -> None:  # noqa: F811
+    rows.write_text(rows.read_text().replace('"verdict"', '"model": "0123456789ab", "verdict"'))
+    result = run("report", rows, "-o", "report.html", "--model", model)
+    assert "rows of another model" in result.stderr
+    assert "0123456789ab" in result.stderr
+
+
 def test_photos_that_are_gone_are_counted(rows: Path, goods: Path) -> None:
     (goods / "nut" / "0.png").unlink()
     result = run("report", rows, "-o", "report.html")

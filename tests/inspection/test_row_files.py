@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 
 from mambaad_cli import MambaADError
+from mambaad_cli.inspection.regions import Region, json_object
 from mambaad_cli.inspection.row_files import read_rows
 from mambaad_cli.inspection.rows import csv_line, json_line
 
+REGION = Region((1, 2, 3, 4), 12, 3.5, (2, 3), (2, 4))
 WHOLE = {
     "path": "in/a.png",
     "class": "nut",
@@ -16,7 +18,7 @@ WHOLE = {
     "error": "",
     "p_value": 0.1,
     "certainty": None,
-    "regions": [{"box": [1, 2, 3, 4], "peak": {"value": 3.5}}],
+    "regions": [json_object(REGION)],
     "schema": 1,
     "time": "2026-03-01T23:30:00.250Z",
     "model": "0123456789ab",
@@ -43,7 +45,7 @@ def test_a_json_row_tells_all_of_it(tmp_path: Path) -> None:
     )
     assert row.time is not None
     assert (row.time.isoformat(), row.model) == ("2026-03-01T23:30:00.250000+00:00", "0123456789ab")
-    assert row.regions == (WHOLE["regions"][0],)  # type: ignore[index]
+    assert row.regions == (REGION,)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -61,7 +63,14 @@ def test_rows_of_version_0_2_and_of_csv_do_as_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cut", ['{"path": "b.png", "verd', '{"path": "b.png"}', "[1]", '{"path": 1, "verdict": "good", "score": "x"}']
+    "cut",
+    [
+        '{"path": "b.png", "verd',
+        '{"path": "b.png"}',
+        "[1]",
+        '{"path": "b", "verdict": "good", "regions": [{"box": 1}]}',
+        '{"path": 1, "verdict": "good", "score": "x"}',
+    ],
 )
 def test_a_line_that_is_cut_is_left_out_and_counted(tmp_path: Path, cut: str) -> None:
     found = read_rows(file(tmp_path, json_line(WHOLE) + "\n" + cut + "\n" + json_line(WHOLE)))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.row_files import Row
 from tests.report.browser import PROGRAM, Browser
 from tests.report.rows import HOSTILE, made_up, rows_of
@@ -23,7 +24,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 images, one with a hostile name, one that is unreadable and one with regions."""
-    region = {"box": [10, 20, 30, 40], "area_px": 900, "peak": {"value": 9.0, "x": 20, "y": 30}}
+    region = Region((10, 20, 30, 40), 900, 9.0, (20, 30), (25, 40))
     others = [
         Row(HOSTILE, "nut", 9.0, 2.0, "anomalous", regions=(region,)),
         Row("in/gone.png", "nut", verdict="error", error="no such <b>file</b>"),

@@ -10,6 +10,7 @@ from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
+from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import page, pictures
 from mambaad_cli.report.collect import Collector, with_overlays, with_photos
@@ -47,7 +48,7 @@ def test_2000_images_with_photo_and_overlay_are_less_than_20_MB(tmp_path: Path) 
     rows, room = rows_of(2000), pictures.room_for(2000)
     full = "data:image/webp;base64," + base64.b64encode(bytes(room.bytes)).decode()
     own = pictures.Pictures(full, full, room.side, room.side, (1000, 1000))
-    region = {"box": [1000, 2000, 100, 200], "area_px": 20000, "peak": {"value": 12.345, "x": 1050, "y": 2100}}
+    region = Region((1000, 2000, 100, 200), 20000, 12.345, (1050, 2100), (1050, 2100))
     path = tmp_path / "report.html"
     page.write(Report("", [Entry(replace(row, regions=(region,) * 4), own, row.path) for row in rows], []), path)
     assert 15e6 < path.stat().st_size < 20e6
