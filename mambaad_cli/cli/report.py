@@ -1,6 +1,6 @@
 """mambaad report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,9 @@ from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.data.images import ImageFile
+    from mambaad_cli.inspection.fitted_model import FittedModel
     from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.inspection.row_files import Row
 
 
 @app.command(
@@ -52,41 +54,56 @@ def report(
 
     The file needs no network: photos and, with --model, overlays are inside it.
     """
-    from mambaad_cli.inspection.predict import PredictOptions
     from mambaad_cli.inspection.row_files import read_rows
     from mambaad_cli.report import collect, page
     from mambaad_cli.report.content import Report
-    from mambaad_cli.report.record import record, sha256_of
+    from mambaad_cli.report.record import record
 
     files = [read_rows(path) for path in rows]
-    _check_output(output, [*rows, *([model] if model else []), *([msa] if msa else [])])
+    _check_output(output, [path for path in (*rows, model, msa) if path is not None])
     study = None if msa is None else _study(msa)
     found = [row for file in files for row in file.rows]
     notes = [f"{file.path}: left out damaged lines: {_some(file.damaged)}" for file in files if file.damaged]
     if model is None:
-        entries, fitted = collect.with_photos(found, output, pictures, workers, link), None
+        entries, used = collect.with_photos(found, output, pictures, workers, link), None
     else:
-        fitted = running.load_model(model, device, res, precision)
-        digest = sha256_of(model)
-        if others := {row.model for row in found if row.model and not digest.startswith(row.model)}:
-            notes.append(f"rows of another model than {model}, whose overlays are shown: {', '.join(sorted(others))}")
-        options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
-
-        def predicted(name: str, own: "Sequence[ImageFile]") -> "Iterator[Prediction]":
-            known = name if name in fitted.trained_on else None
-            return running.running(fitted, own, replace(options, class_name=known))
-
+        used = model, running.load_model(model, device, res, precision)
+        predicted = _predicting(used[1], batch, workers)
         entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
-        if differ:
-            notes.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")
-    lost = sum(entry.pictures is None for entry in entries[:pictures])
-    if lost:
+        notes += _doubts(found, model, differ)
+    if lost := sum(entry.pictures is None for entry in entries[:pictures]):
         notes.append(f"photos that could not be read, shown without pictures: {lost}")
-    facts = record(found, files, None if model is None or fitted is None else (model, fitted))
-    page.write(Report(title, entries, facts, notes, study), output)
+    page.write(Report(title, entries, record(found, files, used), notes, study), output)
     for note in notes:
         warn(note)
     typer.echo(f"{len(entries)} images in {shown(output)} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _predicting(
+    model: "FittedModel", batch: int, workers: int
+) -> "Callable[[str, Sequence[ImageFile]], Iterator[Prediction]]":
+    """Scores files of a product with maps and regions, as `collect.with_overlays` asks for them."""
+    from mambaad_cli.inspection.predict import PredictOptions
+
+    options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
+
+    def predicted(name: str, files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
+        known = name if name in model.trained_on else None
+        return running.running(model, files, replace(options, class_name=known))
+
+    return predicted
+
+
+def _doubts(rows: "Sequence[Row]", model: Path, differ: int) -> list[str]:
+    """Why the overlays may not be those of the rows."""
+    from mambaad_cli.report.record import sha256_of
+
+    digest, lines = sha256_of(model), []
+    if others := sorted({row.model for row in rows if row.model and not digest.startswith(row.model)}):
+        lines.append(f"rows of another model than {model}, whose overlays are shown: {', '.join(others)}")
+    if differ:
+        lines.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")
+    return lines
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
