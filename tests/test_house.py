@@ -12,6 +12,7 @@ FLOORS = [
     {"data"},
     {"inspection"},
     {"line"},
+    {"gauge", "report"},
     {"training"},
     {"api"},
     {"benchmark"},

@@ -12,9 +12,8 @@ from typer.main import get_command
 from mambaad_cli.cli import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = sorted(
-    set(re.findall(r"mambaad (?:fit|score|map|calibrate|import|eval|bench|doctor|watch|monitor)\b[^`&|\n]*", README))
-)
+NAMES = "fit|score|map|report|msa|calibrate|import|eval|bench|doctor|watch|monitor"
+COMMANDS = sorted(set(re.findall(rf"mambaad (?:{NAMES})\b[^`&|\n]*", README)))
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -26,7 +25,7 @@ def test_commands_of_the_readme_are_understood(line: str) -> None:
     given = arguments if arguments else ["x"] * len(takes)  # named alone, in running text
     if not any(not a.startswith("-") for a in given) and takes:
         given = [*given, "x"]
-    if name in ("map", "watch") and "-o" not in given:
+    if name in ("map", "report", "watch") and "-o" not in given:
         given = [*given, "-o", "x"]
     command.make_context(name, given)
 

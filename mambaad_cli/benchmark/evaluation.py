@@ -180,13 +180,15 @@ def evaluate(
     batch: int = BATCH,
     workers: int = WORKERS,
     maps: Path | None = None,
+    pictures: bool = False,
     on_result: Callable[[Prediction], None] = lambda one: None,
 ) -> Evaluation:
     """Score the test samples and measure each class by itself; training samples are not looked at.
 
     `maps`: a folder for the overlays of all test images and contact sheets of them. `on_result` is told of each image,
-    unreadable ones included. Images and masks that cannot be read are left out and listed. An interrupt ends it with
-    the classes done so far; where there are none, it is raised on.
+    unreadable ones included; with `pictures` also its map, its picture and its regions. Images and masks that cannot be
+    read are left out and listed. An interrupt ends it with the classes done so far; where there are none, it is raised
+    on.
 
     Raises MambaADError: no test samples, scores that are not finite, and with `maps` a model without a threshold or a
     folder where an overlay would replace an image or a mask.
@@ -195,7 +197,9 @@ def evaluate(
     if not groups:
         raise MambaADError("the dataset has no test images: expected test/good/ and test/<defect>/, or split test")
     classes: list[ClassMetrics] = []
-    options = PredictOptions(batch=batch, workers=workers, maps=maps is not None)
+    options = PredictOptions(batch=batch, workers=workers, maps=pictures or maps is not None)
+    if pictures:
+        options = replace(options, min_area=0)
     predictions = _measured(model, groups, classes, options, on_result)
     try:
         if maps is None:

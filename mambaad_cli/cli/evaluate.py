@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mambaad_cli.cli import running
+from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import INTERRUPTED, USER_CAN_MEND, app, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
@@ -16,6 +16,7 @@ from mambaad_cli.cli.options import (
     Layout,
     ModelFile,
     Precision,
+    ReportFile,
     RoiDir,
     Workers,
     given,
@@ -39,6 +40,7 @@ def evaluate(
     format: Format = "table",
     maps: Annotated[Path | None, typer.Option(help="Folder for an overlay of each image.")] = None,
     worst: Annotated[Path | None, typer.Option(help="Folder for contact sheets of the worst mistakes.")] = None,
+    report: ReportFile = None,
     roi_dir: RoiDir = None,
     batch: Batch = 8,
     workers: Workers = 2,
@@ -51,6 +53,7 @@ def evaluate(
 
     from mambaad_cli.benchmark import evaluation, evaluation_sheets, evaluation_tables
     from mambaad_cli.data import datasets
+    from mambaad_cli.inspection.predict import Prediction, PredictOptions
 
     *models, dataset = paths
     if len(models) > 1:
@@ -61,10 +64,17 @@ def evaluate(
     samples = datasets.load(dataset, layout)
     fitted = running.load_model(model, device, precision=precision)
     running.set_regions(fitted, None, None, roi_dir)
-    tested = sum(sample.split == "test" for sample in samples)
-    with tqdm(total=tested, unit="image", leave=False, disable=None, file=sys.stderr) as progress:
+    references = {sample.path: sample.defect for sample in samples if sample.split == "test"}
+    kept = None if report is None else reporting.begin(report, len(references), PredictOptions())[1]
+    with tqdm(total=len(references), unit="image", leave=False, disable=None, file=sys.stderr) as progress:
+
+        def on_result(one: Prediction) -> None:
+            progress.update()
+            if kept is not None:
+                kept.add(one, references[one.file.path])
+
         measured = evaluation.evaluate(
-            fitted, samples, batch=batch, workers=workers, maps=maps, on_result=lambda _: progress.update()
+            fitted, samples, batch=batch, workers=workers, maps=maps, pictures=kept is not None, on_result=on_result
         )
     if format == "table":
         console = Console()
@@ -79,6 +89,8 @@ def evaluate(
     if worst is not None:
         for path in evaluation_sheets.write_worst(measured, fitted, worst):
             warn(f"wrote {path}")
+    if kept is not None and report is not None:
+        reporting.finish(report, kept, model, fitted, title=f"Evaluation on {dataset}")
     if measured.unfinished:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(USER_CAN_MEND if any(one.unreadable for one in measured.classes) else 0)

@@ -87,6 +87,9 @@ Precision = Annotated[
         help="Of matrix products. bf16 is faster on CPUs with AMX and on GPUs, and changes scores by about 2 %."
     ),
 ]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Also write a report for people, one HTML file.")
+]
 ClassName = Annotated[
     str | None, typer.Option("--class", help="Product class of all images, instead of the names of their folders.")
 ]

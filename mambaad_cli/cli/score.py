@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mambaad_cli import MambaADError, distributed
-from mambaad_cli.cli import running
+from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import app, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
@@ -18,6 +18,7 @@ from mambaad_cli.cli.options import (
     ModelFile,
     Paths,
     Precision,
+    ReportFile,
     Res,
     Review,
     Roi,
@@ -42,6 +43,7 @@ def score(
         bool, typer.Option("--regions", help="With --json: add the anomalous regions of each image, in its pixels.")
     ] = False,
     min_area: MinArea = 0,
+    report: ReportFile = None,
     class_name: ClassName = None,
     roi: Roi = None,
     ignore: Ignore = None,
@@ -68,19 +70,28 @@ def score(
         raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
     least = parse_min_area(regions, min_area)
     files = images.find(paths)
-    if output is not None and output.resolve() in {model.resolve(), *(file.path.resolve() for file in files)}:
-        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
+    inputs = {model.resolve(), *(file.path.resolve() for file in files)}
+    for written, option in ((output, "--output"), (report, "--report")):
+        if written is not None and written.resolve() in inputs:
+            raise MambaADError(f"{shown(written)} would be written over: choose another {option}")
     fitted = running.load_model(model, device, res, precision)
     running.set_regions(fitted, roi, ignore, roi_dir)
     running.check_review(fitted, review)
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
+    kept = None
+    if report is not None:
+        options, kept = reporting.begin(report, len(files), options)
     predictions = running.running(fitted, files, options)
     if distributed.rank() > 0:
         for _ in predictions:  # there are none: all go to the first process
             pass
         return
+    if kept is not None:
+        predictions = kept.passing(predictions)
     if not (as_csv or as_json or output):
         counts = rows.print_table(predictions, Console())
     else:
         counts = rows.write_rows(predictions, output, as_json, regions, fitted.sha256)
+    if kept is not None and report is not None:
+        reporting.finish(report, kept, model, fitted)
     running.leave(counts, fail_on_anomaly)

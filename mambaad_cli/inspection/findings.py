@@ -68,13 +68,21 @@ def misses_of(scores: Sequence[float], threshold: float) -> Misses:
     >>> found.missed, found.total, round(found.low, 3), round(found.high, 3)
     (1, 4, 0.006, 0.806)
     """
+    missed = sum(not exceeds(score, threshold) for score in scores)
+    return Misses(missed, len(scores), *exact_interval(missed, len(scores)))
+
+
+def exact_interval(count: int, n: int) -> tuple[float, float]:
+    """What encloses the true share of `count` in n with 95 % confidence (Clopper & Pearson, 1934).
+
+    >>> [round(end, 3) for end in exact_interval(0, 10)], exact_interval(0, 0)
+    ([0.0, 0.308], (0.0, 1.0))
+    """
     from scipy.special import betaincinv
 
-    n = len(scores)
-    missed = sum(not exceeds(score, threshold) for score in scores)
-    low = 0.0 if missed == 0 else float(betaincinv(missed, n - missed + 1, 0.025))
-    high = 1.0 if missed == n else float(betaincinv(missed + 1, n - missed, 0.975))
-    return Misses(missed, n, low, high)
+    low = 0.0 if count == 0 else float(betaincinv(count, n - count + 1, 0.025))
+    high = 1.0 if count == n else float(betaincinv(count + 1, n - count, 0.975))
+    return low, high
 
 
 def summary(model: "FittedModel") -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 Letters: h × w values of the map, which covers its whole picture of H × W pixels. Pixels count from 0 at the top left.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import cv2
@@ -78,3 +79,21 @@ def json_object(region: Region) -> dict[str, Any]:
         "peak": {"value": region.peak, "x": x, "y": y},
         "centre": {"x": region.centre[0], "y": region.centre[1]},
     }
+
+
+def of_json(found: Mapping[str, Any]) -> Region:
+    """The region of a JSON object. Raises KeyError, TypeError or ValueError for an object that is none.
+
+    >>> region = Region((10, 10, 20, 10), 200, 8.0, (25, 15), (20, 15))
+    >>> of_json(json_object(region)) == region
+    True
+    """
+    x, y, width, height = (int(value) for value in found["box"])
+    peak, centre = found["peak"], found["centre"]
+    return Region(
+        (x, y, width, height),
+        int(found["area_px"]),
+        float(peak["value"]),
+        (int(peak["x"]), int(peak["y"])),
+        (int(centre["x"]), int(centre["y"])),
+    )

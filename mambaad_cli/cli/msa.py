@@ -1,0 +1,59 @@
+"""mambaad msa."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.options import DEFAULT_MODEL, Batch, ClassName, Device, ModelFile, Precision, Res, Workers
+from mambaad_cli.cli.output import warn
+
+
+@app.command(epilog=examples("mambaad msa ./study/", "mambaad msa study.csv --json > msa.json"))
+def msa(
+    study: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV with the columns part,trial,reference,path (and appraiser, or score and verdict), or a folder "
+            "with good/PART/ and DEFECT/PART/, several photos each."
+        ),
+    ],
+    model: ModelFile = DEFAULT_MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
+    class_name: ClassName = None,
+    res: Res = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Study the inspection as a gauge: from repeated photos of known parts, how right and how repeatable it is.
+
+    Prints effectiveness, misses, false alarms and kappa of the verdicts, the repeatability of the scores (%GRR and
+    distinct categories), and the parts whose verdict flips. Where the CSV has scores or verdicts, no model is needed.
+    """
+    from rich.console import Console
+
+    from mambaad_cli.gauge import study as studies
+    from mambaad_cli.gauge import tables
+
+    readings = studies.load(study)
+    photos = studies.to_score(readings)
+    if photos:
+        from mambaad_cli.data.images import ImageFile
+        from mambaad_cli.inspection.predict import PredictOptions
+
+        fitted = running.load_model(model, device, res, precision)
+        files = [ImageFile(path, Path(path.name), "") for path in photos]
+        predictions = running.running(fitted, files, PredictOptions(class_name, batch, workers))
+        readings = list(studies.scored(readings, predictions))
+    found = studies.analyse(readings)
+    if as_json:
+        typer.echo(tables.to_json(found), nl=False)
+    else:
+        Console().print(tables.to_table(found))
+    for note in found.notes:
+        warn(note)
+    raise typer.Exit(USER_CAN_MEND if found.unreadable else 0)

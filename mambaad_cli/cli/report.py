@@ -1,0 +1,131 @@
+"""mambaad report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mambaad_cli import MambaADError
+from mambaad_cli.cli import reporting, running
+from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.options import Batch, Device, Precision, Res, Workers
+from mambaad_cli.cli.output import check_writable, warn
+from mambaad_cli.files import shown
+
+if TYPE_CHECKING:
+    from mambaad_cli.data.images import ImageFile
+    from mambaad_cli.inspection.fitted_model import FittedModel
+    from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.inspection.row_files import Row
+
+
+@app.command(
+    epilog=examples(
+        "mambaad report rows.jsonl -o report.html --model mambaad.safetensors",
+        "mambaad score ./incoming/ --report report.html",
+    )
+)
+def report(
+    rows: Annotated[list[Path], typer.Argument(help="Files of rows, from mambaad score --json or --csv, or watch.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, for overlays of the photos and the record."
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Title of the report.")] = reporting.TITLE,
+    link: Annotated[
+        bool, typer.Option("--link", help="Link each image to its photo, as seen from the report.")
+    ] = False,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="How many images, the worst ones, are shown with pictures.")
+    ] = reporting.PICTURES,
+    msa: Annotated[Path | None, typer.Option(help="Also show a gauge study, written by mambaad msa --json.")] = None,
+    res: Res = None,
+    batch: Batch = 8,
+    workers: Workers = 2,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Write rows as one HTML file for people: yields, scores, the images worst first, and what an auditor asks for.
+
+    The file needs no network: photos and, with --model, overlays are inside it.
+    """
+    from mambaad_cli.inspection.row_files import read_rows
+    from mambaad_cli.report import collect, page
+    from mambaad_cli.report.content import Report
+    from mambaad_cli.report.record import record
+
+    files = [read_rows(path) for path in rows]
+    _check_output(output, [path for path in (*rows, model, msa) if path is not None])
+    study = None if msa is None else _study(msa)
+    found = [row for file in files for row in file.rows]
+    notes = [f"{file.path}: left out damaged lines: {_some(file.damaged)}" for file in files if file.damaged]
+    if model is None:
+        entries, used = collect.with_photos(found, output, pictures, workers, link), None
+    else:
+        used = model, running.load_model(model, device, res, precision)
+        predicted = _predicting(used[1], batch, workers)
+        entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
+        notes += _doubts(found, model, differ)
+    if lost := sum(entry.pictures is None for entry in entries[:pictures]):
+        notes.append(f"photos that could not be read, shown without pictures: {lost}")
+    page.write(Report(title, entries, record(found, files, used), notes, study), output)
+    for note in notes:
+        warn(note)
+    typer.echo(f"{len(entries)} images in {shown(output)} ({output.stat().st_size / 1e6:.1f} MB)")
+
+
+def _predicting(
+    model: "FittedModel", batch: int, workers: int
+) -> "Callable[[str, Sequence[ImageFile]], Iterator[Prediction]]":
+    """Scores files of a product with maps and regions, as `collect.with_overlays` asks for them."""
+    from mambaad_cli.inspection.predict import PredictOptions
+
+    options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
+
+    def predicted(name: str, files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
+        known = name if name in model.trained_on else None
+        return running.running(model, files, replace(options, class_name=known))
+
+    return predicted
+
+
+def _doubts(rows: "Sequence[Row]", model: Path, differ: int) -> list[str]:
+    """Why the overlays may not be those of the rows."""
+    from mambaad_cli.report.record import sha256_of
+
+    digest, lines = sha256_of(model), []
+    if others := sorted({row.model for row in rows if row.model and not digest.startswith(row.model)}):
+        lines.append(f"rows of another model than {model}, whose overlays are shown: {', '.join(others)}")
+    if differ:
+        lines.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")
+    return lines
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
+    check_writable(output)
+
+
+def _study(path: Path) -> dict[str, Any]:
+    """What `mambaad msa --json` wrote."""
+    from mambaad_cli.data.lists import json_object
+
+    study = json_object(path)
+    if not {"agreement", "scores", "flips", "parts", "photos"} <= set(study):
+        raise MambaADError(f"{shown(path)} is no gauge study: expected what mambaad msa --json writes")
+    return study
+
+
+def _some(numbers: Sequence[int]) -> str:
+    """
+    >>> _some([13]), _some(range(100))
+    ('13', '0, 1, 2, 3, 4 and 95 more')
+    """
+    more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+    return ", ".join(map(str, numbers[:5])) + more

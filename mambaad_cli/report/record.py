@@ -1,0 +1,81 @@
+"""What an auditor asks of a report: by what, from what, when and how it was made."""
+
+import hashlib
+import importlib.metadata
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mambaad_cli import __version__
+from mambaad_cli.inspection.calibration import percent, promise
+from mambaad_cli.inspection.row_files import Row, RowFile
+from mambaad_cli.report.content import thresholds
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.fitted_model import FittedModel
+
+Facts = list[tuple[str, str]]
+PACKAGES = ("torch", "timm", "numpy", "opencv-python-headless")
+
+
+def record(
+    rows: Sequence[Row], files: Sequence[RowFile] = (), model: "tuple[Path, FittedModel] | None" = None
+) -> list[tuple[str, Facts]]:
+    """Sections of (name, value): this report, its rows, the model, the thresholds, the versions."""
+    found = [("This report", _made()), ("Rows", _sources(rows, files))]
+    if model is not None:
+        found.append(("Model", _model(*model)))
+    found.append(("Thresholds in the rows", thresholds(rows)))
+    return [(heading, facts) for heading, facts in [*found, ("Versions", _versions())] if facts]
+
+
+def _made() -> Facts:
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return [("made", now), ("command", shlex.join(["mambaad", *sys.argv[1:]]))]
+
+
+def _sources(rows: Sequence[Row], files: Sequence[RowFile]) -> Facts:
+    facts = [(str(file.path), f"{len(file.rows)} rows, SHA-256 {file.sha256}") for file in files]
+    times = [row.time for row in rows if row.time is not None]
+    if times:
+        first, last = (time.strftime("%Y-%m-%d %H:%M:%S UTC") for time in (min(times), max(times)))
+        facts.append(("scored", f"{first} to {last}"))
+    if models := sorted({row.model for row in rows if row.model}):
+        facts.append(("by the model of SHA-256", ", ".join(f"{one}…" for one in models)))
+    return facts
+
+
+def _model(path: Path, model: "FittedModel") -> Facts:
+    facts = [("file", str(path)), ("SHA-256", sha256_of(path))]
+    for name, scores in model.scores.items():
+        threshold = model.threshold(name)
+        said = f"threshold {threshold:.6g}, from {len(scores)} good images"
+        if name in model.held_out:
+            said += (
+                f"; promises at most {percent(promise(len(scores), model.max_false_reject))} false rejects on average"
+            )
+        facts.append((name, said))
+    return facts
+
+
+def _versions() -> Facts:
+    facts = [("mambaad", __version__), ("Python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            facts.append((name, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:  # such as another build of OpenCV
+            continue
+    return [*facts, ("system", f"{platform.system()} {platform.machine()}")]
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
