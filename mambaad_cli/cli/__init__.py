@@ -1,7 +1,7 @@
 """The commands, one file each: options in, one call, lines out. Heavy imports are inside the functions, so that
 `--help` appears at once."""
 
-from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, bench, doctor  # isort: skip
+from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, export, bench, doctor  # isort: skip
 from mambaad_cli.cli.app import app
 
-__all__ = ["app", "bench", "calibrate", "doctor", "evaluate", "fit", "import_checkpoint", "map_images", "score"]
+__all__ = ["app", "bench", "calibrate", "doctor", "evaluate", "export", "fit", "import_checkpoint", "map_images", "score"]

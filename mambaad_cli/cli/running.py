@@ -25,6 +25,8 @@ def load_model(path: Path, device: str, res: str | None = None, precision: str =
     from mambaad_cli import api
 
     model = api.load(path, device)
+    if path.suffix.lower() == ".onnx" and (res is not None or pick_precision(precision) != "fp32"):
+        raise MambaADError(f"{path} has its size and precision inside: --res and --precision are for the model file")
     model.precision = pick_precision(precision)
     if res is not None and parse_size(res) != model.settings.size:
         if model.scores:

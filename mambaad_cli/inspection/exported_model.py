@@ -35,7 +35,7 @@ class Judged(NamedTuple):
     """What the graph itself says of an image."""
 
     anomaly_map: Tensor  # (H, W), without the padding of a letterboxed image
-    class_name: str
+    class_name: str  # given, or recognised
     recognised: Recognised | None  # if the class was not given
     threshold: float | None
     p_value: float | None

@@ -1,0 +1,104 @@
+"""A fitted model -> files that other runtimes score with: written, compared with the model, and only then kept."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mambaad_cli import MambaADError
+from mambaad_cli.data import images
+from mambaad_cli.data.images import ImageFile
+from mambaad_cli.export.gate import TOLERANCE, Agreement, compare
+from mambaad_cli.export.onnx_file import check_installed, onnx_bytes
+from mambaad_cli.files import shown, written_whole
+from mambaad_cli.inspection import exported_model
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.predict import check_class, class_of
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and how it is checked."""
+
+    class_name: str | None = None  # the only product; None: all, in one file or, where they differ in size, one each
+    image: str = "uint8"  # type of the input: uint8 or float32
+    check: Path | None = None  # photos that are compared besides the model's own examples
+    compare: bool = True  # False: nothing is compared
+    tolerance: float = TOLERANCE  # of the largest relative difference
+
+
+class Exported(NamedTuple):
+    """One file that was written."""
+
+    path: Path
+    products: list[str]
+    size: tuple[int, int]  # height, width of its images
+    agreement: Agreement | None  # None: it was not compared
+
+
+def export(
+    model: FittedModel,
+    source: Path,
+    output: Path,
+    options: ExportOptions,
+    doing: Callable[[str], None] = lambda what: None,
+) -> list[Exported]:
+    """Write `output`, or one file for each product beside it where products have several sizes; all of them or none.
+
+    source: the file that the model was read from. doing: is told what takes the time.
+
+    Raises MambaADError where a file does not score as the model does, by how much, and for what cannot be exported.
+    """
+    check_installed()
+    check_class(model, options.class_name)
+    files = images.find([options.check]) if options.check is not None else []
+    written = []
+    with ExitStack() as kept:
+        for name, path in targets(model, output, options.class_name):
+            half = kept.enter_context(written_whole(path))
+            doing(f"{path.name}: exporting")
+            half.write_bytes(onnx_bytes(model, source, name, options.image))
+            exported = exported_model.load(half)
+            agreement = None
+            if options.compare:
+                doing(f"{path.name}: comparing")
+                own = [file for file in files if options.class_name or name is None or class_of(file, model) == name]
+                agreement = compare(model, exported, own)
+                report = kept.enter_context(written_whole(report_path(path)))
+                report.write_text(report_of(path, agreement, options))
+                if not agreement.within(options.tolerance):
+                    raise MambaADError(
+                        f"{shown(path)} is not written: {agreement.line}; "
+                        f"the tolerance is {options.tolerance:g} and no verdict may differ"
+                    )
+            written.append(Exported(path, exported.products, exported.settings.size, agreement))
+    return written
+
+
+def targets(model: FittedModel, output: Path, class_name: str | None) -> Iterator[tuple[str | None, Path]]:
+    """The only product of each file, None for all, and the path of the file."""
+    sizes = {model.size_of(name) for name in model.trained_on}
+    if class_name is not None or len(sizes) < 2:
+        yield class_name, output
+        return
+    for name in model.trained_on:
+        yield name, output.with_name(f"{output.stem}.{name}{output.suffix}")
+
+
+def report_path(path: Path) -> Path:
+    """Where the numbers of the comparison lie."""
+    return path.with_name(f"{path.name}.json")
+
+
+def report_of(path: Path, agreement: Agreement, options: ExportOptions) -> str:
+    runtime = exported_model.onnx_runtime()
+    facts = {
+        "file": path.name,
+        "runtime": f"onnxruntime {runtime.__version__}",
+        "tolerance": options.tolerance,
+        "check": None if options.check is None else str(options.check),
+        **agreement.as_dict(),
+    }
+    return json.dumps(facts, indent=2) + "\n"
