@@ -34,7 +34,7 @@ class WholeModel(nn.Module):
         self.letterbox = model.settings.letterbox
         self.size, self.map_size = size, model.map_size(size)
         self.recogniser = model.recogniser if len(self.products) > 1 else None
-        self.asks_product = len(self.products) > 1  # the input `product`
+        self.takes_told = len(self.products) > 1  # the input `told`
         self.detail = model.settings.detail
         for name, matrix in self._resizing().items():
             self.register_buffer(name, matrix, persistent=False)
@@ -48,14 +48,14 @@ class WholeModel(nn.Module):
         self.memories = Memories(memories, self._patch_grid()) if memories else None
         self.judgement = Judgement(model, self.products)
 
-    def forward(self, image: Tensor, product: Tensor | None = None, box: Tensor | None = None) -> Found:
+    def forward(self, image: Tensor, told: Tensor | None = None, box: Tensor | None = None) -> Found:
         """
         image: (n, H, W, 3) RGB in 0 … 255, uint8 or float32.
-        product: (n,) int64, the place of each image's product in `products`; −1 has it recognised.
+        told: (n,) int64, the place of each image's product in `products`; −1 has it recognised.
         box: (n, 4) int64: top, left, height, width of each image in its letterbox.
         """
         features = self._features(image.permute(0, 3, 1, 2).float() / 255)
-        told = image.new_zeros(image.shape[0], dtype=torch.int64) if product is None else product
+        told = image.new_zeros(image.shape[0], dtype=torch.int64) if told is None else told
         seen, certainty, known = self._recognised(features, told)
         anomaly_map = self._map(features, seen.clamp(min=0))
         return self.judgement(anomaly_map, self._inside(box), seen, certainty, known)

@@ -67,8 +67,8 @@ def _traced(whole: WholeModel, image: str) -> Any:
 
     height, width = whole.size
     given = {"image": torch.zeros(2, height, width, 3, dtype=getattr(torch, image))}
-    if whole.asks_product:
-        given["product"] = torch.full((2,), -1)
+    if whole.takes_told:
+        given["told"] = torch.full((2,), -1)
     if whole.letterbox:
         given["box"] = torch.tensor([[0, 0, *whole.map_size]]).expand(2, -1).contiguous()
     batch = torch.export.Dim("n", min=1)

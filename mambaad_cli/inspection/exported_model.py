@@ -98,7 +98,7 @@ class ExportedModel(FittedModel):
         image = (pixels * 255).permute(0, 2, 3, 1).contiguous()
         given: dict[str, np.ndarray] = {
             "image": (image.round().byte() if self.facts["image"] == "uint8" else image).numpy(),
-            "product": np.array([self.products.index(name) if name in self.products else -1 for name in told]),
+            "told": np.array([self.products.index(name) if name in self.products else -1 for name in told]),
             "box": np.array(boxes, np.int64),
         }
         feed = {one.name: given[one.name] for one in self.session.get_inputs()}
