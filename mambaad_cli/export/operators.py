@@ -21,11 +21,13 @@ def _ends(h: FLOAT, A: FLOAT, dt: FLOAT, dtu: FLOAT, B: FLOAT) -> FLOAT:
     """The state that each chunk ends in when it is entered with h = 0."""
 
     @graph()
-    def step(h, dt, dtu, B):  # type: ignore[no-untyped-def]
+    def step(h: FLOAT[...], A: FLOAT[...], dt: FLOAT[...], dtu: FLOAT[...], B: FLOAT[...]):  # type: ignore[no-untyped-def]
         later = op.Add(op.Mul(op.Exp(op.Mul(op.Unsqueeze(dt, [-2]), A)), h), op.Mul(op.Unsqueeze(dtu, [-2]), B))
-        return later
+        same = op.Identity(A)
+        return later, same
 
-    return op.Scan(h, dt, dtu, B, body=step, num_scan_inputs=3)
+    last, _ = op.Scan(h, A, dt, dtu, B, body=step, num_scan_inputs=3)
+    return last
 
 
 @script(default_opset=op)
@@ -33,7 +35,7 @@ def _entered(h: FLOAT, decay: FLOAT, ends: FLOAT) -> FLOAT:
     """The state that really enters each chunk: what came in before, decayed, and what its chunk added."""
 
     @graph()
-    def step(h, decay, end):  # type: ignore[no-untyped-def]
+    def step(h: FLOAT[...], decay: FLOAT[...], end: FLOAT[...]):  # type: ignore[no-untyped-def]
         later = op.Add(op.Mul(decay, h), end)
         before = op.Identity(h)
         return later, before
@@ -47,12 +49,13 @@ def _outputs(h: FLOAT, A: FLOAT, dt: FLOAT, dtu: FLOAT, B: FLOAT, C: FLOAT) -> F
     """y of each step of all chunks."""
 
     @graph()
-    def step(h, dt, dtu, B, C):  # type: ignore[no-untyped-def]
+    def step(h: FLOAT[...], A: FLOAT[...], dt: FLOAT[...], dtu: FLOAT[...], B: FLOAT[...], C: FLOAT[...]):  # type: ignore[no-untyped-def]
         later = op.Add(op.Mul(op.Exp(op.Mul(op.Unsqueeze(dt, [-2]), A)), h), op.Mul(op.Unsqueeze(dtu, [-2]), B))
+        same = op.Identity(A)
         y = op.ReduceSum(op.Mul(later, C), [-2], keepdims=0)
-        return later, y
+        return later, same, y
 
-    _, y = op.Scan(h, dt, dtu, B, C, body=step, num_scan_inputs=4)
+    _, _, y = op.Scan(h, A, dt, dtu, B, C, body=step, num_scan_inputs=4)
     return y
 
 
