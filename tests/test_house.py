@@ -12,6 +12,7 @@ FLOORS = [
     {"data"},
     {"inspection"},
     {"training"},
+    {"export"},
     {"api"},
     {"benchmark"},
     {"cli"},

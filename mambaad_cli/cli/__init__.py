@@ -4,4 +4,15 @@
 from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, export, bench, doctor  # isort: skip
 from mambaad_cli.cli.app import app
 
-__all__ = ["app", "bench", "calibrate", "doctor", "evaluate", "export", "fit", "import_checkpoint", "map_images", "score"]
+__all__ = [
+    "app",
+    "bench",
+    "calibrate",
+    "doctor",
+    "evaluate",
+    "export",
+    "fit",
+    "import_checkpoint",
+    "map_images",
+    "score",
+]

@@ -14,11 +14,18 @@ from mambaad_cli.files import shown
 
 
 @app.command(
-    epilog=examples("mambaad export mambaad.safetensors -o model.onnx", "mambaad export MODEL -o model.onnx --check ./photos/")
+    epilog=examples(
+        "mambaad export mambaad.safetensors -o model.onnx", "mambaad export MODEL -o model.onnx --check ./photos/"
+    )
 )
 def export(
     model: Annotated[Path, typer.Argument(help="Model file.")] = DEFAULT_MODEL,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("model.onnx"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: model.onnx, or model.xml.")
+    ] = None,
+    format: Annotated[
+        Literal["onnx", "openvino"], typer.Option(help="onnx: one file. openvino: an .xml file with a .bin beside it.")
+    ] = "onnx",
     class_name: ClassName = None,
     image: Annotated[
         Literal["uint8", "float32"], typer.Option(help="Type of the input images, RGB in 0 … 255.")
@@ -29,21 +36,25 @@ def export(
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest relative difference of scores and maps that is accepted.")
     ] = 1e-3,
-    no_check: Annotated[bool, typer.Option("--no-check", help="Compare nothing. The file may score differently.")] = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Compare nothing. The file may score differently.")
+    ] = False,
 ) -> None:
-    """Write the model as one ONNX file, and prove that it scores the same; otherwise no file is left.
+    """Write the model for another runtime, and prove that it scores the same; otherwise no file is left.
 
     Where the products have several sizes, each gets a file of its own; --class chooses one of them.
     """
     from mambaad_cli.export import write
 
-    if output.suffix.lower() != ".onnx":
-        raise typer.BadParameter(f"{shown(output)}: expected a name that ends in .onnx", param_hint="--output")
+    suffix = ".onnx" if format == "onnx" else ".xml"
+    output = output or Path(f"model{suffix}")
+    if output.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{shown(output)}: expected a name that ends in {suffix}", param_hint="--output")
     if no_check and check is not None:
         raise typer.BadParameter("choose one of --check and --no-check")
     check_writable(output)
     fitted = running.load_model(model, "cpu")
-    options = write.ExportOptions(class_name, image, check, not no_check, tolerance)
+    options = write.ExportOptions(class_name, image, check, not no_check, tolerance, format)
 
     def doing(what: str) -> None:
         if sys.stderr.isatty():
@@ -51,7 +62,9 @@ def export(
 
     for path, products, (height, width), agreement in write.export(fitted, model, output, options, doing):
         megabytes = path.stat().st_size / 1e6
-        typer.echo(f"{shown(path)}: {', '.join(products) or 'any product'}, images {width}x{height}, {megabytes:.1f} MB")
+        typer.echo(
+            f"{shown(path)}: {', '.join(products) or 'any product'}, images {width}x{height}, {megabytes:.1f} MB"
+        )
         if agreement is None:
             warn(f"{shown(path)} WAS NOT COMPARED with the model: it may give other scores and verdicts")
         else:

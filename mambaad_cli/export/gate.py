@@ -60,13 +60,15 @@ class Agreement:
     def line(self) -> str:
         """
         >>> Agreement(44, 2.13e-6, 3e-6).line
-        'on 44 images scores differ by at most 2.1e-06 and maps by 3.0e-06 (relative), no verdict differs'
+        'on 44 images scores differ by at most 2.1e-06 and maps by 3.0e-06 (relative); no verdict differs'
         """
-        verdicts = "no verdict differs" if not self.verdicts else f"{self.verdicts} verdicts differ"
-        rounding = f", {self.on_threshold} of them on the threshold itself" if self.on_threshold else ""
-        products = f", {self.products} are taken for another product" if self.products else ""
-        largest = f"scores differ by at most {self.score:.1e} and maps by {self.map:.1e} (relative)"
-        return f"on {self.images} images {largest}, {verdicts}{rounding}{products}"
+        said = (
+            f"on {self.images} images scores differ by at most {self.score:.1e} and maps by {self.map:.1e} (relative)"
+        )
+        said += f"; {self.verdicts or 'no'} verdict{'s differ' if self.verdicts > 1 else ' differs'}"
+        if self.on_threshold:
+            said += f" but for {self.on_threshold} where the score equals the threshold"
+        return f"{said}, {self.products} are taken for another product" if self.products else said
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -65,9 +65,7 @@ class WholeModel(nn.Module):
         fine = self.encoder(pixels)
         if self.detail == 1:
             return fine
-        scaled = [
-            getattr(self, f"rows_{i}") @ stage @ getattr(self, f"columns_{i}").T for i, stage in enumerate(fine)
-        ]
+        scaled = [getattr(self, f"rows_{i}") @ stage @ getattr(self, f"columns_{i}").T for i, stage in enumerate(fine)]
         return [*scaled, *fine[-2:]]
 
     def _resizing(self) -> dict[str, Tensor]:

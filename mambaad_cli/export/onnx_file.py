@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.export.judgement import Found
 from mambaad_cli.export.network import WholeModel
-from mambaad_cli.inspection.exported_model import FORMAT, INSTALL, OUTPUTS, VERDICTS, sealed
+from mambaad_cli.inspection.exported_model import FORMAT, VERDICTS
 from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.runtimes import FACTS, INSTALL, sealed_onnx
 
 OPSET = 18  # that ONNX Runtime ≥ 1.14 and OpenVINO ≥ 2023 read
 
@@ -30,15 +32,15 @@ def onnx_bytes(model: FittedModel, source: Path, class_name: str | None = None, 
     Raises MambaADError where the extra `export` is not installed, and for a model that cannot be exported.
     """
     check_installed()
+    import onnx_ir
+
     size = size_of(model, class_name)
     whole = WholeModel(model.for_inference(), size, class_name).eval()
     program = _traced(whole, image)
     facts = facts_of(model, whole, source, image)
-    program.metadata_props.update({"mambaad.json": json.dumps(facts), "mambaad.version": __version__})
+    program.metadata_props.update({FACTS: json.dumps(facts)})
     program.producer_name, program.producer_version = "mambaad", __version__
-    import onnx_ir
-
-    return sealed(onnx_ir.to_proto(program).SerializeToString())
+    return sealed_onnx(onnx_ir.to_proto(program).SerializeToString())
 
 
 def size_of(model: FittedModel, class_name: str | None) -> tuple[int, int]:
@@ -58,7 +60,9 @@ def check_installed() -> None:
         import onnx_ir
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MambaADError(f"export needs onnx, onnxscript and onnxruntime ({error.name} is missing): {INSTALL}") from error
+        raise MambaADError(
+            f"export needs onnx, onnxscript and onnxruntime ({error.name} is missing): {INSTALL}"
+        ) from error
 
 
 def _traced(whole: WholeModel, image: str) -> Any:
@@ -84,7 +88,7 @@ def _traced(whole: WholeModel, image: str) -> Any:
             dynamo=True,
             dynamic_shapes={name: {0: batch} for name in given},
             input_names=list(given),
-            output_names=list(OUTPUTS),
+            output_names=list(Found._fields),
             custom_translation_table=TRANSLATIONS,
             opset_version=OPSET,
             verbose=False,

@@ -4,6 +4,7 @@ Letters: b batch, l positions, k directions, d channels, n states, r rank of dt,
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -126,7 +127,7 @@ def _standardised(x: Any, axes: list[int]) -> tuple[Any, Any, Any]:
     return centred, mean, op.Reciprocal(op.Sqrt(op.Add(op.ReduceMean(op.Mul(centred, centred), axes), EPS)))
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.mambaad.selective_scan.default: selective_scan,
     torch.ops.mambaad.normed_silu.default: normed_silu,
     torch.ops.mambaad.gated_norm.default: gated_norm,

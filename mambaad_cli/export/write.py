@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
-from mambaad_cli.data.images import ImageFile
 from mambaad_cli.export.gate import TOLERANCE, Agreement, compare
 from mambaad_cli.export.onnx_file import check_installed, onnx_bytes
+from mambaad_cli.export.openvino_files import openvino_files
 from mambaad_cli.files import shown, written_whole
 from mambaad_cli.inspection import exported_model
+from mambaad_cli.inspection.exported_model import ExportedModel
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import check_class, class_of
 
@@ -27,6 +28,7 @@ class ExportOptions:
     check: Path | None = None  # photos that are compared besides the model's own examples
     compare: bool = True  # False: nothing is compared
     tolerance: float = TOLERANCE  # of the largest relative difference
+    format: Literal["onnx", "openvino"] = "onnx"
 
 
 class Exported(NamedTuple):
@@ -57,9 +59,13 @@ def export(
     written = []
     with ExitStack() as kept:
         for name, path in targets(model, output, options.class_name):
-            half = kept.enter_context(written_whole(path))
             doing(f"{path.name}: exporting")
-            half.write_bytes(onnx_bytes(model, source, name, options.image))
+            half = kept.enter_context(written_whole(path))
+            content = onnx_bytes(model, source, name, options.image)
+            if options.format == "onnx":
+                half.write_bytes(content)
+            else:
+                kept.enter_context(written_with_weights(half, path, openvino_files(content)))
             exported = exported_model.load(half)
             agreement = None
             if options.compare:
@@ -67,14 +73,27 @@ def export(
                 own = [file for file in files if options.class_name or name is None or class_of(file, model) == name]
                 agreement = compare(model, exported, own)
                 report = kept.enter_context(written_whole(report_path(path)))
-                report.write_text(report_of(path, agreement, options))
+                report.write_text(report_of(path, exported, agreement, options))
                 if not agreement.within(options.tolerance):
                     raise MambaADError(
                         f"{shown(path)} is not written: {agreement.line}; "
-                        f"the tolerance is {options.tolerance:g} and no verdict may differ"
+                        f"the tolerance is {options.tolerance:g}, and no verdict may differ"
                     )
             written.append(Exported(path, exported.products, exported.settings.size, agreement))
     return written
+
+
+@contextmanager
+def written_with_weights(half: Path, path: Path, contents: tuple[bytes, bytes]) -> Iterator[None]:
+    """OpenVINO's two files: the .xml as `half`, which becomes `path`, and the .bin beside it, whole or not at all."""
+    half_weights = half.with_suffix(".bin")
+    try:
+        half.write_bytes(contents[0])
+        half_weights.write_bytes(contents[1])
+        yield
+        half_weights.replace(path.with_suffix(".bin"))
+    finally:
+        half_weights.unlink(missing_ok=True)
 
 
 def targets(model: FittedModel, output: Path, class_name: str | None) -> Iterator[tuple[str | None, Path]]:
@@ -92,11 +111,10 @@ def report_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def report_of(path: Path, agreement: Agreement, options: ExportOptions) -> str:
-    runtime = exported_model.onnx_runtime()
+def report_of(path: Path, exported: ExportedModel, agreement: Agreement, options: ExportOptions) -> str:
     facts = {
         "file": path.name,
-        "runtime": f"onnxruntime {runtime.__version__}",
+        "runtime": exported.runtime.name,
         "tolerance": options.tolerance,
         "check": None if options.check is None else str(options.check),
         **agreement.as_dict(),
