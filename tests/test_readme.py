@@ -12,7 +12,9 @@ from typer.main import get_command
 from mambaad_cli.cli import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"mambaad (?:fit|score|map|calibrate|import|eval|bench|doctor)\b[^`&|\n]*", README)))
+COMMANDS = sorted(
+    set(re.findall(r"mambaad (?:fit|score|map|calibrate|import|eval|export|bench|doctor)\b[^`&|\n]*", README))
+)
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import logging
@@ -55,14 +56,11 @@ def size_of(model: FittedModel, class_name: str | None) -> tuple[int, int]:
 
 def check_installed() -> None:
     """Raises MambaADError where a package of the extra is missing."""
-    try:
-        import onnx
-        import onnx_ir
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MambaADError(
-            f"export needs onnx, onnxscript and onnxruntime ({error.name} is missing): {INSTALL}"
-        ) from error
+    for package in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise MambaADError(f"export needs {package}, which is not installed: {INSTALL}") from error
 
 
 def _traced(whole: WholeModel, image: str) -> Any:
@@ -81,18 +79,22 @@ def _traced(whole: WholeModel, image: str) -> Any:
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         whole(**given)
-        program = torch.onnx.export(
-            whole,
-            (),
-            kwargs=given,
-            dynamo=True,
-            dynamic_shapes={name: {0: batch} for name in given},
-            input_names=list(given),
-            output_names=list(Found._fields),
-            custom_translation_table=TRANSLATIONS,
-            opset_version=OPSET,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                whole,
+                (),
+                kwargs=given,
+                dynamo=True,
+                dynamic_shapes={name: {0: batch} for name in given},
+                input_names=list(given),
+                output_names=list(Found._fields),
+                custom_translation_table=TRANSLATIONS,
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:  # of many kinds, its own, with pages of advice
+            line = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "")
+            raise MambaADError(f"PyTorch {torch.__version__} cannot export this model: {line.strip()}") from error
     assert program is not None
     return program.model
 
@@ -100,6 +102,7 @@ def _traced(whole: WholeModel, image: str) -> Any:
 def facts_of(model: FittedModel, whole: WholeModel, source: Path, image: str) -> dict[str, Any]:
     """What the file says of itself: enough to run it, and to know where it comes from."""
     own = set(whole.products)
+    trained = sum(one.numel() for one in model.detector.parameters())
     settings = replace(model.settings, size=whole.size, own_aspect=False)
     return {
         "format": FORMAT,
@@ -113,5 +116,6 @@ def facts_of(model: FittedModel, whole: WholeModel, source: Path, image: str) ->
         "held_out": sorted(model.held_out & own),
         "trained_on": {name: count for name, count in model.trained_on.items() if name in own},
         "max_false_reject": model.max_false_reject,
+        "parameters": [trained + sum(one.numel() for one in model.encoder.parameters()), trained],
         "torch": torch.__version__,
     }

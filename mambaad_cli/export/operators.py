@@ -1,6 +1,6 @@
 """Our own PyTorch operators as standard ONNX operators; the traced network calls them by name.
 
-Letters: b batch, l positions, k directions, d channels, n states, r rank of dt, s steps of a chunk, m chunks: l = m · s.
+Letters: b batch, l positions, k directions, d channels, n states, r rank of dt, s steps of each of m chunks.
 """
 
 import math

@@ -37,7 +37,7 @@ class Runtime(NamedTuple):
 
 
 def opened(path: Path) -> Runtime:
-    """Read an exported file. Raises MambaADError for one that is missing, foreign or edited, and without its runtime."""
+    """Read an exported file. Raises MambaADError where it is missing, foreign or edited, or its runtime is."""
     return _openvino(path) if path.suffix.lower() == ".xml" else _onnx_runtime(path)
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from mambaad_cli.data import images
 from mambaad_cli.inspection import model_file
@@ -14,11 +17,8 @@ from mambaad_cli.model.settings import Settings
 from mambaad_cli.training.fit import fit
 from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.conftest import TINY, picture
-from tests.training.conftest import weights  # noqa: F401 (a fixture)
 
-WHOLE = Settings(
-    "mambaad", "test_resnet", (96, 64), letterbox=True, options=TINY | {"local_branches": False}, detail=1.5
-)
+WHOLE = Settings("mambaad", "test_resnet", (96, 64), options=TINY | {"local_branches": False}, detail=1.5)
 
 
 class Saved(NamedTuple):
@@ -34,6 +34,15 @@ def needs(*packages: str) -> None:
     """Skip where an optional package is missing."""
     for package in packages:
         pytest.importorskip(package, reason=f"the extra `export` is not installed: {package} is missing")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for pretrained weights of timm's test_resnet."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +69,7 @@ def tiny_fit(photos: Path, weights: Path) -> Callable[..., FittedModel]:
 
 @pytest.fixture(scope="session")
 def whole(tiny_fit: Callable[..., FittedModel], photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    """Both witnesses, two products that are recognised, letterboxes, a detail size; exported without the gate."""
+    """Both witnesses, two products that are recognised, a detail size; exported without the gate."""
     needs("onnx", "onnxscript", "onnxruntime")
     from mambaad_cli.export.onnx_file import onnx_bytes
 

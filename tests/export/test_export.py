@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,14 +19,12 @@ import mambaad_cli
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.export import write
-from mambaad_cli.export.gate import Agreement, compare
-from mambaad_cli.export.write import ExportOptions, targets
-from mambaad_cli.inspection import exported_model, model_file, runtimes
+from mambaad_cli.export.gate import Agreement
+from mambaad_cli.export.write import targets
+from mambaad_cli.inspection import exported_model, model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.runtimes import sealed_onnx
-from mambaad_cli.model.settings import Settings
 from tests.cli.test_commands import complaint, run
-from tests.conftest import TINY
 from tests.export.conftest import Saved, needs
 from tests.export.test_network import KINDS
 
@@ -154,10 +153,16 @@ def test_an_image_scores_the_same_in_any_batch(whole: Saved) -> None:
         assert torch.allclose(model.anomaly_maps(pixels[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
 
 
-def test_the_example_of_the_readme_runs_without_mambaad(whole: Saved, tmp_path: Path) -> None:
+def example(language: str) -> str:
+    """The README's example that uses ONNX Runtime in this language."""
     readme = (Path(mambaad_cli.__file__).parent.parent / "README.md").read_text()
-    (code,) = (part.split("```")[0] for part in readme.split("```python")[1:] if "onnxruntime" in part)
-    (tmp_path / "example.py").write_text(code)
+    blocks = (part.split("```")[0] for part in readme.split(f"```{language}\n")[1:])
+    (found,) = (block for block in blocks if "onnxruntime" in block)
+    return found
+
+
+def test_the_python_example_of_the_readme_gives_our_verdict_without_mambaad(whole: Saved, tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(example("python"))
     photo = whole.photos / "nut" / "0.png"
     command = [sys.executable, "example.py", str(whole.onnx), str(photo)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -165,6 +170,33 @@ def test_the_example_of_the_readme_runs_without_mambaad(whole: Saved, tmp_path: 
     one = whole.model.predict(photo)
     assert verdict == one.verdict
     assert float(score) == pytest.approx(one.score, rel=2e-2)
+
+
+def test_the_cpp_example_of_the_readme_gives_our_score(whole: Saved, tmp_path: Path) -> None:
+    roots = [os.environ.get("ORT", ""), "/usr", "/usr/local"]
+    headers = [path.parent for root in roots if root for path in Path(root, "include").rglob("onnxruntime_cxx_api.h")]
+    libraries = list(Path(onnxruntime_folder(), "capi").glob("libonnxruntime.so.*"))
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if not (headers and libraries and compiler):
+        pytest.skip("no C++ compiler, or no headers of ONNX Runtime in $ORT/include or /usr/include")
+    (tmp_path / "score.cpp").write_text(example("cpp"))
+    build = [compiler, "-std=c++17", "score.cpp", f"-I{headers[0]}", str(libraries[0]), "-o", "score"]
+    subprocess.run([*build, f"-Wl,-rpath,{libraries[0].parent}"], cwd=tmp_path, check=True)
+    height, width = whole.model.settings.size
+    picture = images.resize(images.read(whole.photos / "nut" / "0.png"), (height, width))
+    (tmp_path / "pixels.rgb").write_bytes(
+        (picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes()
+    )
+    command = ["./score", str(whole.onnx), "pixels.rgb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    score = float(done.stdout.split()[1])
+    assert score == pytest.approx(whole.model.predict(whole.photos / "nut" / "0.png").score, rel=1e-3)
+
+
+def onnxruntime_folder() -> str:
+    import onnxruntime
+
+    return str(Path(onnxruntime.__file__).parent)
 
 
 # ---- bad input ----
@@ -181,7 +213,9 @@ def test_a_file_that_was_edited_truncated_or_is_foreign_is_one_line(whole: Saved
     ):
         (tmp_path / f"{name}.onnx").write_bytes(there)
         assert said in complaint(run("score", whole.photos, "--csv", "-m", tmp_path / f"{name}.onnx"))
-    assert "make one with mambaad export" in complaint(run("score", whole.photos, "--csv", "-m", tmp_path / "gone.onnx"))
+    assert "make one with mambaad export" in complaint(
+        run("score", whole.photos, "--csv", "-m", tmp_path / "gone.onnx")
+    )
 
 
 def test_a_runtime_that_is_too_old_or_missing_is_one_line(whole: Saved, monkeypatch: pytest.MonkeyPatch) -> None:

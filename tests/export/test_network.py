@@ -24,7 +24,10 @@ from tests.export.conftest import WHOLE
 DECODER: dict[str, Any] = {"evidence": "decoder", "distance": "published"}
 KINDS: dict[str, tuple[Settings, dict[str, Any]]] = {
     "whole": (WHOLE, {"memory_size": 700}),
-    "decoder": (Settings("mambaad", "test_resnet", (64, 48), options=TINY | {"order": "hilbert"}), {"evidence": "decoder"}),
+    "decoder": (
+        Settings("mambaad", "test_resnet", (64, 48), letterbox=True, options=TINY | {"order": "hilbert"}),
+        {"evidence": "decoder"},
+    ),
     "published": (Settings("mambaad", "test_resnet", (64, 64), options=TINY | {"directions": 8}), DECODER),
     "memory": (Settings("memory", "test_resnet", (64, 64)), {"evidence": "memory", "distance": "published"}),
     "rd4ad": (Settings("rd4ad", "test_resnet", (72, 88)), DECODER),
