@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -75,10 +75,7 @@ def export(
                 report = kept.enter_context(written_whole(report_path(path)))
                 report.write_text(report_of(path, exported, agreement, options))
                 if not agreement.within(options.tolerance):
-                    raise MambaADError(
-                        f"{shown(path)} is not written: {agreement.line}; "
-                        f"the tolerance is {options.tolerance:g}, and no verdict may differ"
-                    )
+                    raise MambaADError(refusal(path, agreement, options.tolerance))
             written.append(Exported(path, exported.products, exported.settings.size, agreement))
     return written
 
@@ -104,6 +101,14 @@ def targets(model: FittedModel, output: Path, class_name: str | None) -> Iterato
         return
     for name in model.trained_on:
         yield name, output.with_name(f"{output.stem}.{name}{output.suffix}")
+
+
+def refusal(path: Path, agreement: Agreement, tolerance: float) -> str:
+    """Why a file is not written; where its scores and verdicts are right, also how to have it all the same."""
+    said = f"{shown(path)} is not written: {agreement.line}; the tolerance is {tolerance:g}, and no verdict may differ"
+    if replace(agreement, map=0.0, map_value=0.0).within(tolerance):
+        return f"{said}: only maps differ, which --tolerance {2 * agreement.map_needs:.1g} accepts"
+    return said
 
 
 def report_path(path: Path) -> Path:

@@ -17,9 +17,11 @@ import torch
 
 import mambaad_cli
 from mambaad_cli import MambaADError
+from mambaad_cli.benchmark import detectors
+from mambaad_cli.benchmark.passes import scoring_pass
 from mambaad_cli.data import images
 from mambaad_cli.export import write
-from mambaad_cli.export.gate import Agreement
+from mambaad_cli.export.gate import LOCAL, Agreement
 from mambaad_cli.export.write import targets
 from mambaad_cli.inspection import exported_model, model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -65,7 +67,7 @@ def test_a_file_that_scores_alike_is_written_with_its_numbers(ready: Saved) -> N
     report = json.loads(Path("out/model.onnx.json").read_text())
     assert report["images"] == len(ready.model.examples) + 12
     assert (report["verdicts"], report["products"]) == (0, 0)
-    assert max(report["score"], report["map"]) < 1e-3
+    assert max(report["score"], report["map"], report["map_value"] / LOCAL) < 1e-3
 
 
 def test_a_graph_with_a_broken_constant_is_refused_and_nothing_is_left(
@@ -104,6 +106,13 @@ def test_a_verdict_that_differs_is_refused_except_on_the_threshold_itself(whole:
     found.add(on_it, on_it._replace(score=3.0000001, verdict="anomalous"))
     assert found.within(1e-3)
     assert "but for 1 where the score equals the threshold" in found.line
+
+
+def test_where_only_maps_differ_the_refusal_says_which_tolerance_accepts_them() -> None:
+    said = write.refusal(Path("m.onnx"), Agreement(9, 1e-6, 1e-5, 6e-2), 1e-3)
+    assert said.endswith("only maps differ, which --tolerance 0.004 accepts")
+    assert "only maps" not in write.refusal(Path("m.onnx"), Agreement(9, 1e-2, 2.2e-3, 6e-2), 1e-3)
+    assert "only maps" not in write.refusal(Path("m.onnx"), Agreement(9, 1e-6, 2.2e-3, 6e-2, verdicts=1), 1e-3)
 
 
 # ---- an exported model at work ----
@@ -151,6 +160,18 @@ def test_an_image_scores_the_same_in_any_batch(whole: Saved) -> None:
     together = model.anomaly_maps(pixels)
     for i in range(3):
         assert torch.allclose(model.anomaly_maps(pixels[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_bench_times_an_exported_model_at_its_own_size(whole: Saved) -> None:
+    row = detectors.fitted(whole.onnx)
+    contestant = detectors.build(row)
+    assert (row.detector, contestant.parameters) == (
+        "mambaad",
+        detectors.build(detectors.fitted(whole.path)).parameters,
+    )
+    assert scoring_pass(contestant.model, whole.model.settings.size)().shape == (1, 64, 48)
+    with pytest.raises(MambaADError, match="takes images of 64x96 pixels only"):
+        scoring_pass(contestant.model, (64, 64))()
 
 
 def example(language: str) -> str:
