@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mambaad_cli import MambaADError, distributed
-from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection import exported_model, model_file, runtimes
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training import fit as training
 from mambaad_cli.training.good_images import good_images
@@ -15,13 +15,15 @@ from mambaad_cli.training.recipe import preset as preset_of
 
 
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> FittedModel:
-    """Read a model file, ready to predict.
+    """Read a model file, or one that was exported, ready to predict.
 
     device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
 
     Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that does
     not exist.
     """
+    if Path(path).suffix.lower() in runtimes.SUFFIXES:
+        return exported_model.load(Path(path)).to("cpu" if device == "auto" else device)
     return model_file.load(Path(path)).to(distributed.pick_device(device))
 
 

@@ -14,6 +14,7 @@ FLOORS = [
     {"line"},
     {"gauge", "report"},
     {"training"},
+    {"export"},
     {"api"},
     {"benchmark"},
     {"cli"},

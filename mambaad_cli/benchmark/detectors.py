@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mambaad_cli import MambaADError
-from mambaad_cli.inspection import model_file
+from mambaad_cli import MambaADError, api
+from mambaad_cli.inspection import exported_model, model_file, runtimes
+from mambaad_cli.inspection.exported_model import ExportedModel
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.model import DETECTORS
 from mambaad_cli.model.anomaly_map import residual_statistics
@@ -67,8 +68,9 @@ def choose(names: Sequence[str] = ()) -> list[Row]:
 
 
 def fitted(path: Path) -> Row:
-    """The row of a model file. Raises MambaADError where the file is not one."""
-    settings = model_file.read_facts(path)["settings"]
+    """The row of a model file, or of an exported one. Raises MambaADError where the file is not one."""
+    exported = path.suffix.lower() in runtimes.SUFFIXES
+    settings = (exported_model.load(path).facts if exported else model_file.read_facts(path))["settings"]
     return Row(path.name, settings["detector"], settings["encoder"], settings["options"], path)
 
 
@@ -84,6 +86,8 @@ def as_typed(name: str) -> str:
 def build(row: Row, device: str = "cpu") -> Contestant:
     """A row's model with random weights, or its file's. Parameters are counted before the batch norms are folded."""
     model = as_published(row)
+    if isinstance(model, ExportedModel):
+        return Contestant(row, model.to(device), *model.facts["parameters"])
     trained = sum(p.numel() for p in model.detector.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.encoder.parameters())
     return Contestant(row, model.for_inference().to(device), frozen + trained, trained)
@@ -92,7 +96,7 @@ def build(row: Row, device: str = "cpu") -> Contestant:
 def as_published(row: Row) -> FittedModel:
     """A row's model, its batch norms where its authors put them."""
     settings = Settings(row.detector, row.encoder, options=row.options)
-    model = new_model(settings) if row.file is None else model_file.load(row.file)
+    model = new_model(settings) if row.file is None else api.load(row.file, "cpu")
     model.detector.eval()
     if row.file is None and row.evidence != "decoder":
         remember_noise(model)

@@ -2,7 +2,7 @@
 `--help` appears at once."""
 
 from mambaad_cli.cli import fit, score, map_images, report, msa, calibrate, import_checkpoint, evaluate, bench, doctor  # isort: skip
-from mambaad_cli.cli import monitor, watch  # isort: skip
+from mambaad_cli.cli import export, monitor, watch  # isort: skip
 from mambaad_cli.cli.app import app
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "calibrate",
     "doctor",
     "evaluate",
+    "export",
     "fit",
     "import_checkpoint",
     "map_images",

@@ -40,7 +40,10 @@ def bench(
     detectors: Annotated[
         str | None, typer.Option(help="Detectors to compare, by name or kind, separated by commas.")
     ] = None,
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="Also compare a fitted model.")] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option("--model", "-m", help="Also compare a fitted model, or an exported one at its size; repeatable."),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Images per batch. By default the fastest is searched.")
     ] = None,
@@ -125,7 +128,7 @@ def bench(
         check_writable(output)
     if data is None:
         rows = known.choose(names)
-        rows += [known.fitted(model)] if model is not None else []
+        rows += [known.fitted(one) for one in model or []]
         if plot is not None:
             speed_tables.check_plot(plot)
         timing = speed.Timing(seconds, batch, threads, distributed.pick_device(device), precision, train)

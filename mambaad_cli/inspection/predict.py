@@ -20,6 +20,7 @@ from mambaad_cli.data.loading import Input, within
 from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection import heatmap
 from mambaad_cli.inspection.calibration import exceeds
+from mambaad_cli.inspection.exported_model import ExportedModel, Judged
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import Recognised, signature
 from mambaad_cli.inspection.regions import Region, find_regions
@@ -110,7 +111,7 @@ def predict(
     sources = bool(model.tiles) or ((_several_sizes(model) or model.has_regions) and not all(told))
     wanted = model.wanted(size, told, options.maps, sources)
     inputs = loading.read_ahead([file.path for file in files], wanted, options.workers)
-    yield from _judged(model.for_inference(), zip(files, told, inputs, strict=True), options)
+    yield from judged(model.for_inference(), zip(files, told, inputs, strict=True), options)
 
 
 def predict_images(model: FittedModel, pictures: Sequence[Image], options: PredictOptions) -> list[Prediction]:
@@ -122,7 +123,7 @@ def predict_images(model: FittedModel, pictures: Sequence[Image], options: Predi
         file = ImageFile(path, Path(path.name), "")
         told = options.class_name or class_of(file, model)
         given.append((file, told, _input(model, picture, told)))
-    return list(_judged(model.for_inference(), iter(given), options))
+    return list(judged(model.for_inference(), iter(given), options))
 
 
 def size_for(model: FittedModel, class_name: str, shape: tuple[int, int]) -> tuple[int, int]:
@@ -163,8 +164,8 @@ def _input(model: FittedModel, picture: Image, told: str) -> Input | ImageError:
 Given: TypeAlias = "tuple[ImageFile, str, Input | ImageError]"  # a file, its class if that is told, what was read
 
 
-def _judged(model: FittedModel, given: Iterator[Given], options: PredictOptions) -> Iterator[Prediction]:
-    """One Prediction an image, a batch at a time."""
+def judged(model: FittedModel, given: Iterator[Given], options: PredictOptions) -> Iterator[Prediction]:
+    """One Prediction an image that was read, a batch at a time."""
     for group in _grouped(given, options.batch):
         inputs = [one for _, _, one in group if isinstance(one, Input)]
         told = [name for _, name, one in group if isinstance(one, Input)]
@@ -198,11 +199,15 @@ class _Look(NamedTuple):
     class_name: str  # given, or recognised
     recognised: Recognised | None  # if the class was not given
     distance: float | None
+    judged: Judged | None = None  # by an exported model, which has its thresholds inside
 
 
 @torch.inference_mode()
 def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], distances: bool) -> list[_Look]:
     """What the model makes of a batch; images of the same size go through it together."""
+    if isinstance(model, ExportedModel):
+        found = model.judged(inputs, told) if inputs else []
+        return [_Look(one.anomaly_map, None, one.class_name, one.recognised, None, one) for one in found]
     looks: dict[int, _Look] = {}
     waiting = list(enumerate(zip(inputs, told, strict=True)))
     if model.rois and model.recogniser is not None:
@@ -294,6 +299,9 @@ def _prediction(model: FittedModel, file: ImageFile, one: Input, look: _Look, op
         verdict = verdict_of(score, threshold, None if review is None else model.threshold(name, review))
         found = Prediction(file, name, score, threshold, verdict, "", p_value=model.p_value(name, score))
         found = found._replace(certainty=certainty, cold=model.cold(name), distance=look.distance)
+        if look.judged is not None:
+            stated = "review" if (look.judged.verdict, verdict) == ("good", "review") else look.judged.verdict
+            found = found._replace(threshold=look.judged.threshold, verdict=stated, p_value=look.judged.p_value)
     found = found._replace(photo=photo_statistics(within(one.pixels, one.box)))
     if options.maps:
         inside = None if look.inside is None else look.inside.numpy()

@@ -137,7 +137,7 @@ def _mahalanobis(difference: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
 
 def _expected(reconstructed: Tensor, expected: Tensor) -> Tensor:
     """What the distances at (…, c) reconstructed vectors are divided by: 1 … MOST."""
-    return (reconstructed @ expected[:-1] + expected[-1]).clamp(0, math.log(MOST)).exp()
+    return (reconstructed @ expected[:-1] + expected[-1]).clamp(0.0, math.log(MOST)).exp()
 
 
 def standardised_distances(found: Sequence[Residual], good: Sequence[ResidualStatistics]) -> list[Tensor]:

@@ -1,0 +1,73 @@
+"""mambaad export."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mambaad_cli.cli import running
+from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.options import DEFAULT_MODEL, ClassName
+from mambaad_cli.cli.output import check_writable, warn
+from mambaad_cli.files import shown
+
+
+@app.command(
+    epilog=examples(
+        "mambaad export mambaad.safetensors -o model.onnx", "mambaad export MODEL -o model.onnx --check ./photos/"
+    )
+)
+def export(
+    model: Annotated[Path, typer.Argument(help="Model file.")] = DEFAULT_MODEL,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write. Default: model.onnx, or model.xml.")
+    ] = None,
+    format: Annotated[
+        Literal["onnx", "openvino"], typer.Option(help="onnx: one file. openvino: an .xml file with a .bin beside it.")
+    ] = "onnx",
+    class_name: ClassName = None,
+    image: Annotated[
+        Literal["uint8", "float32"], typer.Option(help="Type of the input images, RGB in 0 … 255.")
+    ] = "uint8",
+    check: Annotated[
+        Path | None, typer.Option(help="Folder of photos to compare on, besides the examples in the model file.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0.0, help="Largest relative difference of scores and maps that is accepted.")
+    ] = 1e-3,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Compare nothing. The file may score differently.")
+    ] = False,
+) -> None:
+    """Write the model for another runtime, and prove that it scores the same; otherwise no file is left.
+
+    Where the products have several sizes, each gets a file of its own; --class chooses one of them.
+    """
+    from mambaad_cli.export import write
+
+    suffix = ".onnx" if format == "onnx" else ".xml"
+    output = output or Path(f"model{suffix}")
+    if output.suffix.lower() != suffix:
+        raise typer.BadParameter(f"{shown(output)}: expected a name that ends in {suffix}", param_hint="--output")
+    if no_check and check is not None:
+        raise typer.BadParameter("choose one of --check and --no-check")
+    check_writable(output)
+    fitted = running.load_model(model, "cpu")
+    options = write.ExportOptions(class_name, image, check, not no_check, tolerance, format)
+
+    def doing(what: str) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"  {what}", err=True)
+
+    for path, products, (height, width), agreement in write.export(fitted, model, output, options, doing):
+        megabytes = path.stat().st_size / 1e6
+        typer.echo(
+            f"{shown(path)}: {', '.join(products) or 'any product'}, images {width}x{height}, {megabytes:.1f} MB"
+        )
+        if agreement is None:
+            warn(f"{shown(path)} WAS NOT COMPARED with the model: it may give other scores and verdicts")
+        else:
+            typer.echo(f"    {agreement.line}")
+    if not fitted.scores:
+        warn("the model has no threshold yet, so every verdict is uncalibrated: mambaad calibrate MODEL GOOD_DIR")

@@ -1,0 +1,146 @@
+"""A fitted model as one network, from images to verdicts: what is known of good images becomes its constants.
+
+It differs from `FittedModel` only where a graph cannot branch: each image takes the numbers of its product from tables,
+and a patch is compared with the whole memory, of which the patches outside its group are then left out.
+
+Letters: n images, k products, H × W pixels, h × w positions, p positions of an image, c channels, m patches, g groups.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambaad_cli import MambaADError
+from mambaad_cli.export.judgement import Found, Judgement
+from mambaad_cli.export.tables import Memories, Weights
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.recognition import signature
+from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
+from mambaad_cli.model.memory import patches_of
+
+
+class WholeModel(nn.Module):
+    """`model` for images of one size, (height, width).
+
+    With `class_name` all images show this product; otherwise any of the model's, which must all have that size.
+    """
+
+    def __init__(self, model: FittedModel, size: tuple[int, int], class_name: str | None = None) -> None:
+        super().__init__()
+        self.products = products(model) if class_name is None else [class_name]
+        self.encoder, self.detector = model.encoder, model.detector
+        self.letterbox = model.settings.letterbox
+        self.size, self.map_size = size, model.map_size(size)
+        self.recogniser = model.recogniser if len(self.products) > 1 else None
+        self.takes_told = len(self.products) > 1  # the input `told`
+        self.detail = model.settings.detail
+        for name, matrix in self._resizing().items():
+            self.register_buffer(name, matrix, persistent=False)
+        described = [name for name in self.products if name in model.described]
+        if model.described and described != self.products:
+            raise MambaADError("the model does not know what all of its products look like: fit it anew")
+        fusion = [model.fusion.get(name) for name in self.products]
+        self.weights = Weights(fusion)
+        self.statistics = _stacked(model, self.products) if model.statistics and self.weights.decoder else None
+        memories = [model.memories[name] for name in self.products] if model.memories and self.weights.memory else []
+        self.memories = Memories(memories, self._patch_grid()) if memories else None
+        self.judgement = Judgement(model, self.products)
+
+    def forward(self, image: Tensor, told: Tensor | None = None, box: Tensor | None = None) -> Found:
+        """
+        image: (n, H, W, 3) RGB in 0 … 255, uint8 or float32.
+        told: (n,) int64, the place of each image's product in `products`; −1 has it recognised.
+        box: (n, 4) int64: top, left, height, width of each image in its letterbox.
+        """
+        features = self._features(image.permute(0, 3, 1, 2).float() / 255)
+        told = image.new_zeros(image.shape[0], dtype=torch.int64) if told is None else told
+        seen, certainty, known = self._recognised(features, told)
+        anomaly_map = self._map(features, seen.clamp(min=0))
+        return self.judgement(anomaly_map, self._inside(box), seen, certainty, known)
+
+    def _features(self, pixels: Tensor) -> list[Tensor]:
+        """As FittedModel.features; images are scaled by matrices, because runtimes differ in how they scale."""
+        fine = self.encoder(pixels)
+        if self.detail == 1:
+            return fine
+        scaled = [getattr(self, f"rows_{i}") @ stage @ getattr(self, f"columns_{i}").T for i, stage in enumerate(fine)]
+        return [*scaled, *fine[-2:]]
+
+    def _resizing(self) -> dict[str, Tensor]:
+        if self.detail == 1:
+            return {}
+        matrices = {}
+        for i, stride in enumerate(self.detector.strides):
+            for name, side, smaller in zip(("rows", "columns"), self.size, self.map_size, strict=True):
+                matrices[f"{name}_{i}"] = _resizing_matrix(-(-side // stride), smaller // stride)
+        return matrices
+
+    def _patch_grid(self) -> tuple[int, int]:
+        """Positions of the patches that the memory compares: those of the stage before the last."""
+        stride = self.detector.strides[-2]
+        return -(-self.size[0] // stride), -(-self.size[1] // stride)
+
+    def _recognised(self, features: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Product, certainty and whether it is known, of each image; where it is told there is no certainty."""
+        nan = torch.full_like(told, torch.nan, dtype=torch.float32)
+        if self.recogniser is None:
+            return told, nan, told == told
+        places = torch.tensor([self.products.index(name) for name in self.recogniser.names])
+        far, nearest = self.recogniser.distances(signature(features)).topk(2, largest=False)
+        given = told >= 0
+        certainty = torch.where(given, nan, 1 - far[:, 0] / far[:, 1])
+        return torch.where(given, told, places[nearest[:, 0]]), certainty, given | (far[:, 0] <= self.recogniser.limit)
+
+    def _map(self, features: list[Tensor], product: Tensor) -> Tensor:
+        """(n, H, W), as FittedModel.maps_of."""
+        for_decoder = features if self.detail == 1 else features[:-2]
+        if self.statistics is None and self.memories is None:
+            return self.detector.anomaly_map(for_decoder, self.map_size)
+        parts = []
+        if self.statistics is not None:
+            distances = self._decoder_distances(self.detector.residuals(for_decoder), product)
+            parts.append(self.weights.of_decoder(fuse(distances, self.map_size), product))
+        if self.memories is not None:
+            unusual = self.memories(patches_of(features), product)
+            parts.append(self.weights.of_memory(fuse([unusual], self.map_size), product))
+        return parts[0] + parts[1] if len(parts) > 1 else parts[0]
+
+    def _decoder_distances(self, found: Sequence[Residual], product: Tensor) -> list[Tensor]:
+        """Each image's residuals, standardised by the statistics of its product."""
+        assert self.statistics is not None
+        if len(self.products) == 1:
+            return standardised_distances(found, [ResidualStatistics(*(t[0] for t in one)) for one in self.statistics])
+        own = [ResidualStatistics(*(table[product] for table in one)) for one in self.statistics]
+        return torch.vmap(standardised_distances)(list(found), own)
+
+    def _inside(self, box: Tensor | None) -> Tensor | None:
+        """Which values of the map lie on the image (n, H, W), where it is letterboxed."""
+        if box is None:
+            return None
+        top, left, height, width = box[:, :, None, None].unbind(1)
+        rows, columns = (torch.arange(side) for side in self.map_size)
+        rows, columns = rows[:, None], columns[None]
+        return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+
+
+def products(model: FittedModel) -> list[str]:
+    """The products of a model, those it can describe first, as FittedModel does; [""] where it knows none by name."""
+    return list(dict.fromkeys([*model.described, *model.trained_on, *model.scores])) or [""]
+
+
+def _stacked(model: FittedModel, names: Sequence[str]) -> list[ResidualStatistics]:
+    """The statistics of each scale, of all products: (k, …)."""
+    scales = zip(*(model.statistics[name] for name in names), strict=True)
+    return [ResidualStatistics(*(torch.stack(part) for part in zip(*own, strict=True))) for own in scales]
+
+
+def _resizing_matrix(side: int, smaller: int) -> Tensor:
+    """(smaller, side): what scales a side as `F.interpolate` does, bilinear and antialiased.
+
+    >>> _resizing_matrix(4, 2).tolist()
+    [[0.4285714328289032, 0.4285714328289032, 0.1428571492433548, 0.0], \
+[0.0, 0.1428571492433548, 0.4285714328289032, 0.4285714328289032]]
+    """
+    return F.interpolate(torch.eye(side)[None, None], size=(smaller, side), mode="bilinear", antialias=True)[0, 0]

@@ -1,0 +1,309 @@
+"""`mambaad export`, its gate, and exported models at work. One export is made for all of these tests."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mambaad_cli
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark import detectors
+from mambaad_cli.benchmark.passes import scoring_pass
+from mambaad_cli.data import images
+from mambaad_cli.export import write
+from mambaad_cli.export.gate import LOCAL, Agreement
+from mambaad_cli.export.write import targets
+from mambaad_cli.inspection import exported_model, model_file
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.runtimes import sealed_onnx
+from tests.cli.test_commands import complaint, run
+from tests.export.conftest import Saved, needs
+from tests.export.test_network import KINDS
+
+
+@pytest.fixture
+def ready(whole: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Saved:
+    """The exported model, which `mambaad export` writes at once instead of tracing it again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(write, "onnx_bytes", lambda *_: whole.onnx.read_bytes())
+    return whole
+
+
+def broken(content: bytes) -> bytes:
+    """The same graph with the largest of its constants a little larger, properly sealed."""
+    import onnx
+
+    graph = onnx.load_from_string(content)
+    del graph.metadata_props[-1]  # the seal
+    floats = [one for one in graph.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
+    largest = max(floats, key=lambda one: int(np.prod(one.dims)))
+    values = onnx.numpy_helper.to_array(largest) * np.float32(1.05)
+    largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
+    return sealed_onnx(graph.SerializeToString())
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# ---- the gate ----
+
+
+def test_a_file_that_scores_alike_is_written_with_its_numbers(ready: Saved) -> None:
+    done = run("export", ready.path, "-o", "out/model.onnx", "--check", ready.photos)
+    assert done.exit_code == 0, done.output
+    assert "no verdict differs" in done.stdout
+    assert sorted(path.name for path in Path("out").iterdir()) == ["model.onnx", "model.onnx.json"]
+    report = json.loads(Path("out/model.onnx.json").read_text())
+    assert report["images"] == len(ready.model.examples) + 12
+    assert (report["verdicts"], report["products"]) == (0, 0)
+    assert max(report["score"], report["map"], report["map_value"] / LOCAL) < 1e-3
+
+
+def test_a_graph_with_a_broken_constant_is_refused_and_nothing_is_left(
+    ready: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "onnx_bytes", lambda *_: broken(ready.onnx.read_bytes()))
+    Path("out").mkdir()
+    said = complaint(run("export", ready.path, "-o", "out/model.onnx"))
+    assert "out/model.onnx is not written: on" in said
+    assert "the tolerance is 0.001" in said
+    assert list(Path("out").iterdir()) == []
+
+
+def test_a_file_that_is_not_compared_says_so_loudly(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "onnx_bytes", lambda *_: broken(ready.onnx.read_bytes()))
+    done = run("export", ready.path, "--no-check")
+    assert done.exit_code == 0
+    assert "WAS NOT COMPARED" in done.stderr
+    assert [path.name for path in Path().iterdir()] == ["model.onnx"]
+
+
+def test_without_anything_to_compare_nothing_is_written(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    model_file.save(replace(ready.model, examples=[]), Path("bare.safetensors"))
+    assert "give a folder of photos with --check, or --no-check" in complaint(run("export", "bare.safetensors"))
+    assert not Path("model.onnx").exists()
+
+
+def test_a_verdict_that_differs_is_refused_except_on_the_threshold_itself(whole: Saved) -> None:
+    one = next(mambaad_cli.load(whole.path).predict_many([whole.photos]))
+    one = one._replace(anomaly_map=np.zeros((2, 2)), score=2.0, threshold=3.0, verdict="good")
+    found = Agreement()
+    found.add(one, one._replace(verdict="anomalous"))
+    assert not found.within(1.0)
+    on_it = one._replace(score=3.0)
+    found = Agreement()
+    found.add(on_it, on_it._replace(score=3.0000001, verdict="anomalous"))
+    assert found.within(1e-3)
+    assert "but for 1 where the score equals the threshold" in found.line
+
+
+def test_where_only_maps_differ_the_refusal_says_which_tolerance_accepts_them() -> None:
+    said = write.refusal(Path("m.onnx"), Agreement(9, 1e-6, 1e-5, 6e-2), 1e-3)
+    assert said.endswith("only maps differ, which --tolerance 0.004 accepts")
+    assert "only maps" not in write.refusal(Path("m.onnx"), Agreement(9, 1e-2, 2.2e-3, 6e-2), 1e-3)
+    assert "only maps" not in write.refusal(Path("m.onnx"), Agreement(9, 1e-6, 2.2e-3, 6e-2, verdicts=1), 1e-3)
+
+
+# ---- an exported model at work ----
+
+
+@pytest.mark.parametrize("class_name", [(), ("--class", "bolt")])
+def test_score_prints_the_same_rows(whole: Saved, tmp_path: Path, class_name: tuple[str, ...]) -> None:
+    shutil.copytree(whole.photos / "nut", tmp_path / "mixed")  # no folder tells the product
+    images.write(tmp_path / "mixed" / "noise.png", np.random.default_rng(0).integers(0, 255, (90, 90, 3), np.uint8))
+    (tmp_path / "mixed" / "broken.png").write_bytes(b"no image")
+    ours, theirs = (
+        rows(run("score", tmp_path / "mixed", "--csv", "-m", path, *class_name).stdout)
+        for path in (whole.path, whole.onnx)
+    )
+    assert len(ours) == 8
+    for one, other in zip(ours, theirs, strict=True):
+        numbers = {name for name in ("score", "threshold", "p_value", "certainty") if one[name]}
+        assert {name: text for name, text in one.items() if name not in numbers} == {
+            name: text for name, text in other.items() if name not in numbers
+        }
+        assert [float(other[name]) for name in numbers] == pytest.approx(
+            [float(one[name]) for name in numbers], rel=1e-3, abs=1e-4
+        )
+
+
+def test_map_and_the_python_api_take_an_exported_model(whole: Saved, tmp_path: Path) -> None:
+    done = run("map", whole.photos, "-o", tmp_path / "maps", "-m", whole.onnx)
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "maps").rglob("*.png"))) == 13
+    model = mambaad_cli.load(whole.onnx)
+    photo = images.read(whole.photos / "nut" / "0.png")
+    one, other = model.predict(photo), whole.model.predict(photo)
+    assert one.anomaly_map is not None
+    assert other.anomaly_map is not None
+    assert one.anomaly_map.shape == other.anomaly_map.shape
+    assert np.allclose(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-4)
+    for wrong in (lambda: model.calibrate("good"), lambda: model.save("x"), lambda: model.to("cuda")):
+        with pytest.raises(MambaADError):
+            wrong()
+
+
+def test_an_image_scores_the_same_in_any_batch(whole: Saved) -> None:
+    model = exported_model.load(whole.onnx)
+    pixels = torch.rand(3, 3, *model.settings.size, generator=torch.Generator().manual_seed(0))
+    together = model.anomaly_maps(pixels)
+    for i in range(3):
+        assert torch.allclose(model.anomaly_maps(pixels[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_bench_times_an_exported_model_at_its_own_size(whole: Saved) -> None:
+    row = detectors.fitted(whole.onnx)
+    contestant = detectors.build(row)
+    assert (row.detector, contestant.parameters) == (
+        "mambaad",
+        detectors.build(detectors.fitted(whole.path)).parameters,
+    )
+    assert scoring_pass(contestant.model, whole.model.settings.size)().shape == (1, 64, 48)
+    with pytest.raises(MambaADError, match="takes images of 64x96 pixels only"):
+        scoring_pass(contestant.model, (64, 64))()
+
+
+def example(language: str) -> str:
+    """The README's example that uses ONNX Runtime in this language."""
+    readme = (Path(mambaad_cli.__file__).parent.parent / "README.md").read_text()
+    blocks = (part.split("```")[0] for part in readme.split(f"```{language}\n")[1:])
+    (found,) = (block for block in blocks if "onnxruntime" in block)
+    return found
+
+
+def test_the_python_example_of_the_readme_gives_our_verdict_without_mambaad(whole: Saved, tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(example("python"))
+    photo = whole.photos / "nut" / "0.png"
+    command = [sys.executable, "example.py", str(whole.onnx), str(photo)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    verdict, score = done.stdout.split()[:2]
+    one = whole.model.predict(photo)
+    assert verdict == one.verdict
+    assert float(score) == pytest.approx(one.score, rel=2e-2)
+
+
+def test_the_cpp_example_of_the_readme_gives_our_score(whole: Saved, tmp_path: Path) -> None:
+    roots = [os.environ.get("ORT", ""), "/usr", "/usr/local"]
+    headers = [path.parent for root in roots if root for path in Path(root, "include").rglob("onnxruntime_cxx_api.h")]
+    libraries = list(Path(onnxruntime_folder(), "capi").glob("libonnxruntime.so.*"))
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if not (headers and libraries and compiler):
+        pytest.skip("no C++ compiler, or no headers of ONNX Runtime in $ORT/include or /usr/include")
+    (tmp_path / "score.cpp").write_text(example("cpp"))
+    build = [compiler, "-std=c++17", "score.cpp", f"-I{headers[0]}", str(libraries[0]), "-o", "score"]
+    subprocess.run([*build, f"-Wl,-rpath,{libraries[0].parent}"], cwd=tmp_path, check=True)
+    height, width = whole.model.settings.size
+    picture = images.resize(images.read(whole.photos / "nut" / "0.png"), (height, width))
+    (tmp_path / "pixels.rgb").write_bytes(
+        (picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes()
+    )
+    command = ["./score", str(whole.onnx), "pixels.rgb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    score = float(done.stdout.split()[1])
+    assert score == pytest.approx(whole.model.predict(whole.photos / "nut" / "0.png").score, rel=1e-3)
+
+
+def onnxruntime_folder() -> str:
+    import onnxruntime
+
+    return str(Path(onnxruntime.__file__).parent)
+
+
+# ---- bad input ----
+
+
+def test_a_file_that_was_edited_truncated_or_is_foreign_is_one_line(whole: Saved, tmp_path: Path) -> None:
+    content = whole.onnx.read_bytes()
+    edited = bytearray(content)
+    edited[len(content) // 2] ^= 1
+    for name, there, said in (
+        ("edited", bytes(edited), "was changed after mambaad export wrote it"),
+        ("cut", content[:-100], "was not made by mambaad export, or is truncated"),
+        ("foreign", b"PK", "was not made by mambaad export"),
+    ):
+        (tmp_path / f"{name}.onnx").write_bytes(there)
+        assert said in complaint(run("score", whole.photos, "--csv", "-m", tmp_path / f"{name}.onnx"))
+    assert "make one with mambaad export" in complaint(
+        run("score", whole.photos, "--csv", "-m", tmp_path / "gone.onnx")
+    )
+
+
+def test_a_runtime_that_is_too_old_or_missing_is_one_line(whole: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.9.0")
+    assert "ONNX Runtime 1.9.0 is too old" in complaint(run("score", whole.photos, "--csv", "-m", whole.onnx))
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install 'mambaad[export]'" in complaint(run("score", whole.photos, "--csv", "-m", whole.onnx))
+
+
+def test_without_the_extra_one_line_says_what_to_install(whole: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert "pip install 'mambaad[export]'" in complaint(run("export", whole.path))
+
+
+def test_size_and_precision_of_an_exported_model_cannot_be_chosen(whole: Saved) -> None:
+    for option in (("--res", "64"), ("--precision", "bf16")):
+        assert "has its size and precision inside" in complaint(run("score", whole.photos, "-m", whole.onnx, *option))
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    whole: Saved, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(write, "onnx_bytes")
+    (shared / "closed").mkdir(mode=0o555)
+    assert "Permission denied" in complaint(run("export", whole.path, "-o", shared / "closed" / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    "options", [("-o", "model.pt"), ("--format", "openvino", "-o", "m.onnx"), ("--no-check", "--check", "x")]
+)
+def test_options_that_make_no_sense_are_wrong_usage(options: tuple[str, ...]) -> None:
+    assert run("export", "m.safetensors", *options).exit_code == 2
+
+
+def test_a_model_without_threshold_is_exported_and_told(ready: Saved) -> None:
+    model_file.save(replace(ready.model, scores={}, held_out=set()), Path("bare.safetensors"))
+    done = run("export", "bare.safetensors", "--no-check")
+    assert done.exit_code == 0
+    assert "every verdict is uncalibrated" in done.stderr
+
+
+# ---- several sizes ----
+
+
+def test_products_of_several_sizes_have_a_file_each(tiny_model: FittedModel) -> None:
+    tiny_model.sizes = {"nut": (64, 64), "bolt": (64, 96)}
+    paths = {name: str(path) for name, path in targets(tiny_model, Path("out/m.onnx"), None)}
+    assert paths == {"nut": "out/m.nut.onnx", "bolt": "out/m.bolt.onnx"}
+    assert list(targets(tiny_model, Path("m.onnx"), "nut")) == [("nut", Path("m.onnx"))]
+    tiny_model.sizes["bolt"] = (64, 64)
+    assert list(targets(tiny_model, Path("m.onnx"), None)) == [(None, Path("m.onnx"))]
+
+
+# ---- minutes ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*KINDS, "openvino"])
+def test_every_detector_passes_the_gate(
+    kind: str, tiny_fit: Callable[..., FittedModel], photos: Path, tmp_path: Path
+) -> None:
+    needs("onnx", "onnxscript", "onnxruntime", *(["openvino"] if kind == "openvino" else []))
+    settings, choices = KINDS.get(kind, KINDS["whole"])
+    model_file.save(tiny_fit(settings, **choices), tmp_path / "m.safetensors")
+    form, suffix = ("openvino", "xml") if kind == "openvino" else ("onnx", "onnx")
+    done = run(
+        "export", tmp_path / "m.safetensors", "-o", tmp_path / f"m.{suffix}", "--check", photos, "--format", form
+    )
+    assert done.exit_code == 0, done.output
+    assert run("score", photos, "--csv", "-m", tmp_path / f"m.{suffix}").exit_code == 0
