@@ -55,7 +55,14 @@ def prepared(
     pixels, box = images.letterbox(visible, size) if letterbox else (images.resize(visible, size), None)
     kept = picture if keep else None
     inside = None if region is None else placed(region, size, box)
+    if inside is not None:
+        pixels = blank_outside(pixels, inside)  # pixels half of which lie outside show nothing either
     return Input(pixels, box, kept, (picture.shape[0], picture.shape[1]), kept, inside, region)
+
+
+def blank_outside(pixels: Tensor, inside: Tensor) -> Tensor:
+    """An image (3, H, W) in 0 … 1 with nothing to be seen outside its region of interest (H, W)."""
+    return torch.where(inside, pixels, torch.tensor(roi.BLANK)[:, None, None] / 255)
 
 
 def placed(region: np.ndarray, size: Size, box: Box | None) -> Tensor:

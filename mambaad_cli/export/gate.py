@@ -16,7 +16,7 @@ import numpy as np
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.data.loading import Input
+from mambaad_cli.data.loading import Input, placed
 from mambaad_cli.inspection.exported_model import ExportedModel
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Given, Prediction, PredictOptions, judged, predict
@@ -101,7 +101,10 @@ def compare(model: FittedModel, exported: ExportedModel, files: Sequence[ImageFi
             size = exported.settings.size
             pixels = (pixels_of(one, size) * 255).round().clamp(0, 255) / 255
             picture = np.zeros((*size, 0), np.uint8)  # only its size matters
-            yield ImageFile(Path(), Path(), ""), name, Input(pixels, box_of(one, size), picture, size)
+            region = model.rois.get(one.class_name)
+            inside = None if region is None else placed(region, size, None)
+            one_input = Input(pixels, box_of(one, size), picture, size, inside=inside, region=region)
+            yield ImageFile(Path(), Path(), ""), name, one_input
 
     pairs: list[tuple[Iterable[Prediction], Iterable[Prediction]]] = [
         (judged(model.for_inference(), examples(), options), judged(exported, examples(), options)),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.loading import at_size, blank_outside, placed
 from mambaad_cli.export.judgement import Found, Judgement
 from mambaad_cli.export.tables import Memories, Weights
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -26,6 +27,9 @@ class WholeModel(nn.Module):
 
     With `class_name` all images show this product; otherwise any of the model's, which must all have that size.
     """
+
+    visible: Tensor  # (H, W) bool: the region of interest in the image
+    counting: Tensor  # and in the map
 
     def __init__(self, model: FittedModel, size: tuple[int, int], class_name: str | None = None) -> None:
         super().__init__()
@@ -47,6 +51,12 @@ class WholeModel(nn.Module):
         memories = [model.memories[name] for name in self.products] if model.memories and self.weights.memory else []
         self.memories = Memories(memories, self._patch_grid()) if memories else None
         self.judgement = Judgement(model, self.products)
+        region = model.rois.get(self.products[0])
+        self.has_region = region is not None
+        if region is not None:
+            inside = placed(region, size, None)
+            self.register_buffer("visible", inside, persistent=False)
+            self.register_buffer("counting", at_size(inside, self.map_size), persistent=False)
 
     def forward(self, image: Tensor, told: Tensor | None = None, box: Tensor | None = None) -> Found:
         """
@@ -54,10 +64,16 @@ class WholeModel(nn.Module):
         told: (n,) int64, the place of each image's product in `products`; −1 has it recognised.
         box: (n, 4) int64: top, left, height, width of each image in its letterbox.
         """
-        features = self._features(image.permute(0, 3, 1, 2).float() / 255)
+        pixels = image.permute(0, 3, 1, 2).float() / 255
+        if self.has_region:
+            pixels = blank_outside(pixels, self.visible)
+        features = self._features(pixels)
         told = image.new_zeros(image.shape[0], dtype=torch.int64) if told is None else told
         seen, certainty, known = self._recognised(features, told)
         anomaly_map = self._map(features, seen.clamp(min=0))
+        if self.has_region:
+            least = torch.where(self.counting, anomaly_map, torch.inf).amin((1, 2), keepdim=True)
+            anomaly_map = torch.where(self.counting, anomaly_map, least)
         return self.judgement(anomaly_map, self._inside(box), seen, certainty, known)
 
     def _features(self, pixels: Tensor) -> list[Tensor]:

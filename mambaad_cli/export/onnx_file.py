@@ -1,5 +1,6 @@
 """A fitted model -> one ONNX file, whole: encoder, decoder, memory, fusion, recognition, thresholds and verdicts."""
 
+import base64
 import contextlib
 import hashlib
 import importlib
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.data import roi
 from mambaad_cli.export.judgement import Found
 from mambaad_cli.export.network import WholeModel
 from mambaad_cli.inspection.exported_model import FORMAT, VERDICTS
@@ -116,6 +118,11 @@ def facts_of(model: FittedModel, whole: WholeModel, source: Path, image: str) ->
         "held_out": sorted(model.held_out & own),
         "trained_on": {name: count for name, count in model.trained_on.items() if name in own},
         "max_false_reject": model.max_false_reject,
+        "regions": {
+            name: base64.b64encode(roi.encoded(mask).tobytes()).decode()
+            for name, mask in model.rois.items()
+            if name in own
+        },
         "parameters": [trained + sum(one.numel() for one in model.encoder.parameters()), trained],
         "torch": torch.__version__,
     }

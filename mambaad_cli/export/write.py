@@ -54,6 +54,12 @@ def export(
     Raises MambaADError where a file does not score as the model does, by how much, and for what cannot be exported.
     """
     check_installed()
+    if model.tiles:
+        raise MambaADError("a model with tiles cannot be exported: fit one without --tiles")
+    if model.own_masks:
+        raise MambaADError("a model with a mask for each photo cannot be exported: its masks come with the photos")
+    if model.rois and model.settings.letterbox:
+        raise MambaADError("a region of interest in a letterbox cannot be exported: fit without --letterbox")
     check_class(model, options.class_name)
     files = images.find([options.check]) if options.check is not None else []
     written = []
@@ -94,9 +100,13 @@ def written_with_weights(half: Path, path: Path, contents: tuple[bytes, bytes]) 
 
 
 def targets(model: FittedModel, output: Path, class_name: str | None) -> Iterator[tuple[str | None, Path]]:
-    """The only product of each file, None for all, and the path of the file."""
+    """The only product of each file, None for all, and the path of the file.
+
+    Products of several sizes, or with regions of interest, get a file each.
+    """
     sizes = {model.size_of(name) for name in model.trained_on}
-    if class_name is not None or len(sizes) < 2:
+    together = len(sizes) < 2 and (not model.rois or len(model.trained_on) < 2)
+    if class_name is not None or together:
         yield class_name, output
         return
     for name in model.trained_on:

@@ -3,6 +3,7 @@
 Letters: n images, H × W pixels of the model's input.
 """
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.data import roi
 from mambaad_cli.data.loading import Input, within
 from mambaad_cli.files import shown
 from mambaad_cli.inspection import runtimes
@@ -120,4 +122,8 @@ def load(path: Path) -> ExportedModel:
     model.runtime, model.facts = runtime, facts
     model.scores, model.held_out, model.trained_on = facts["scores"], set(facts["held_out"]), facts["trained_on"]
     model.max_false_reject = facts["max_false_reject"]
+    model.rois = {
+        name: roi.decoded(np.frombuffer(base64.b64decode(text), np.uint8))
+        for name, text in facts.get("regions", {}).items()
+    }
     return model

@@ -207,7 +207,10 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
     """What the model makes of a batch; images of the same size go through it together."""
     if isinstance(model, ExportedModel):
         found = model.judged(inputs, told) if inputs else []
-        return [_Look(one.anomaly_map, None, one.class_name, one.recognised, None, one) for one in found]
+        return [
+            _Look(*_visible(model, one.anomaly_map, given, ""), one.class_name, one.recognised, None, one)
+            for given, one in zip(inputs, found, strict=True)
+        ]
     looks: dict[int, _Look] = {}
     waiting = list(enumerate(zip(inputs, told, strict=True)))
     if model.rois and model.recogniser is not None:
@@ -236,7 +239,8 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
 
 def _visible(model: FittedModel, anomaly_map: Tensor, one: Input, name: str) -> tuple[Tensor, Tensor | None]:
     """The part of a map that lies on the image, with its tiles' where there are some, and the region of interest."""
-    found = within(anomaly_map, one.box, one.inside)
+    padded = None if isinstance(model, ExportedModel) else one.box  # its maps come without padding
+    found = within(anomaly_map, padded, one.inside)
     if name in model.tiles and one.source is not None:
         found = photo_map(model, found, name, one.source, one.region)
     if one.region is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data import roi
 from mambaad_cli.data.images import ImageError
-from mambaad_cli.data.loading import Box, Input, Wanted, at_size, read_ahead
+from mambaad_cli.data.loading import Box, Input, Wanted, at_size, blank_outside, read_ahead
 from mambaad_cli.inspection.fitted_model import Example, FittedModel
 from mambaad_cli.training.splits import evenly_spread
 
@@ -59,9 +59,11 @@ def pixels_of(one: Example, size: tuple[int, int]) -> Tensor:
     if picture is None:
         raise MambaADError(f"the model's examples of {one.class_name} are damaged: fit it anew")
     pixels = torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1) / 255
-    if pixels.shape[1:] == size:
+    if pixels.shape[1:] != size:
+        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+    if one.inside is None:
         return pixels
-    return F.interpolate(pixels[None], size=size, mode="bilinear", antialias=True)[0]
+    return blank_outside(pixels, at_size(torch.from_numpy(roi.decoded(one.inside.numpy())), size))
 
 
 def box_of(one: Example, size: tuple[int, int]) -> Box | None:

@@ -20,14 +20,17 @@ from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import detectors
 from mambaad_cli.benchmark.passes import scoring_pass
 from mambaad_cli.data import images
+from mambaad_cli.data.roi import parse
 from mambaad_cli.export import write
 from mambaad_cli.export.gate import LOCAL, Agreement
 from mambaad_cli.export.write import targets
 from mambaad_cli.inspection import exported_model, model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.runtimes import sealed_onnx
+from mambaad_cli.training.fit import fit
+from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.cli.test_commands import complaint, run
-from tests.export.conftest import Saved, needs
+from tests.export.conftest import WHOLE, Saved, needs
 from tests.export.test_network import KINDS
 
 
@@ -307,3 +310,38 @@ def test_every_detector_passes_the_gate(
     )
     assert done.exit_code == 0, done.output
     assert run("score", photos, "--csv", "-m", tmp_path / f"m.{suffix}").exit_code == 0
+
+
+def test_a_region_of_interest_is_inside_the_graph(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("onnx", "onnxscript", "onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    files = images.find([photos / "nut"])
+    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
+    options = RunOptions(encoder_weights=weights, inside=(parse("20%,20%,60%,60%"),))
+    model = fit(files, ["nut"] * len(files), WHOLE, recipe, options)
+    model_file.save(model, tmp_path / "model.safetensors")
+    result = run("export", "model.safetensors", "-o", "model.onnx", "--check", photos / "nut")
+    assert result.exit_code == 0, result.output
+    disturbed = images.read(files[0].path).copy()
+    disturbed[:15] = 255
+    images.write(tmp_path / "in" / "1.png", disturbed)
+    found = [
+        rows(run("score", *paths, "--csv").stdout)[0]["score"]
+        for paths in (
+            (files[0].path, "-m", "model.onnx"),
+            ("in", "-m", "model.onnx"),
+            ("in", "-m", "model.safetensors"),
+        )
+    ]
+    assert [float(score) for score in found] == pytest.approx([float(found[0])] * 3, rel=1e-4)
+
+
+def test_tiles_and_masks_of_photos_are_refused_in_one_line(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value, why in (("tiles", {"nut": None}, "tiles"), ("own_masks", True, "a mask for each photo")):
+        with monkeypatch.context() as changed:
+            changed.setattr(ready.model, name, value)
+            with pytest.raises(MambaADError, match=why):
+                write.export(ready.model, ready.path, Path("out.onnx"), write.ExportOptions())
+    assert not Path("out.onnx").exists()
