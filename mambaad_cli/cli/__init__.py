@@ -2,7 +2,7 @@
 `--help` appears at once."""
 
 from mambaad_cli.cli import fit, score, map_images, calibrate, import_checkpoint, evaluate, bench, doctor  # isort: skip
-from mambaad_cli.cli import monitor, watch  # isort: skip
+from mambaad_cli.cli import watch, monitor  # isort: skip
 from mambaad_cli.cli.app import app
 
 __all__ = [
