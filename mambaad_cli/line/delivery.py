@@ -43,6 +43,7 @@ class Delivery:
         self.name, self.send, self.say, self.attempts, self.pause = name, send, say, attempts, pause
         self._rows: queue.Queue[bytes | None] = queue.Queue(MOST)
         self._ending = threading.Event()
+        self._left_out = self._lost = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -51,7 +52,9 @@ class Delivery:
         try:
             self._rows.put_nowait(row)
         except queue.Full:
-            self.say(f"{self.name}: {MOST} rows wait already: one was left out")
+            if not self._left_out:
+                self.say(f"{self.name}: {MOST} rows wait already: others are left out")
+            self._left_out += 1
 
     def close(self, seconds: float = 10.0) -> None:
         """Wait so long for the rows that are left, each of which is sent once more, and tell how many remain."""
@@ -59,7 +62,7 @@ class Delivery:
         until = time.monotonic() + seconds
         while self._rows.unfinished_tasks and time.monotonic() < until and self._thread.is_alive():
             time.sleep(0.02)
-        if left := self._rows.unfinished_tasks:
+        if left := self._rows.unfinished_tasks + self._left_out + self._lost:
             self.say(f"{self.name}: {left} rows were not delivered")
 
     def _work(self) -> None:
@@ -73,13 +76,18 @@ class Delivery:
     def _deliver(self, row: bytes) -> None:
         for attempt in range(self.attempts):
             try:
-                return self.send(row)
+                self.send(row)
+                return
             except Refused as error:
-                return self.say(f"{self.name}: {error}")
+                self.say(f"{self.name}: {error}")
+                return
             except (OSError, HTTPException) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             if attempt + 1 == self.attempts or self._ending.wait(self.pause * 2**attempt):
                 break
+        if self._ending.is_set():
+            self._lost += 1  # `close` tells
+            return
         self.say(f"{self.name}: a row was not delivered: {reason}")
 
 

@@ -20,7 +20,7 @@ from mambaad_cli.inspection.predict import Prediction, PredictOptions, check_cla
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, json_line, json_row
 from mambaad_cli.inspection.rows import row as csv_row
 from mambaad_cli.line import arrivals
-from mambaad_cli.line.arrivals import Arrival, Arrivals
+from mambaad_cli.line.arrivals import Arrival, Arrivals, Version
 from mambaad_cli.line.changes import changes
 from mambaad_cli.line.delivery import Delivery, Say
 from mambaad_cli.line.journal import Journal
@@ -82,7 +82,7 @@ class Watch:
                     if self.stopping:
                         break
                     self._score(arrived[start : start + self.options.predict.batch])
-                if self.options.once and not self.arrivals.waiting:
+                if self.options.once and not arrived and not self.arrivals.waiting:
                     break
                 if not arrived:
                     looked = time.monotonic()
@@ -122,8 +122,8 @@ class Watch:
         for delivery in self.deliveries:
             for row in sent:
                 delivery.put(row.encode())
-        for one, (_, _, verdict) in zip(group, photos, strict=True):
-            self._move(one.file, verdict)
+        for one, (_, version, verdict) in zip(group, photos, strict=True):
+            self._move(one.file, version, verdict)
 
     def _write_overlay(self, one: Prediction, folder: Path) -> None:
         """Write folder/PATH.png, where PATH is the photo's, without its ending if that is .png too."""
@@ -139,12 +139,11 @@ class Watch:
         if self.options.move_to is None:
             return
         for name, entry in self.journal.known.items():
-            file = arrivals.image_file(self.folder, name)
-            if arrivals.version_of(file.path) == entry.version:
-                self._move(file, entry.verdict)
+            self._move(arrivals.image_file(self.folder, name), entry.version, entry.verdict)
 
-    def _move(self, file: ImageFile, verdict: str) -> None:
-        if self.options.move_to is None:
+    def _move(self, file: ImageFile, version: Version, verdict: str) -> None:
+        """Move a photo that was scored; one that has been written anew since stays, to be scored."""
+        if self.options.move_to is None or arrivals.version_of(file.path) != version:
             return
         try:
             move(file.path, self.options.move_to / verdict / file.relative)

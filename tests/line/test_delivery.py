@@ -144,9 +144,25 @@ def test_more_rows_than_can_wait_are_told(monkeypatch: pytest.MonkeyPatch) -> No
     started.wait(5)
     for _ in range(3):
         one.put(ROW)
-    assert said == ["slow: 2 rows wait already: one was left out"]
+    assert said == ["slow: 2 rows wait already: others are left out"]
     go.set()
     one.close()
+    assert said[1:] == ["slow: 1 rows were not delivered"]
+
+
+def test_what_is_left_at_the_end_is_sent_once_more_and_told_in_one_line() -> None:
+    sent, said = list[bytes](), list[str]()
+
+    def send(row: bytes) -> None:
+        sent.append(row)
+        raise OSError("nobody there")
+
+    one = Delivery("gone", send, said.append, pause=60.0)
+    for number in b"123":
+        one.put(bytes([number]))
+    one.close()
+    assert sent[-2:] == [b"2", b"3"]
+    assert said == ["gone: 3 rows were not delivered"]
 
 
 def test_a_command_gets_the_row_and_no_shell_sees_it(tmp_path: Path) -> None:

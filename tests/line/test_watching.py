@@ -19,7 +19,7 @@ from mambaad_cli.cli import app
 from mambaad_cli.data import images
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.predict import PredictOptions, predict
+from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, row
 from mambaad_cli.line.watching import Watch, WatchOptions, move
 from tests.conftest import picture
@@ -97,6 +97,21 @@ def test_photos_are_moved_by_verdict_those_of_an_interrupted_run_too(
     assert len(by_row) == 13
     for path, verdict in by_row.items():
         assert (tmp_path / "done" / verdict / Path(path).relative_to(goods)).is_file()
+
+
+def test_a_photo_that_is_written_anew_while_it_is_scored_is_not_moved_but_scored(
+    watched: Callable[..., Any], goods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def anew(self: Watch, one: Prediction, folder: Path) -> None:
+        if one.file.path == goods / "nut" / "0.png" and not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            images.write(one.file.path, picture(99))
+
+    monkeypatch.setattr(Watch, "_write_overlay", anew)
+    watched(maps=tmp_path / "maps", move_to=tmp_path / "done")
+    found = [one["score"] for one in rows(tmp_path / "rows.jsonl") if one["path"].endswith("nut/0.png")]
+    assert len(set(found)) == 2
+    assert [(images.read(path) == picture(99)).all() for path in (tmp_path / "done").rglob("nut/0*.png")] == [True]
 
 
 def test_moving_writes_nothing_over(tmp_path: Path) -> None:
