@@ -31,8 +31,7 @@ def msa(
 ) -> None:
     """Study the inspection as a gauge: from repeated photos of known parts, how right and how repeatable it is.
 
-    Prints effectiveness, misses, false alarms and kappa of the verdicts, the repeatability of the scores (%GRR and
-    distinct categories), and the parts whose verdict flips. Where the CSV has scores or verdicts, no model is needed.
+    Tells effectiveness, misses, false alarms and kappa, %GRR of the scores, and which parts flip.
     """
     from rich.console import Console
 
