@@ -264,6 +264,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     assert "Permission denied" in complaint(run("export", whole.path, "-o", shared / "closed" / "model.onnx"))
 
 
+def test_an_exported_model_is_neither_calibrated_nor_exported_again(whole: Saved, tmp_path: Path) -> None:
+    before = whole.onnx.read_bytes()
+    for command in (("calibrate", whole.onnx, whole.photos), ("export", whole.onnx, "-o", tmp_path / "again.onnx")):
+        assert "take the model file that it was made from" in complaint(run(*command))
+    assert whole.onnx.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "options", [("-o", "model.pt"), ("--format", "openvino", "-o", "m.onnx"), ("--no-check", "--check", "x")]
 )
