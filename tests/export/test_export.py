@@ -83,6 +83,7 @@ def test_a_graph_with_a_broken_constant_is_refused_and_nothing_is_left(
 
 def test_a_file_that_is_not_compared_says_so_loudly(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "onnx_bytes", lambda *_: broken(ready.onnx.read_bytes()))
+    Path("model.onnx.json").write_text("the numbers of an earlier file")
     done = run("export", ready.path, "--no-check")
     assert done.exit_code == 0
     assert "WAS NOT COMPARED" in done.stderr
