@@ -69,6 +69,7 @@ def calibrate(
             "give a folder of good images, or --max-false-reject or --bad alone", param_hint="GOOD"
         )
     fitted = running.load_model(model, device, precision=precision)
+    running.refuse_exported(fitted, model)
     fitted.max_false_reject = max_false_reject or fitted.max_false_reject
     if good is None and (roi or ignore):
         raise typer.BadParameter(

@@ -54,6 +54,7 @@ def export(
         raise typer.BadParameter("choose one of --check and --no-check")
     check_writable(output)
     fitted = running.load_model(model, "cpu")
+    running.refuse_exported(fitted, model)
     options = write.ExportOptions(class_name, image, check, not no_check, tolerance, format)
 
     def doing(what: str) -> None:

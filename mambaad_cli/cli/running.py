@@ -39,6 +39,14 @@ def load_model(path: Path, device: str, res: str | None = None, precision: str =
     return model
 
 
+def refuse_exported(model: "FittedModel", path: Path) -> None:
+    """Raises MambaADError for an exported model, where only a model file will do."""
+    from mambaad_cli.inspection.exported_model import ExportedModel
+
+    if isinstance(model, ExportedModel):
+        raise MambaADError(f"{path} is an exported model: take the model file that it was made from")
+
+
 def set_size(model: "FittedModel", res: str) -> None:
     """Let the model score at another image size. The limit of recognition holds for one size only, so it is removed:
     until the model is calibrated, every image counts as known."""

@@ -83,6 +83,9 @@ def export(
                 if not agreement.within(options.tolerance):
                     raise MambaADError(refusal(path, agreement, options.tolerance))
             written.append(Exported(path, exported.products, exported.settings.size, agreement))
+    for one in written:
+        if one.agreement is None:
+            report_path(one.path).unlink(missing_ok=True)  # the numbers of an earlier file
     return written
 
 

@@ -86,6 +86,7 @@ def test_a_graph_with_a_broken_constant_is_refused_and_nothing_is_left(
 
 def test_a_file_that_is_not_compared_says_so_loudly(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "onnx_bytes", lambda *_: broken(ready.onnx.read_bytes()))
+    Path("model.onnx.json").write_text("the numbers of an earlier file")
     done = run("export", ready.path, "--no-check")
     assert done.exit_code == 0
     assert "WAS NOT COMPARED" in done.stderr
@@ -265,6 +266,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
     monkeypatch.delattr(write, "onnx_bytes")
     (shared / "closed").mkdir(mode=0o555)
     assert "Permission denied" in complaint(run("export", whole.path, "-o", shared / "closed" / "model.onnx"))
+
+
+def test_an_exported_model_is_neither_calibrated_nor_exported_again(whole: Saved, tmp_path: Path) -> None:
+    before = whole.onnx.read_bytes()
+    for command in (("calibrate", whole.onnx, whole.photos), ("export", whole.onnx, "-o", tmp_path / "again.onnx")):
+        assert "take the model file that it was made from" in complaint(run(*command))
+    assert whole.onnx.read_bytes() == before
 
 
 @pytest.mark.parametrize(
