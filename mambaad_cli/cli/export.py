@@ -62,7 +62,8 @@ def export(
             typer.echo(f"  {what}", err=True)
 
     for path, products, (height, width), agreement in write.export(fitted, model, output, options, doing):
-        megabytes = path.stat().st_size / 1e6
+        parts = [path] if format == "onnx" else [path, path.with_suffix(".bin")]
+        megabytes = sum(part.stat().st_size for part in parts) / 1e6
         typer.echo(
             f"{shown(path)}: {', '.join(products) or 'any product'}, images {width}x{height}, {megabytes:.1f} MB"
         )
