@@ -18,7 +18,7 @@ import psutil
 
 from mambaad_cli.data import images
 
-LONGEST = 60.0  # seconds for the last rows
+LONGEST = 300.0  # seconds without a new row, as while the model loads
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
