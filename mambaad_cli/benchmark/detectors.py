@@ -109,7 +109,7 @@ def remember_noise(model: FittedModel) -> None:
     features = model.features(torch.rand(NOISE, 3, *model.settings.size, generator=torch.Generator().manual_seed(0)))
     patches = patches_of(features).flatten(0, 2)
     preset = "memory" if model.settings.detector == "memory" else "small"
-    memory, _ = memory_of(patches, RECIPES[preset].memory_size, 0, grouped=preset == "small")
+    memory, _ = memory_of(patches, RECIPES[preset].memory_size, 0)
     model.memories = {"": memory}
     if model.residuals(features):
         model.statistics = {"": residual_statistics(lambda: iter([model.residuals(features)]))}

@@ -1,9 +1,8 @@
 """A fitted model as one network, from images to verdicts: what is known of good images becomes its constants.
 
-It differs from `FittedModel` only where a graph cannot branch: each image takes the numbers of its product from tables,
-and a patch is compared with the whole memory, of which the patches outside its group are then left out.
+It differs from `FittedModel` only where a graph cannot branch: each image takes the numbers of its product from tables.
 
-Letters: n images, k products, H × W pixels, h × w positions, p positions of an image, c channels, m patches, g groups.
+Letters: n images, k products, H × W pixels, h × w positions, p positions of an image, c channels, m patches.
 """
 
 from collections.abc import Sequence

