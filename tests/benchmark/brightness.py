@@ -4,7 +4,6 @@ Every number is known: an image of one grey value v has a map of v / 255 everywh
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -21,8 +20,6 @@ SIZE = (64, 64)
 class Seen(nn.Module):
     """An encoder's net that shows its detector the image itself."""
 
-    feature_info = SimpleNamespace(channels=lambda: [3])
-
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images]
 
@@ -36,7 +33,7 @@ class Brightness(nn.Module):
 
 def brightness_model(threshold: float | None = None, size: tuple[int, int] = SIZE) -> FittedModel:
     """Calls an image anomalous if any of its pixels is brighter than the threshold, 0…255."""
-    model = FittedModel(Settings(size=size), Encoder(Seen(), [0.0] * 3, [1.0] * 3), Brightness())
+    model = FittedModel(Settings(size=size), Encoder(Seen(), [3], [0.0] * 3, [1.0] * 3), Brightness())
     model.scores = {} if threshold is None else {"nut": [float(np.float32(threshold) / np.float32(255))]}
     model.held_out = set(model.scores)
     return model

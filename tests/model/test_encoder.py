@@ -1,12 +1,12 @@
 """The frozen encoder: weights that are really there, features that do not change."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from timm.layers import Conv2dSame
 from torch import nn
 
 from mambaad_cli import MambaADError
@@ -80,7 +80,7 @@ def test_tensorflows_padding_changes_no_feature_at_any_size(size: tuple[int, int
     encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
     fast = for_inference(encoder)
     assert not any(
-        isinstance(module, Conv2dSame) for name, module in fast.net.named_modules() if not name.endswith(".conv")
+        type(module).__name__ == "Conv2dSame" for name, module in fast.net.named_modules() if not name.endswith(".conv")
     )
     pixels = torch.rand(1, 3, *size)
     for a, b in zip(encoder(pixels), fast(pixels), strict=True):
@@ -133,3 +133,34 @@ def test_a_batch_in_parts_has_the_same_features(monkeypatch: pytest.MonkeyPatch)
     for part, whole in zip(net.in_parts(images), net(images), strict=True):
         torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
         assert part.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (75, 53)])
+def test_the_default_network_is_timms(size: tuple[int, int]) -> None:
+    """Tensor by tensor, and in what it makes of an image."""
+    own = build_encoder("efficientnet_lite0", STRIDES)
+    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3)).eval()
+    known = whole.state_dict()
+    state = {name: torch.rand_like(tensor) for name, tensor in own.net.state_dict().items() if "num" not in name}
+    assert all(state[name].shape == known[name].shape for name in state)
+    own.net.load_state_dict(state, strict=False)
+    whole.load_state_dict(state, strict=False)
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        for one, other in zip(own.net(images), whole(images), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_scoring_with_the_default_encoder_imports_no_timm() -> None:
+    """Importing timm takes longer than scoring an image, and so does scikit-learn."""
+    code = """if True:
+        import sys
+        import mambaad_cli
+        from mambaad_cli.inspection import predict, rows
+        from mambaad_cli.model import encoder
+        mambaad_cli.load
+        encoder.build_encoder("efficientnet_lite0", (4, 8, 16))
+        print([name for name in ("timm", "sklearn", "torchvision") if name in sys.modules])
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
