@@ -54,12 +54,12 @@ def report(
 
     The file needs no network: photos and, with --model, overlays are inside it.
     """
-    from mambaad_cli.inspection.row_files import read_rows
+    from mambaad_cli.inspection.row_files import read_file
     from mambaad_cli.report import collect, page
     from mambaad_cli.report.content import Report
     from mambaad_cli.report.record import record
 
-    files = [read_rows(path) for path in rows]
+    files = [read_file(path) for path in rows]
     _check_output(output, [path for path in (*rows, model, msa) if path is not None])
     study = None if msa is None else _study(msa)
     found = [row for file in files for row in file.rows]
@@ -96,7 +96,7 @@ def _predicting(
 
 def _doubts(rows: "Sequence[Row]", model: Path, differ: int) -> list[str]:
     """Why the overlays may not be those of the rows."""
-    from mambaad_cli.report.record import sha256_of
+    from mambaad_cli.files import sha256_of
 
     digest, lines = sha256_of(model), []
     if others := sorted({row.model for row in rows if row.model and not digest.startswith(row.model)}):
