@@ -70,7 +70,7 @@ def report(
         used = model, running.load_model(model, device, res, precision)
         predicted = _predicting(used[1], batch, workers)
         entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
-        notes += _doubts(found, model, differ)
+        notes += _doubts(found, used[1].sha256, differ)
     if lost := sum(entry.pictures is None for entry in entries[:pictures]):
         notes.append(f"photos that could not be read, shown without pictures: {lost}")
     page.write(Report(title, entries, record(found, files, used), notes, study), output)
@@ -94,12 +94,10 @@ def _predicting(
     return predicted
 
 
-def _doubts(rows: "Sequence[Row]", model: Path, differ: int) -> list[str]:
-    """Why the overlays may not be those of the rows."""
-    from mambaad_cli.files import sha256_of
-
-    digest, lines = sha256_of(model), []
-    if others := sorted({row.model for row in rows if row.model and not digest.startswith(row.model)}):
+def _doubts(rows: "Sequence[Row]", model: str, differ: int) -> list[str]:
+    """Why the overlays, which `model` made, may not be those of the rows."""
+    lines = []
+    if others := sorted({row.model for row in rows if row.model and row.model != model}):
         lines.append(f"rows of another model than {model}, whose overlays are shown: {', '.join(others)}")
     if differ:
         lines.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")

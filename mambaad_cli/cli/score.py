@@ -80,7 +80,7 @@ def score(
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     kept = None
     if report is not None:
-        options, kept = reporting.begin(report, len(files), options)
+        options, kept = reporting.begin(report, len(files), options, fitted)
     predictions = running.running(fitted, files, options)
     if distributed.rank() > 0:
         for _ in predictions:  # there are none: all go to the first process

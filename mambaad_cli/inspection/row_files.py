@@ -159,7 +159,7 @@ def _uncovered(text: str) -> str:
 def _row(values: dict[str, Any]) -> Row:
     """Raises KeyError, TypeError or ValueError where a value is missing or of another kind."""
     regions = values.get("regions")
-    photo = [values.get(name) for name in PhotoStatistics._fields]
+    photo: list[Any] = [values.get(name) for name in PhotoStatistics._fields]
     return Row(
         path=_text(values["path"]),
         class_name=str(values["class"] or ""),
