@@ -11,7 +11,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import app, examples
 from mambaad_cli.cli.options import Batch, Device, Precision, Res, Workers
-from mambaad_cli.cli.output import check_writable, warn
+from mambaad_cli.cli.output import check_apart, check_writable, warn
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def report(
     from mambaad_cli.report.record import record
 
     files = [read_file(path) for path in rows]
-    _check_output(output, [path for path in (*rows, model, msa) if path is not None])
+    check_apart(output, [path for path in (*rows, model, msa) if path is not None])
+    check_writable(output)
     study = None if msa is None else _study(msa)
     found = [row for file in files for row in file.rows]
     notes = [f"{file.path}: left out damaged lines: {_some(file.damaged)}" for file in files if file.damaged]
@@ -102,12 +103,6 @@ def _doubts(rows: "Sequence[Row]", model: str, differ: int) -> list[str]:
     if differ:
         lines.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")
     return lines
-
-
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    if output.resolve() in {path.resolve() for path in inputs}:
-        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
-    check_writable(output)
 
 
 def _study(path: Path) -> dict[str, Any]:
