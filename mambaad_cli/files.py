@@ -1,6 +1,7 @@
-"""Writing files so that they appear whole or not at all."""
+"""Files: written so that they appear whole or not at all, shown on one line, and told apart."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -75,6 +76,15 @@ def shown(path: str | Path) -> str:
     'two\\nlines ä.png'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

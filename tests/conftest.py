@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from mambaad_cli.data import images
 from mambaad_cli.files import shown
@@ -36,6 +38,15 @@ def golden() -> Path:
 def cookies() -> Path:
     """Real photos: good/ to learn from, incoming/ to score, masks/."""
     return DATA / "cookie"
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for pretrained weights of timm's test_resnet."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), path)
+    return path
 
 
 @pytest.fixture

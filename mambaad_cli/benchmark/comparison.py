@@ -28,7 +28,7 @@ from mambaad_cli.benchmark.passes import OUT_OF_MEMORY, reason, scoring_pass
 from mambaad_cli.data import datasets
 from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.files import shown
+from mambaad_cli.files import sha256_of, shown
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.settings import PRESETS, Settings
 from mambaad_cli.training import fit as training
@@ -124,7 +124,7 @@ def _fingerprint(root: Path, samples: Sequence[Sample]) -> str:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     except OSError:
         return "unreadable"  # and said to be so, when it is fitted or scored
 

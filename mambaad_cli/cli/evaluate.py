@@ -65,7 +65,7 @@ def evaluate(
     fitted = running.load_model(model, device, precision=precision)
     running.set_regions(fitted, None, None, roi_dir)
     references = {sample.path: sample.defect for sample in samples if sample.split == "test"}
-    kept = None if report is None else reporting.begin(report, len(references), PredictOptions())[1]
+    kept = None if report is None else reporting.begin(report, len(references), PredictOptions(), fitted)[1]
     with tqdm(total=len(references), unit="image", leave=False, disable=None, file=sys.stderr) as progress:
 
         def on_result(one: Prediction) -> None:

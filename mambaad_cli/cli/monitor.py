@@ -87,7 +87,7 @@ def monitor(
 
 def _follow(found: "Monitor", paths: list[Path], since: datetime | None) -> None:
     """Read the rows; say in one line each what was left out."""
-    from mambaad_cli.line.row_files import Row, read_rows
+    from mambaad_cli.inspection.row_files import Row, read_rows
 
     for path in paths:
         for row in read_rows(path):

@@ -50,6 +50,12 @@ def check_writable(path: Path) -> None:
     probe.unlink()
 
 
+def check_apart(path: Path | None, inputs: Iterable[Path], option: str = "--output") -> None:
+    """Report that a file would be written over that is read as well."""
+    if path is not None and path.resolve() in {one.resolve() for one in inputs}:
+        raise MambaADError(f"{shown(path)} would be written over: choose another {option}")
+
+
 def publish(tables: Any, found: Any, format: str, output: Path | None) -> None:
     """Write the results, formatted by a module of tables, to stdout or to a file, where a table is in Markdown."""
     from rich.console import Console

@@ -11,7 +11,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import app, examples
 from mambaad_cli.cli.options import Batch, Device, Precision, Res, Workers
-from mambaad_cli.cli.output import check_writable, warn
+from mambaad_cli.cli.output import check_apart, check_writable, warn
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
@@ -54,13 +54,14 @@ def report(
 
     The file needs no network: photos and, with --model, overlays are inside it.
     """
-    from mambaad_cli.inspection.row_files import read_rows
+    from mambaad_cli.inspection.row_files import read_file
     from mambaad_cli.report import collect, page
     from mambaad_cli.report.content import Report
     from mambaad_cli.report.record import record
 
-    files = [read_rows(path) for path in rows]
-    _check_output(output, [path for path in (*rows, model, msa) if path is not None])
+    files = [read_file(path) for path in rows]
+    check_apart(output, [path for path in (*rows, model, msa) if path is not None])
+    check_writable(output)
     study = None if msa is None else _study(msa)
     found = [row for file in files for row in file.rows]
     notes = [f"{file.path}: left out damaged lines: {_some(file.damaged)}" for file in files if file.damaged]
@@ -70,7 +71,7 @@ def report(
         used = model, running.load_model(model, device, res, precision)
         predicted = _predicting(used[1], batch, workers)
         entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
-        notes += _doubts(found, model, differ)
+        notes += _doubts(found, used[1].sha256, differ)
     if lost := sum(entry.pictures is None for entry in entries[:pictures]):
         notes.append(f"photos that could not be read, shown without pictures: {lost}")
     page.write(Report(title, entries, record(found, files, used), notes, study), output)
@@ -94,22 +95,14 @@ def _predicting(
     return predicted
 
 
-def _doubts(rows: "Sequence[Row]", model: Path, differ: int) -> list[str]:
-    """Why the overlays may not be those of the rows."""
-    from mambaad_cli.report.record import sha256_of
-
-    digest, lines = sha256_of(model), []
-    if others := sorted({row.model for row in rows if row.model and not digest.startswith(row.model)}):
+def _doubts(rows: "Sequence[Row]", model: str, differ: int) -> list[str]:
+    """Why the overlays, which `model` made, may not be those of the rows."""
+    lines = []
+    if others := sorted({row.model for row in rows if row.model and row.model != model}):
         lines.append(f"rows of another model than {model}, whose overlays are shown: {', '.join(others)}")
     if differ:
         lines.append(f"photos whose score is not that of their row: {differ}; another model, or other photos")
     return lines
-
-
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    if output.resolve() in {path.resolve() for path in inputs}:
-        raise MambaADError(f"{shown(output)} would be written over: choose another --output")
-    check_writable(output)
 
 
 def _study(path: Path) -> dict[str, Any]:

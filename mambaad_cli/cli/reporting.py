@@ -15,7 +15,9 @@ TITLE = "Inspection report"
 PICTURES = 2000  # images, the worst ones, that have pictures
 
 
-def begin(path: Path, images: int, options: "PredictOptions") -> "tuple[PredictOptions, Collector]":
+def begin(
+    path: Path, images: int, options: "PredictOptions", fitted: "FittedModel"
+) -> "tuple[PredictOptions, Collector]":
     """The options with what a report needs besides, and what keeps it while images are scored.
 
     Raises MambaADError for a file that cannot be written, before an image is scored.
@@ -24,7 +26,7 @@ def begin(path: Path, images: int, options: "PredictOptions") -> "tuple[PredictO
 
     check_writable(path)
     least = 0 if options.min_area is None else options.min_area
-    return replace(options, maps=True, min_area=least), Collector(images, PICTURES)
+    return replace(options, maps=True, min_area=least), Collector(images, PICTURES, fitted.sha256)
 
 
 def finish(path: Path, kept: "Collector", model: Path, fitted: "FittedModel", title: str = TITLE) -> None:

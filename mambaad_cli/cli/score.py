@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mambaad_cli import MambaADError, distributed
+from mambaad_cli import distributed
 from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import app, examples
 from mambaad_cli.cli.options import (
@@ -26,7 +26,7 @@ from mambaad_cli.cli.options import (
     Workers,
     parse_min_area,
 )
-from mambaad_cli.files import shown
+from mambaad_cli.cli.output import check_apart
 
 
 @app.command(
@@ -70,17 +70,16 @@ def score(
         raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
     least = parse_min_area(regions, min_area)
     files = images.find(paths)
-    inputs = {model.resolve(), *(file.path.resolve() for file in files)}
-    for written, option in ((output, "--output"), (report, "--report")):
-        if written is not None and written.resolve() in inputs:
-            raise MambaADError(f"{shown(written)} would be written over: choose another {option}")
+    inputs = [model, *(file.path for file in files)]
+    check_apart(output, inputs)
+    check_apart(report, inputs, "--report")
     fitted = running.load_model(model, device, res, precision)
     running.set_regions(fitted, roi, ignore, roi_dir)
     running.check_review(fitted, review)
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     kept = None
     if report is not None:
-        options, kept = reporting.begin(report, len(files), options)
+        options, kept = reporting.begin(report, len(files), options, fitted)
     predictions = running.running(fitted, files, options)
     if distributed.rank() > 0:
         for _ in predictions:  # there are none: all go to the first process

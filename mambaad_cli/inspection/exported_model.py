@@ -120,6 +120,7 @@ def load(path: Path) -> ExportedModel:
     settings = Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])}))
     model = ExportedModel(settings, nn.Identity(), nn.Identity())  # type: ignore[arg-type]  # both are in the graph
     model.runtime, model.facts = runtime, facts
+    model.sha256 = facts["model_sha256"][:12]
     model.scores, model.held_out, model.trained_on = facts["scores"], set(facts["held_out"]), facts["trained_on"]
     model.max_false_reject = facts["max_false_reject"]
     model.rois = {

@@ -74,7 +74,7 @@ class FittedModel:
     masks: MaskFolder | None = field(default=None, repr=False, compare=False)  # where these lie; not in the file
     examples: list[Example] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
-    sha256: str = ""  # the first 12 hex digits, of the file that it was loaded from
+    sha256: str = ""  # the first 12 hex digits, of the model file that it was loaded from, or exported from
     precision: str = "fp32"  # of matrix products at run time; not in the file
     _folded: tuple[Encoder, Encoder] | None = field(default=None, repr=False, compare=False)
 

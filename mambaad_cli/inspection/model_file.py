@@ -5,7 +5,6 @@ Files of format 1 can still be read.
 """
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.data import roi
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.files import shown, written_whole
+from mambaad_cli.files import sha256_of, shown, written_whole
 from mambaad_cli.inspection.fitted_model import Example, FittedModel, new_model
 from mambaad_cli.inspection.recognition import Recogniser
 from mambaad_cli.inspection.tiles import Tiles
@@ -92,7 +91,7 @@ def load(path: Path) -> FittedModel:
         kept = [(str(name), bool(held_out), box and tuple(box)) for name, held_out, box in facts.get("examples", [])]
     except (KeyError, TypeError, ValueError) as error:
         raise MambaADError(f"{path} is damaged: its description does not fit ({error}): fit it anew") from error
-    tensors, model.sha256 = load_file(path), sha256_of(path)
+    tensors, model.sha256 = load_file(path), sha256_of(path)[:12]
     for part, name in ((model.encoder, "encoder."), (model.detector, "detector.")):
         own = {key.removeprefix(name): tensor for key, tensor in tensors.items() if key.startswith(name)}
         try:
@@ -158,15 +157,6 @@ def _statistics(facts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, 
             ResidualStatistics(*(tensors[f"{name}.{i}.{scale}.{part}"] for part in parts)) for scale in range(scales)
         ]
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """The first 12 hex digits of a file's SHA-256, which name a model in rows."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()[:12]
 
 
 def read_facts(path: Path) -> dict[str, Any]:

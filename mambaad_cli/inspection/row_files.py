@@ -1,26 +1,28 @@
-"""Rows that `mambaad score` and others wrote, JSON lines or CSV -> Row."""
+"""Files of rows that `mambaad score`, `map` or `watch` wrote, JSON lines or CSV, whole or still growing -> Row."""
 
 import csv
 import hashlib
-import io
+import itertools
 import json
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.regions import Region, of_json
+from mambaad_cli.inspection.rows import COLUMNS, SCHEMA
 
-NEEDED = ("path", "verdict")
-SCHEMA = 1  # the newest that is understood
+NEEDED = COLUMNS[:5]  # path, class, score, threshold and verdict: all rows have them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image as its row tells; what the row does not tell is None or empty."""
+    """One image as its row tells; what the row does not tell is None or empty. CSV tells nothing from `regions` on."""
 
     path: str
     class_name: str = ""
@@ -32,6 +34,8 @@ class Row:
     regions: tuple[Region, ...] | None = None
     time: datetime | None = None  # when it was scored, UTC
     model: str = ""  # the first digits of the SHA-256 of the model's file
+    photo: PhotoStatistics | None = None
+    moved_to: str = ""  # where a watch moved the photo
     reference: str = ""  # good, or the kind of defect, where the rows are of a labelled benchmark
 
     @property
@@ -46,70 +50,101 @@ class Row:
         return (self.score - self.threshold) / (abs(self.threshold) or 1.0)
 
 
+class Damaged(NamedTuple):
+    """A line that is no row."""
+
+    number: int  # of the line, from 1
+    growing: bool = False  # the last one, without its end: where the file grows, it is still being written
+
+
 class RowFile(NamedTuple):
-    """A file of rows."""
+    """All that a file of rows holds."""
 
     path: Path
     sha256: str
     rows: list[Row]
-    damaged: list[int]  # the numbers of lines that are cut or damaged, and left out
+    damaged: list[int]  # the numbers of the lines that are left out, the last one too if it has no end
 
 
 @dataclass
 class _Lines:
-    """What is found while a file is read."""
+    """The lines of a file that have an end, one after the other, and what is known once all of them were read."""
 
-    rows: list[Row] = field(default_factory=list)
-    damaged: list[int] = field(default_factory=list)
+    path: Path
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    growing: int = 0  # the number of a last line without its end
+
+    def __iter__(self) -> Iterator[str]:
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                self.digest.update(line)
+                if not line.endswith(b"\n"):
+                    self.growing = number
+                    return
+                text = line.decode(errors="surrogateescape")  # names of files may be any bytes
+                yield text.removeprefix("\ufeff") if number == 1 else text
 
 
-def read_rows(path: Path) -> RowFile:
-    """Read a file of rows, JSON lines or CSV by its first character. Lines that are cut are left out and counted.
+def read_rows(path: Path) -> Iterator[Row | Damaged]:
+    """The rows of a file, in their order, as they are read.
 
-    Raises MambaADError for a file that cannot be read, holds no row, or has rows of a newer schema.
+    Raises MambaADError for a file that cannot be read, that is of something else, or that has rows of a newer mambaad.
     """
+    return _rows(_Lines(path))
+
+
+def read_file(path: Path) -> RowFile:
+    """All rows of a file at once. Raises MambaADError as `read_rows` does, and for a file without a row."""
+    lines = _Lines(path)
+    found = list(_rows(lines))
+    rows = [one for one in found if isinstance(one, Row)]
+    if not rows:
+        raise MambaADError(f"{shown(path)} holds no rows: expected what mambaad watch or mambaad score --json writes")
+    damaged = [one.number for one in found if isinstance(one, Damaged)]
+    return RowFile(path, lines.digest.hexdigest(), rows, damaged)
+
+
+def _rows(lines: _Lines) -> Iterator[Row | Damaged]:
+    path = lines.path
     try:
-        data = path.read_bytes()
+        whole = iter(lines)
+        first = next(whole, None)
+        if first is not None:
+            both = itertools.chain([first], whole)
+            yield from _of_json(path, both) if first.startswith("{") else _of_csv(path, both)
+        if lines.growing:
+            yield Damaged(lines.growing, growing=True)
     except OSError as error:
         raise MambaADError(f"cannot read {shown(path)}: {error.strerror}") from error
-    text = data.decode("utf-8-sig", errors="surrogateescape")  # names of files may be any bytes
-    found = _of_json(path, text) if text.lstrip().startswith("{") else _of_csv(path, text)
-    if not found.rows:
-        raise MambaADError(f"{shown(path)} holds no rows: expected what mambaad score --json or --csv writes")
-    return RowFile(path, hashlib.sha256(data).hexdigest(), found.rows, found.damaged)
+    except csv.Error as error:
+        raise MambaADError(f"cannot read {shown(path)}: {error}") from error
 
 
-def _of_json(path: Path, text: str) -> _Lines:
-    found = _Lines()
-    for number, line in enumerate(text.split("\n"), 1):
+def _of_json(path: Path, lines: Iterable[str]) -> Iterator[Row | Damaged]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-            if values.get("schema", SCHEMA) > SCHEMA:
-                raise MambaADError(f"{shown(path)} line {number} is of a newer mambaad: upgrade this one")
-            found.rows.append(_row(values))
+            schema = values.get("schema", SCHEMA)
+            if schema > SCHEMA:
+                raise MambaADError(f"{shown(path)} has rows of a newer mambaad (schema {schema}): upgrade this one")
+            yield _row(values)
         except (AttributeError, KeyError, TypeError, ValueError):
-            found.damaged.append(number)
-    return found
+            yield Damaged(number)
 
 
-def _of_csv(path: Path, text: str) -> _Lines:
-    found = _Lines()
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        if not set(NEEDED) <= set(reader.fieldnames or ()):
-            raise MambaADError(f"{shown(path)} holds no rows: expected what mambaad score --json or --csv writes")
-        for values in reader:
-            try:
-                if None in values or None in values.values():  # too many cells, or too few
-                    raise ValueError("cut")
-                found.rows.append(_row({name: _uncovered(text) for name, text in values.items()}))
-            except (TypeError, ValueError):
-                found.damaged.append(reader.line_num)
-    except csv.Error as error:
-        raise MambaADError(f"cannot read {shown(path)}: {error}") from error
-    return found
+def _of_csv(path: Path, lines: Iterable[str]) -> Iterator[Row | Damaged]:
+    reader = csv.DictReader(lines)
+    if not set(NEEDED) <= set(reader.fieldnames or ()):
+        raise MambaADError(f"{shown(path)} was not written by mambaad watch or mambaad score --json or --csv")
+    for values in reader:
+        try:
+            if None in values or None in values.values():  # too many cells, or too few
+                raise ValueError("cut")
+            yield _row({name: _uncovered(text) for name, text in values.items()})
+        except (TypeError, ValueError):
+            yield Damaged(reader.line_num)
 
 
 def _uncovered(text: str) -> str:
@@ -124,19 +159,28 @@ def _uncovered(text: str) -> str:
 def _row(values: dict[str, Any]) -> Row:
     """Raises KeyError, TypeError or ValueError where a value is missing or of another kind."""
     regions = values.get("regions")
+    photo: list[Any] = [values.get(name) for name in PhotoStatistics._fields]
     return Row(
-        str(values["path"]),
-        str(values.get("class") or ""),
-        _number(values.get("score")),
-        _number(values.get("threshold")),
-        str(values["verdict"]),
-        str(values.get("error") or ""),
-        _number(values.get("p_value")),
-        None if regions is None else tuple(of_json(one) for one in regions),
-        _time(values.get("time")),
-        str(values.get("model") or ""),
-        str(values.get("reference") or ""),
+        path=_text(values["path"]),
+        class_name=str(values["class"] or ""),
+        score=_number(values["score"]),
+        threshold=_number(values["threshold"]),
+        verdict=_text(values["verdict"]),
+        error=str(values.get("error") or ""),
+        p_value=_number(values.get("p_value")),
+        regions=None if regions is None else tuple(of_json(one) for one in regions),
+        time=_time(values.get("time")),
+        model=str(values.get("model") or ""),
+        photo=None if None in photo else PhotoStatistics(*map(float, photo)),
+        moved_to=str(values.get("moved_to") or ""),
+        reference=str(values.get("reference") or ""),
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("no text")
+    return value
 
 
 def _number(value: Any) -> float | None:

@@ -11,8 +11,8 @@ import numpy as np
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection.calibration import ceiling, percent, six_digits
 from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.row_files import Damaged, Row
 from mambaad_cli.line.drift import RiseTest, ShareTest
-from mambaad_cli.line.row_files import Damaged, Row
 
 TOLERATED = 0.01  # share of photos that may be unreadable, and of those that may look like no product
 RECENT = 50  # photos whose median is what a value is now
@@ -126,9 +126,9 @@ class Monitor:
         self._tests[name, product] = Test(name, product, tester, self._needed, **expected)
 
     def add(self, row: Row | Damaged) -> None:
-        """Take one row into account. Rows of another model are counted and left out."""
+        """Take one row into account. Rows of another model are counted and left out, and so are damaged lines."""
         if isinstance(row, Damaged):
-            self.damaged += 1
+            self.damaged += not row.growing
         elif row.model and self.model and row.model != self.model:
             self.of_other_models += 1
         else:

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -109,21 +109,25 @@ class Watch:
         wanted = replace(options.predict, maps=options.maps is not None)
         scored = predict(self.model, [one.file for one in group if not one.problem], wanted)
         rows, photos, sent = [], [], []
+        targets: list[Path | None] = []
         for one in group:
             found = next(scored) if not one.problem else _unscored(one)
             if options.maps is not None:
                 self._write_overlay(found, options.maps)
-            row = json_line(json_row(found, self.model.sha256, options.regions))
+            target = None if one.problem else self._target(one.file, found.verdict, targets)
+            moved_to = {} if target is None else {"moved_to": str(target)}
+            row = json_line(json_row(found, self.model.sha256, options.regions) | moved_to)
+            targets.append(target)
             sent.append(row)
             rows.append(row if self.as_json else csv_line(csv_row(found).values()))
             photos.append((str(one.file.relative), one.version, found.verdict))
             self.counts[found.verdict] += 1
         self.journal.record(rows, photos)
+        for one, target in zip(group, targets, strict=True):
+            self._move(one.file, one.version, target)
         for delivery in self.deliveries:
             for row in sent:
                 delivery.put(row.encode())
-        for one, (_, version, verdict) in zip(group, photos, strict=True):
-            self._move(one.file, version, verdict)
 
     def _write_overlay(self, one: Prediction, folder: Path) -> None:
         """Write folder/PATH.png, where PATH is the photo's, without its ending if that is .png too."""
@@ -139,18 +143,34 @@ class Watch:
         if self.options.move_to is None:
             return
         for name, entry in self.journal.known.items():
-            self._move(arrivals.image_file(self.folder, name), entry.version, entry.verdict)
+            file = arrivals.image_file(self.folder, name)
+            self._move(file, entry.version, self._target(file, entry.verdict))
 
-    def _move(self, file: ImageFile, version: Version, verdict: str) -> None:
+    def _target(self, file: ImageFile, verdict: str, taken: Collection[Path | None] = ()) -> Path | None:
+        """Where a photo with this verdict is moved to, if it is."""
+        if self.options.move_to is None:
+            return None
+        return free(self.options.move_to / verdict / file.relative, taken)
+
+    def _move(self, file: ImageFile, version: Version, target: Path | None) -> None:
         """Move a photo that was scored; one that has been written anew since stays, to be scored."""
-        if self.options.move_to is None or arrivals.version_of(file.path) != version:
+        if target is None or arrivals.version_of(file.path) != version:
             return
         try:
-            move(file.path, self.options.move_to / verdict / file.relative)
+            move(file.path, target)
         except FileNotFoundError:
             pass  # it vanished: its row says so, or it was scored before
         except OSError as error:
             self.say(f"{shown(file.path)} stays where it is: {error.strerror}")
+
+
+def free(target: Path, taken: Collection[Path | None] = ()) -> Path:
+    """The path itself, or with a number where there is a file or the path is `taken`."""
+    path, number = target, 1
+    while path in taken or os.path.lexists(path):
+        number += 1
+        path = target.with_name(f"{target.stem}_{number}{target.suffix}")
+    return path
 
 
 def move(source: Path, target: Path) -> Path:
@@ -159,10 +179,7 @@ def move(source: Path, target: Path) -> Path:
     Raises OSError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    path, number = target, 1
-    while os.path.lexists(path):
-        number += 1
-        path = target.with_name(f"{target.stem}_{number}{target.suffix}")
+    path = free(target)
     try:
         source.rename(path)
     except OSError as error:

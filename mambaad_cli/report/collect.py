@@ -22,11 +22,11 @@ SAME = 0.01  # a score that moves by a larger share of itself comes from another
 class Collector:
     """Predictions pass through it on their way to rows or a table; it keeps what a report shows of them.
 
-    Of more than `most` images, the worst `most` have pictures.
+    Of more than `most` images, the worst `most` have pictures. `model` is the first digits of the SHA-256 of its file.
     """
 
-    def __init__(self, images: int, most: int) -> None:
-        self.most = most
+    def __init__(self, images: int, most: int, model: str = "") -> None:
+        self.most, self.model = most, model
         self.room = pictures.room_for(min(images, most))
         self.rows: list[Row] = []
         self.kept: dict[int, Pictures] = {}
@@ -41,7 +41,7 @@ class Collector:
     def add(self, one: Prediction, reference: str = "") -> None:
         """Keep a prediction; `reference` is what is known of it: good, or the kind of defect."""
         place = len(self.rows)
-        self.rows.append(replace(row_of(one), reference=reference))
+        self.rows.append(row_of(one, self.model, reference))
         if len(self._urgent) == self.most and (not self.most or one.urgency <= self._urgent[0][0]):
             return
         own = pictures.of_prediction(one, one.colour_scale, self.room)
@@ -58,7 +58,7 @@ class Collector:
         return [_entry(self.rows[place], self.kept.get(place), page, link) for place in places]
 
 
-def row_of(one: Prediction) -> Row:
+def row_of(one: Prediction, model: str = "", reference: str = "") -> Row:
     """The row of an image that was scored just now."""
     return Row(
         str(one.file.path),
@@ -70,6 +70,9 @@ def row_of(one: Prediction) -> Row:
         one.p_value,
         one.regions,
         datetime.now(timezone.utc),
+        model,
+        one.photo,
+        reference=reference,
     )
 
 
@@ -77,7 +80,7 @@ def with_photos(rows: Sequence[Row], page: Path, most: int, workers: int, link: 
     """Worst first, the worst `most` with their photos."""
     ordered = worst_first(rows)
     room = pictures.room_for(min(len(ordered), most))
-    photos = iter(pictures.of_files([Path(row.path) for row in ordered[:most]], room, workers))
+    photos = iter(pictures.of_files([photo_of(row) for row in ordered[:most]], room, workers))
     return [_entry(row, next(photos, None), page, link) for row in ordered]
 
 
@@ -100,7 +103,7 @@ def with_overlays(
     for place, row in enumerate(ordered[:most]):
         groups.setdefault(row.class_name, []).append(place)
     for name, places in groups.items():
-        files = [ImageFile(Path(ordered[place].path), Path(ordered[place].path), "") for place in places]
+        files = [ImageFile(photo_of(ordered[place]), Path(ordered[place].path), "") for place in places]
         for place, one in zip(places, predicted(name, files), strict=True):
             row, said = ordered[place], row_of(one)
             differ += not _same(row.score, said.score)
@@ -116,5 +119,15 @@ def _same(score: float | None, again: float | None) -> bool:
 
 
 def _entry(row: Row, own: Pictures | None, page: Path, link: bool) -> Entry:
-    there = link and os.path.exists(row.path)  # noqa: PTH110 (Path.exists raises for a path that is too long)
-    return Entry(row, own, link_to(row.path, page) if there else "")
+    photo = photo_of(row)
+    return Entry(row, own, link_to(str(photo), page) if link and _there(photo) else "")
+
+
+def photo_of(row: Row) -> Path:
+    """The photo of a row: where a watch moved it, or where it was scored."""
+    moved = Path(row.moved_to)
+    return moved if row.moved_to and _there(moved) else Path(row.path)
+
+
+def _there(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises for a path that is too long)

@@ -1,6 +1,5 @@
 """What an auditor asks of a report: by what, from what, when and how it was made."""
 
-import hashlib
 import importlib.metadata
 import platform
 import shlex
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mambaad_cli import __version__
+from mambaad_cli.files import sha256_of
 from mambaad_cli.inspection.calibration import percent, promise
 from mambaad_cli.inspection.row_files import Row, RowFile
 from mambaad_cli.report.content import thresholds
@@ -70,12 +70,3 @@ def _versions() -> Facts:
         except importlib.metadata.PackageNotFoundError:  # such as another build of OpenCV
             continue
     return [*facts, ("system", f"{platform.system()} {platform.machine()}")]
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -28,6 +28,11 @@ def page(path: str = "report.html") -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
+def model_named(model: Path) -> str:  # noqa: F811
+    """As the record names the model of the rows."""
+    return f"{hashlib.sha256(model.read_bytes()).hexdigest()[:12]}…"
+
+
 def test_a_report_holds_photos_overlays_and_the_record(rows: Path, model: Path, goods: Path) -> None:  # noqa: F811
     result = run("report", rows, "-o", "report.html", "--model", model, "--link", "--title", "Line <4>")
     assert result.exit_code == 0, result.output
@@ -49,10 +54,20 @@ def test_without_a_model_the_photos_are_there(rows: Path) -> None:
 
 
 def test_rows_of_another_model_are_named(rows: Path, model: Path) -> None:  # noqa: F811
-    rows.write_text(rows.read_text().replace('"verdict"', '"model": "0123456789ab", "verdict"'))
+    rows.write_text(re.sub(r'"model": "\w+"', '"model": "0123456789ab"', rows.read_text()))
     result = run("report", rows, "-o", "report.html", "--model", model)
     assert "rows of another model" in result.stderr
     assert "0123456789ab" in result.stderr
+
+
+def test_photos_that_a_watch_moved_are_found(model: Path, goods: Path) -> None:  # noqa: F811
+    options = ("-o", "w.jsonl", "--model", model, "--once", "--settle", 0, "--batch", 4)
+    assert run("watch", goods, *options, "--move-to", "done").exit_code == 0
+    result = run("report", "w.jsonl", "-o", "report.html", "--model", model, "--link")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert page().count("data:image/webp;base64,") == 24
+    assert re.search(r'href="done/\w+/nut/0\.png"', page())
 
 
 def test_photos_that_are_gone_are_counted(rows: Path, goods: Path) -> None:
@@ -84,6 +99,7 @@ def test_score_writes_its_rows_and_a_report(goods: Path, model: Path) -> None:  
     assert result.stdout.count("\n") == 14
     assert page().count("data:image/webp;base64,") == 24
     assert page().count('data-verdict="error"') == 1
+    assert model_named(model) in page()
     assert "would be written over" in complaint(run("score", goods, "--report", goods / "nut" / "0.png"))
 
 
@@ -100,3 +116,4 @@ def test_eval_reports_what_each_image_really_is(tiny_model: FittedModel, model: 
     assert result.exit_code == 0, result.output
     assert (page().count('data-reference="dent"'), page().count('data-reference="good"')) == (2, 2)
     assert page().count("data:image/webp;base64,") == 8
+    assert model_named(model) in page()

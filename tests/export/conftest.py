@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import timm
-import torch
-from safetensors.torch import save_file
 
 from mambaad_cli.data import images
 from mambaad_cli.inspection import model_file
@@ -34,15 +31,6 @@ def needs(*packages: str) -> None:
     """Skip where an optional package is missing."""
     for package in packages:
         pytest.importorskip(package, reason=f"the extra `export` is not installed: {package} is missing")
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stand-ins for pretrained weights of timm's test_resnet."""
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
-    save_file(timm.create_model("test_resnet").state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="session")

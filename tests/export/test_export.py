@@ -147,6 +147,7 @@ def test_map_and_the_python_api_take_an_exported_model(whole: Saved, tmp_path: P
     assert done.exit_code == 0, done.output
     assert len(list((tmp_path / "maps").rglob("*.png"))) == 13
     model = mambaad_cli.load(whole.onnx)
+    assert model.sha256 == mambaad_cli.load(whole.path).sha256  # rows name the model that it was made from
     photo = images.read(whole.photos / "nut" / "0.png")
     one, other = model.predict(photo), whole.model.predict(photo)
     assert one.anomaly_map is not None

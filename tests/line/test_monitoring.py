@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -8,10 +9,11 @@ from typer.testing import CliRunner, Result
 
 from mambaad_cli.cli import app
 from mambaad_cli.data.photo_statistics import PhotoStatistics
+from mambaad_cli.files import sha256_of
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.row_files import Damaged, Row
 from mambaad_cli.line.monitoring import Monitor
-from mambaad_cli.line.row_files import Damaged, Row
 
 USUAL = PhotoStatistics(0.5, 0.25, 0.3)
 
@@ -36,7 +38,8 @@ def lines(
     for i in range(count):
         verdict = "anomalous" if rng.random() < rejected else "good"
         taken = PhotoStatistics(*rng.normal(photo, (0.01, 0.005, 0.01)).tolist())
-        found.append(Row(f"{i}.png", "nut", float(rng.normal(10 + shift)), verdict, None, "m", taken))
+        score = float(rng.normal(10 + shift))
+        found.append(Row(f"{i}.png", "nut", score, 99.0, verdict, model="m", photo=taken))
     return found
 
 
@@ -80,8 +83,8 @@ def test_light_that_is_certainly_other_but_within_the_usual_range_is_no_alarm(mo
 
 
 def test_rejects_unknown_and_unreadable_photos_are_noticed(model: FittedModel) -> None:
-    unknown = [one._replace(verdict="unknown", class_name="") for one in lines(20)]
-    unreadable = [one._replace(verdict="error", score=None, photo=None) for one in lines(20)]
+    unknown = [replace(one, verdict="unknown", class_name="") for one in lines(20)]
+    unreadable = [replace(one, verdict="error", score=None, photo=None) for one in lines(20)]
     found = alarms(model, [*lines(100, rejected=0.2), *unknown, *unreadable])
     assert set(found) == {"rejects", "unknown", "unreadable"}
     assert found["unreadable"] == "20 of 140 files cannot be read"
@@ -100,7 +103,7 @@ def test_without_held_out_images_scores_are_not_judged(model: FittedModel) -> No
 
 def test_rows_of_other_models_and_damaged_ones_are_left_out(model: FittedModel) -> None:
     monitor = Monitor(model)
-    for row in [*lines(5), Damaged(), *(one._replace(model="other") for one in lines(7))]:
+    for row in [*lines(5), Damaged(6), Damaged(7, growing=True), *(replace(one, model="other") for one in lines(7))]:
         monitor.add(row)
     assert (monitor.rows, monitor.damaged, monitor.of_other_models) == (5, 1, 7)
 
@@ -112,7 +115,7 @@ def test_rows_of_other_models_and_damaged_ones_are_left_out(model: FittedModel) 
 def files(model: FittedModel, tmp_path: Path) -> Path:
     """A folder with the model, and rows of today and of ten days ago; those of today are of darker photos."""
     model_file.save(model, tmp_path / "m.safetensors")
-    digest = model_file.sha256_of(tmp_path / "m.safetensors")
+    digest = sha256_of(tmp_path / "m.safetensors")[:12]
     now = datetime.now(timezone.utc)
     with (tmp_path / "rows.jsonl").open("w") as file:
         for row in lines(60):

@@ -99,6 +99,20 @@ def test_photos_are_moved_by_verdict_those_of_an_interrupted_run_too(
         assert (tmp_path / "done" / verdict / Path(path).relative_to(goods)).is_file()
 
 
+def test_a_row_says_where_its_photo_is_moved_whatever_is_there_already(
+    watched: Callable[..., Any], goods: Path, tmp_path: Path
+) -> None:
+    for verdict in ("good", "anomalous", "review"):
+        (tmp_path / "done" / verdict / "nut").mkdir(parents=True)
+        (tmp_path / "done" / verdict / "nut" / "0.png").touch()
+    images.write(goods / "nut" / "0_2.png", picture(7))  # whose name the first one would take
+    (goods / "nut" / "bad.png").write_text("no image")
+    before = {str(path): path.read_bytes() for path in goods.rglob("*.png")}
+    watched(move_to=tmp_path / "done")
+    moved = {one["path"]: Path(one["moved_to"]) for one in rows(tmp_path / "rows.jsonl")}
+    assert {name: path.read_bytes() for name, path in moved.items()} == before
+
+
 def test_a_photo_that_is_written_anew_while_it_is_scored_is_not_moved_but_scored(
     watched: Callable[..., Any], goods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

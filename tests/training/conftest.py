@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mambaad_cli.data import images
@@ -47,15 +45,6 @@ def tiny_settings(letterbox: bool = False, drop_path: float = 0.0) -> Settings:
 
 def tiny_recipe(**choices: Any) -> Recipe:
     return replace(RECIPES["small"], **({"views": VIEWS, "epochs": 2, "batch": 8, "evidence": "decoder"} | choices))
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stand-ins for pretrained weights of timm's test_resnet."""
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("weights") / "test_resnet.safetensors"
-    save_file(timm.create_model("test_resnet").state_dict(), path)
-    return path
 
 
 @pytest.fixture
