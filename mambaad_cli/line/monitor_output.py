@@ -28,7 +28,8 @@ def print_table(monitor: Monitor, console: Console) -> None:
         )
     console.print(table)
     needed = monitor.as_json()["evidence_for_alarm"]
-    console.print(f"\n{monitor.rows} rows; an alarm takes an evidence of {needed:.0f}", highlight=False)
+    console.print(f"\n{monitor.rows} rows; an alarm takes an evidence of {needed:.0f}, and for", highlight=False)
+    console.print("brightness, contrast and sharpness also a value outside what is expected", highlight=False)
     for one in monitor.tests:
         if one.alarm:
             name = f"{shown(one.product)}: " if one.product else ""

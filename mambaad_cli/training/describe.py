@@ -48,7 +48,8 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
     if model.settings.tiles:
         for name in dict.fromkeys(good.names):
             train, held_out = ([good.paths[i] for i in part if good.names[i] == name] for part in good.parts)
-            describe_tiles(model, Photos(name, train, held_out, name in good.turned, recipe.flips), recipe)
+            turned = name in good.turned and good.features.views > 1  # many photos show it any way round themselves
+            describe_tiles(model, Photos(name, train, held_out, turned, recipe.flips), recipe)
 
 
 def _describe_class(model: FittedModel, good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> None:
