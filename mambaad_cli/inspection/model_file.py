@@ -44,6 +44,7 @@ def save(model: FittedModel, path: Path) -> None:
     for i, tiles in enumerate(model.tiles.values()):
         stored = tiles.memory._replace(patches=tiles.memory.patches.half())
         tensors |= {f"tiles.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
+        tensors[f"tiles.{i}.places"] = tiles.expected
     if model.recogniser is not None:
         tensors |= {"recogniser.means": model.recogniser.means, "recogniser.precision": model.recogniser.precision}
     tensors |= {f"example.{i}": one.encoded for i, one in enumerate(model.examples)}
@@ -104,7 +105,8 @@ def load(path: Path) -> FittedModel:
         for i, name in enumerate(facts.get("memories", [])):
             model.memories[name] = _memory(f"memory.{i}", tensors)
         for i, (name, fusion) in enumerate(facts.get("tiles", {}).items()):
-            model.tiles[name] = Tiles(_memory(f"tiles.{i}", tensors), Fusion(*(Witness(*one) for one in fusion)))
+            both = Fusion(*(Witness(*one) for one in fusion))
+            model.tiles[name] = Tiles(_memory(f"tiles.{i}", tensors), tensors[f"tiles.{i}.places"], both)
         if "recogniser" in facts:
             means, precision = tensors["recogniser.means"], tensors["recogniser.precision"]
             model.recogniser = Recogniser(facts["recogniser"]["names"], means, precision, facts["recogniser"]["limit"])

@@ -35,7 +35,8 @@ BATCH = 8  # tiles that go through the encoder together
 class Tiles(NamedTuple):
     """What good tiles of one product are like."""
 
-    memory: Memory  # one distance is expected everywhere
+    memory: Memory  # its expected distance is that of any tile
+    expected: Tensor  # (r, c): what good photos have at each place, in units of that
     fusion: Fusion  # of the whole photo's map, in the decoder's place, and of the tiles'
 
 
@@ -45,7 +46,8 @@ def photo_map(model: "FittedModel", whole: Tensor, name: str, photo: np.ndarray,
     region: its region of interest; `whole` is cold outside it already.
     """
     own = model.tiles[name]
-    close = close_map(model, own.memory, at_scale(photo, model.settings.scale, region))
+    seen = at_scale(photo, model.settings.scale, region)
+    close = smoothed(expecting(close_grid(model, own.memory, seen), own.expected), map_size(seen))
     return fused(own, enlarged(whole, (close.shape[0], close.shape[1])), close, region)
 
 
@@ -62,8 +64,19 @@ def enlarged(whole: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(cv2.resize(whole.numpy(), (size[1], size[0]), interpolation=cv2.INTER_LINEAR))
 
 
-def close_map(model: "FittedModel", memory: Memory, photo: np.ndarray) -> Tensor:
-    """How unusual each place of a scaled photo (h, w, 3) in 0…255 is: (u, v), on the CPU."""
+def map_size(photo: np.ndarray) -> tuple[int, int]:
+    """Values (u, v) of the map of a scaled photo (h, w, 3)."""
+    return max(1, photo.shape[0] // PIXELS_A_VALUE), max(1, photo.shape[1] // PIXELS_A_VALUE)
+
+
+def expecting(grid: Tensor, expected: Tensor) -> Tensor:
+    """The grid (r, c) of a photo in units of what good photos have at each place, a grid of any size."""
+    rows, columns = grid.shape
+    return grid / torch.from_numpy(cv2.resize(expected.cpu().numpy(), (columns, rows), interpolation=cv2.INTER_LINEAR))
+
+
+def close_grid(model: "FittedModel", memory: Memory, photo: np.ndarray) -> Tensor:
+    """How unusual each position of a scaled photo (h, w, 3) in 0…255 is for any tile: (r, c), on the CPU."""
     size = photo.shape[0], photo.shape[1]
     padded = padded_to_tiles(photo, model.tile_size)
     rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE
@@ -75,8 +88,7 @@ def close_map(model: "FittedModel", memory: Memory, photo: np.ndarray) -> Tensor
             place = np.s_[top : top + one.shape[0], left : left + one.shape[1]]
             total[place] += window * one
             weight[place] += window
-    grid = (total / weight)[: math.ceil(size[0] / STRIDE), : math.ceil(size[1] / STRIDE)]
-    return smoothed(grid, (max(1, size[0] // PIXELS_A_VALUE), max(1, size[1] // PIXELS_A_VALUE)))
+    return (total / weight)[: math.ceil(size[0] / STRIDE), : math.ceil(size[1] / STRIDE)]
 
 
 def smoothed(grid: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,17 +23,21 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.tiles import (
     OVERLAP,
     PIXELS_A_VALUE,
+    STRIDE,
     Tiles,
     at_scale,
-    close_map,
+    close_grid,
     crop,
     enlarged,
+    expecting,
     fused,
+    map_size,
     padded_to_tiles,
+    smoothed,
     tile_patches,
 )
 from mambaad_cli.model.fusion import Fusion, witness_of
-from mambaad_cli.model.memory import Memory, distances, memory_of
+from mambaad_cli.model.memory import PRIOR, Memory, distances, memory_of
 from mambaad_cli.model.settings import STEP
 from mambaad_cli.training.memories import CANDIDATES, SIMULATED
 from mambaad_cli.training.recipe import Recipe
@@ -41,7 +46,9 @@ LEARNT = 200  # tiles of a product that the memory is chosen from
 COMPARED = 40  # of them, that tell which distance is expected
 TRIES = 20  # at a place that lies in the region of interest
 MOSTLY = 0.5  # share of a tile, or of a smaller region, that does
-WEIGHT = 0.5  # of the whole photo's map, and of the tiles'
+WEIGHT = 0.3  # of the tiles' map; the rest is that of the whole photo's
+FEWEST = 8  # photos that tell what is expected at each place
+NEAR = 3  # positions, along a side, whose mean tells what is expected in their middle
 
 
 class Photos(NamedTuple):
@@ -58,7 +65,7 @@ class _Seen(NamedTuple):
     """A good photo as the model sees it."""
 
     whole: Tensor  # (u, v): the map of the whole photo, enlarged
-    close: Tensor  # (u, v): the map of its tiles
+    grid: Tensor  # (r, c): how unusual each position is for any tile
     region: np.ndarray | None  # of interest
 
 
@@ -74,11 +81,14 @@ def describe_tiles(model: FittedModel, photos: Photos, recipe: Recipe) -> None:
     seen = [_seen(folded, memory, photos.name, one) for one in _read(model, photos.name, some)]
     if not seen:
         raise MambaADError(f"no photo of {photos.name} can be read any more")
+    grids = [one.grid for one in seen]
+    closes = [_close(one, expected_from([*grids[:i], *grids[i + 1 :]])) for i, one in enumerate(seen)]
     whole = torch.cat([_inside(one.whole, one.region) for one in seen])
-    close = torch.cat([_inside(one.close, one.region) for one in seen])
-    own = Tiles(memory, Fusion(witness_of(whole, WEIGHT), witness_of(close, WEIGHT)))
+    close = torch.cat([_inside(found, one.region) for found, one in zip(closes, seen, strict=True)])
+    fusion = Fusion(witness_of(whole, 1 - WEIGHT), witness_of(close, WEIGHT))
+    own = Tiles(memory, expected_from(grids), fusion)
     model.tiles[photos.name] = folded.tiles[photos.name] = own
-    scores = [float(fused(own, *one).max()) for one in seen]
+    scores = [float(fused(own, one.whole, found, one.region).max()) for one, found in zip(seen, closes, strict=True)]
     model.scores[photos.name] = scores
     model.simulated[photos.name] = _simulated(folded, photos, scores, recipe.seed) if photos.held_out else []
 
@@ -183,17 +193,27 @@ def _with_defect(
     changed = photo.copy()
     pixels = (drawn.pixels * 255).permute(1, 2, 0).numpy()
     changed[top : top + height, left : left + width] = pixels.round() if changed.dtype == np.uint8 else pixels
-    around = [max(0, top - OVERLAP), max(0, left - OVERLAP), top + height + OVERLAP, left + width + OVERLAP]
-    near = np.s_[around[0] : around[2], around[1] : around[3]]
+    corner = max(0, top - OVERLAP) // STEP * STEP, max(0, left - OVERLAP) // STEP * STEP
+    near = np.s_[corner[0] : top + height + OVERLAP, corner[1] : left + width + OVERLAP]
     seen = prepared(changed, model.size_of(name), model.settings.letterbox, region=one.region)
     own = model.tiles[name]
     whole = whole_map(model, name, seen)
     whole = enlarged(whole, (photo.shape[0] // PIXELS_A_VALUE, photo.shape[1] // PIXELS_A_VALUE))
     rows, columns = (slice(part.start // PIXELS_A_VALUE, part.stop // PIXELS_A_VALUE) for part in near)
     part = whole[rows, columns]
-    close = close_map(model, own.memory, changed[near])
-    close = enlarged(close, (part.shape[0], part.shape[1]))
+    grid = close_grid(model, own.memory, changed[near])
+    whole_grid = (math.ceil(photo.shape[0] / STRIDE), math.ceil(photo.shape[1] / STRIDE))
+    expected = enlarged(own.expected, whole_grid)[
+        tuple(slice(s.start // STRIDE, math.ceil(s.stop / STRIDE)) for s in near)
+    ]
+    close = smoothed(expecting(grid, expected), (part.shape[0], part.shape[1]))
     return drawn.length, float(fused(own, part, close, region[near]).max())
+
+
+def _in_steps(place: tuple[slice, slice], step: int) -> tuple[slice, slice]:
+    """A part of a photo in steps of so many pixels."""
+    rows, columns = (slice(side.start // step, math.ceil(side.stop / step)) for side in place)
+    return rows, columns
 
 
 def whole_map(model: FittedModel, name: str, one: Input) -> Tensor:
@@ -205,8 +225,29 @@ def whole_map(model: FittedModel, name: str, one: Input) -> Tensor:
 
 def _seen(model: FittedModel, memory: Memory, name: str, one: Input) -> _Seen:
     assert one.source is not None
-    close = close_map(model, memory, at_scale(one.source, model.settings.scale, one.region))
-    return _Seen(enlarged(whole_map(model, name, one), (close.shape[0], close.shape[1])), close, one.region)
+    photo = at_scale(one.source, model.settings.scale, one.region)
+    whole = enlarged(whole_map(model, name, one), map_size(photo))
+    return _Seen(whole, close_grid(model, memory, photo), one.region)
+
+
+def _close(one: _Seen, expected: Tensor) -> Tensor:
+    """The map (u, v) of a photo's tiles."""
+    return smoothed(expecting(one.grid, expected), (one.whole.shape[0], one.whole.shape[1]))
+
+
+def expected_from(grids: Sequence[Tensor]) -> Tensor:
+    """What good photos have at each place (r, c), from how unusual their positions are for any tile.
+
+    A place's mean is taken with its neighbours', and drawn to the mean over all places where photos are few. Of very
+    few nothing is said.
+    """
+    if len(grids) < FEWEST:
+        return torch.ones(1, 1)
+    rows, columns = grids[0].shape
+    same = [cv2.resize(one.numpy(), (columns, rows), interpolation=cv2.INTER_LINEAR) for one in grids]
+    mean = np.mean(same, axis=0)
+    local = cv2.blur(mean, (NEAR, NEAR), borderType=cv2.BORDER_REFLECT)
+    return torch.from_numpy((len(same) * local + PRIOR * mean.mean()) / (len(same) + PRIOR)).float()
 
 
 def _read(model: FittedModel, name: str, paths: Sequence[Path]) -> Iterator[Input]:
