@@ -2,14 +2,12 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.inspection import exported_model, model_file, runtimes
 from mambaad_cli.inspection.fitted_model import FittedModel
-
-if TYPE_CHECKING:
-    from mambaad_cli.training.progress import Progress
+from mambaad_cli.training.progress import Progress
 
 
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> FittedModel:
@@ -31,7 +29,7 @@ def fit(
     size: tuple[int, int] | None = None,
     letterbox: bool = False,
     device: str = "auto",
-    progress: "Progress | None" = None,
+    progress: Progress | None = None,
     **choices: Any,
 ) -> FittedModel:
     """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
