@@ -120,7 +120,7 @@ def refusal(path: Path, agreement: Agreement, tolerance: float) -> str:
     """Why a file is not written; where its scores and verdicts are right, also how to have it all the same."""
     said = f"{shown(path)} is not written: {agreement.line}; the tolerance is {tolerance:g}, and no verdict may differ"
     if replace(agreement, map=0.0, map_value=0.0).within(tolerance):
-        return f"{said}: only maps differ, which --tolerance {2 * agreement.map_value:.1g} accepts"
+        return f"{said}: only maps differ, which --tolerance {2 * agreement.map_needs:.1g} accepts"
     return said
 
 
