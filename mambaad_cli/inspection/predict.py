@@ -18,6 +18,7 @@ from mambaad_cli.data import images, loading
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.loading import Input, within
 from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
+from mambaad_cli.data.roi import scaled
 from mambaad_cli.inspection import heatmap
 from mambaad_cli.inspection.calibration import exceeds
 from mambaad_cli.inspection.exported_model import ExportedModel, Judged
@@ -230,8 +231,7 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
         for (i, one, _), name, look, distance, anomaly_map in zip(together, names, recognised, far, maps, strict=True):
             wanted = model.size_of(name)
             if look is not None and look.known and one.source is not None and tuple(size[1:]) != wanted:
-                again = loading.prepared(one.source, wanted, model.settings.letterbox, keep=True)
-                looks[i] = _looks(model, [again], [name], distances)[0]._replace(recognised=look)
+                looks[i] = _looks(model, [seen_as(model, one, name)], [name], distances)[0]._replace(recognised=look)
             else:
                 looks[i] = _Look(*_visible(model, anomaly_map, one, name), name, look, distance)
     return [looks[i] for i in range(len(inputs))]
@@ -256,21 +256,27 @@ def _look_of_untold(model: FittedModel, one: Input, distances: bool) -> _Look:
     assert model.recogniser is not None
     far = {}
     for place, name in enumerate(model.recogniser.names):
-        seen = _seen_as(model, one, name)
+        seen = seen_as(model, one, name)
         own = model.recogniser.distances(signature(model.features(seen.pixels[None].to(model.device))).cpu())
         far[name] = float(own[0, place])
     nearest, second = sorted(far, key=lambda name: far[name])[:2]
     certainty = 1 - far[nearest] / max(far[second], 1e-12)
     look = Recognised(nearest, certainty, far[nearest] <= model.recogniser.limit)
-    return _looks(model, [_seen_as(model, one, nearest)], [nearest], distances)[0]._replace(recognised=look)
+    return _looks(model, [seen_as(model, one, nearest)], [nearest], distances)[0]._replace(recognised=look)
 
 
-def _seen_as(model: FittedModel, one: Input, name: str) -> Input:
-    """An image as the model sees it if it shows a certain product."""
+def seen_as(model: FittedModel, one: Input, name: str) -> Input:
+    """An image, read without knowing its product, as the model sees it if it shows a certain one.
+
+    Its region of interest is that of the product, as far as it lies in the image's own mask, if there is one.
+    """
     assert one.source is not None
-    return loading.prepared(
-        one.source, model.size_of(name), model.settings.letterbox, region=model.rois.get(name), keep=True
-    )
+    region, own = model.rois.get(name), one.region
+    if region is None or own is None:
+        region = own if region is None else region
+    else:
+        region = own & scaled(region, (own.shape[0], own.shape[1]))
+    return loading.prepared(one.source, model.size_of(name), model.settings.letterbox, keep=True, region=region)
 
 
 def _recognised(model: FittedModel, features: list[Tensor], told: Sequence[str]) -> list[Recognised | None]:

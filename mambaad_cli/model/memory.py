@@ -108,7 +108,7 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` smallest values (p, count) of each row (p, m), smallest first, and their places.
 
     Each row is dealt into columns. The smallest values lie in the columns with the smallest minima, so that only these
-    are searched: the same as topk, several times faster.
+    are searched: what topk finds, in less time.
 
     >>> smallest(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 2)
     (tensor([[1., 2.]]), tensor([[1, 3]]))

@@ -8,9 +8,9 @@ import torch
 
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.data.loading import Input, Wanted, read_ahead, within
+from mambaad_cli.data.loading import Input, Wanted, prepared, read_ahead, within
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.predict import Prediction, PredictOptions, class_of, predict
+from mambaad_cli.inspection.predict import Prediction, PredictOptions, class_of, predict, seen_as
 from tests.conftest import picture
 
 
@@ -321,3 +321,18 @@ def test_the_box_cuts_rows_and_columns() -> None:
     grid = torch.arange(20).view(4, 5)
     assert within(grid, (1, 2, 2, 3)).tolist() == [[7, 8, 9], [12, 13, 14]]
     assert within(grid, None) is grid
+
+
+def test_an_image_keeps_its_own_mask_where_its_product_is_recognised_first(tiny_model: FittedModel) -> None:
+    """Seen at the size and in the region of the product, but not outside the mask that came with the image."""
+    own, of_product = np.zeros((64, 64), bool), np.zeros((32, 32), bool)
+    own[:, :40], of_product[16:, :] = True, True
+    one = prepared(np.full((64, 64, 3), 255, np.uint8), (64, 64), keep=True, region=own)
+    tiny_model.sizes = {"nut": (32, 64)}
+    tiny_model.rois = {"bolt": of_product}
+    nut, bolt = seen_as(tiny_model, one, "nut"), seen_as(tiny_model, one, "bolt")
+    assert nut.inside is not None
+    assert bolt.inside is not None
+    assert (nut.inside.sum(), bolt.inside.sum()) == (32 * 40, 32 * 40)
+    assert float(nut.pixels[:, :, 41:].max()) < 0.5
+    assert float(bolt.pixels[:, :31].max()) < 0.5
