@@ -22,6 +22,7 @@ LENGTHS = 0.02, 0.25  # smallest and largest, in shares of the square root of th
 VISIBLE = 0.05  # least mean change of the pixels, 0 … 1
 MOSTLY = 0.8  # share of a defect that lies in the region of interest
 ATTEMPTS = 8  # at a place that shows such a defect
+AROUND = 8  # pixels around a missing part that what grows over it is taken from
 
 
 class Simulated(NamedTuple):
@@ -57,7 +58,7 @@ def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int, inside: Tensor
         mask = mask * region
         soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None]
         result = (picture * (1 - soft) + PAINTED[kind](picture, source, mask, rng) * soft).clip(0, 1)
-        changed = float((np.abs(result - picture).mean(2) * mask).sum() / max(float(mask.sum()), 1e-6))
+        changed = _mean_inside(np.abs(result - picture), mask)
         if changed >= VISIBLE and float(mask.sum()) >= MOSTLY * whole:
             break
     result = np.where(region[..., None] > 0, result, picture)
@@ -103,9 +104,14 @@ def _filled(shape: tuple[int, int], points: np.ndarray) -> np.ndarray:
     return mask.astype(np.float32) / 255
 
 
+def _mean_inside(values: np.ndarray, mask: np.ndarray) -> float:
+    """Mean over all channels of values (H, W, 3), weighted by a mask (H, W)."""
+    return float(values.reshape(-1, 3).sum(1) @ mask.ravel()) / (3 * max(float(mask.sum()), 1e-6))
+
+
 def _contrast(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> float:
     """A change of brightness that can be seen there: up where it is dark, down where it is bright, else either way."""
-    bright = float((picture.mean(2) * mask).sum() / max(float(mask.sum()), 1e-6))
+    bright = _mean_inside(picture, mask)
     sign = 1 if bright < 0.25 else -1 if bright > 0.75 else int(rng.choice([-1, 1]))
     return sign * float(rng.uniform(0.15, 0.5))
 
@@ -124,7 +130,8 @@ def _texture(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.r
     noise = cv2.resize(
         rng.uniform(-1, 1, (cells, cells)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
     )
-    grey = float(np.ptp(picture, axis=2).max()) < 0.02
+    red, green, blue = np.moveaxis(picture, 2, 0)
+    grey = max(float(np.abs(red - green).max()), float(np.abs(green - blue).max())) < 0.01
     tint = rng.uniform(0.5, 1.0, 1 if grey else 3).astype(np.float32)
     return picture + abs(_contrast(picture, mask, rng)) * noise[..., None] * tint
 
@@ -143,8 +150,13 @@ def _spot(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.rand
 def _missing(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What is around it grown over it, as where a part is missing."""
     hole = (cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0).astype(np.uint8)
-    filled = cv2.inpaint((picture * 255).astype(np.uint8), hole, 3, cv2.INPAINT_TELEA)
-    return filled.astype(np.float32) / 255
+    x, y, width, height = cv2.boundingRect(hole)
+    near = slice(max(0, y - AROUND), y + height + AROUND), slice(max(0, x - AROUND), x + width + AROUND)
+    filled = picture.copy()
+    if width:
+        patch = cv2.inpaint((picture[near] * 255).astype(np.uint8), hole[near], 3, cv2.INPAINT_TELEA)
+        filled[near] = patch.astype(np.float32) / 255
+    return filled
 
 
 PAINTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {

@@ -19,6 +19,7 @@ from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import evenly_spread, split
 from mambaad_cli.training.tiles import Photos, describe_tiles
 
+KEPT_BYTES = 10**9  # of residuals: more are computed again each time that they are needed
 LOOKED_AT = 96  # good images of a class, including nudged views, that give its statistics
 
 
@@ -95,7 +96,12 @@ def statistics_of(
                 found = model.residuals(batch)
                 yield found if inside is None else [of_interest(one, inside) for one in found]
 
-    return residual_statistics(residuals, recipe.expected_distance)
+    group = good.features.groups[good.features.group_of[chosen[0]]]
+    values = (len(chosen) + len(some)) * sum(stage[0].numel() for stage in group.stages)
+    if 2 * 4 * values > KEPT_BYTES:  # two float32 each
+        return residual_statistics(residuals, recipe.expected_distance)
+    kept = list(residuals())
+    return residual_statistics(lambda: kept, recipe.expected_distance)
 
 
 def of_interest(one: Residual, inside: Tensor) -> Residual:
