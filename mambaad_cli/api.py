@@ -10,17 +10,20 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.progress import Progress
 
 
-def load(path: str | Path = "mambaad.safetensors", device: str = "auto") -> FittedModel:
+def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime: str = "auto") -> FittedModel:
     """Read a model file, or one that was exported, ready to predict.
 
     device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
+    runtime: torch, onnxruntime or auto: what runs the default encoder on a CPU, see FittedModel.for_inference.
 
     Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that does
     not exist.
     """
     if Path(path).suffix.lower() in runtimes.SUFFIXES:
         return exported_model.load(Path(path)).to("cpu" if device == "auto" else device)
-    return model_file.load(Path(path)).to(distributed.pick_device(device))
+    model = model_file.load(Path(path)).to(distributed.pick_device(device))
+    model.encoder_runtime = runtime
+    return model
 
 
 def fit(
@@ -52,5 +55,5 @@ def fit(
     files, classes = good_images(Path(folder))
     if size is not None or letterbox:
         settings = replace(settings, size=size or (256, 256), letterbox=letterbox, own_aspect=False, detail=1.0)
-    run = RunOptions(device=distributed.pick_device(device))
+    run = RunOptions(device=distributed.pick_device(device), runtime="auto")
     return training.fit(files, classes, settings, replace(recipe, **choices), run, progress)

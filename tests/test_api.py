@@ -17,7 +17,7 @@ from mambaad_cli.inspection import model_file
 from tests.conftest import picture
 
 SIGNATURES = {
-    "load": "(path: str | pathlib.Path = 'mambaad.safetensors', device: str = 'auto')",
+    "load": "(path: str | pathlib.Path = 'mambaad.safetensors', device: str = 'auto', runtime: str = 'auto')",
     "fit": "(folder: str | pathlib.Path, preset: Literal['small', 'paper', 'memory', 'rd4ad', 'uniad'] = 'small', "
     "size: tuple[int, int] | None = None, letterbox: bool = False, device: str = 'auto', "
     "progress: mambaad_cli.training.progress.Progress | None = None, **choices: Any)",

@@ -11,7 +11,7 @@ from mambaad_cli import MambaADError, api
 from mambaad_cli.inspection import exported_model, model_file, runtimes
 from mambaad_cli.inspection.exported_model import ExportedModel
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
-from mambaad_cli.model import DETECTORS
+from mambaad_cli.model import DETECTORS, onnx_encoder
 from mambaad_cli.model.anomaly_map import residual_statistics
 from mambaad_cli.model.fusion import Fusion, Witness
 from mambaad_cli.model.memory import memory_of, patches_of
@@ -83,14 +83,19 @@ def as_typed(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def build(row: Row, device: str = "cpu") -> Contestant:
-    """A row's model with random weights, or its file's. Parameters are counted before the batch norms are folded."""
+def build(row: Row, device: str = "cpu", runtime: str = "torch") -> Contestant:
+    """A row's model with random weights, or its file's. Parameters are counted before the batch norms are folded.
+
+    runtime: of the default encoder, see FittedModel.for_inference; PyTorch runs all others.
+    """
     model = as_published(row)
     if isinstance(model, ExportedModel):
         return Contestant(row, model.to(device), *model.facts["parameters"])
     trained = sum(p.numel() for p in model.detector.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.encoder.parameters())
-    return Contestant(row, model.for_inference().to(device), frozen + trained, trained)
+    model = model.to(device)
+    model.encoder_runtime = runtime if onnx_encoder.suits(model.encoder) else "torch"
+    return Contestant(row, model.for_inference(), frozen + trained, trained)
 
 
 def as_published(row: Row) -> FittedModel:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import psutil
 import torch
 
 from mambaad_cli import MambaADError, __version__
-from mambaad_cli.model.encoder import DEFAULT, pretrained_encoder
+from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference, pretrained_encoder
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.scan_orders import directions
 
@@ -24,12 +26,13 @@ WATCHED = 0.2  # seconds for which the other processes are watched
 BUSY = 0.1  # share of the cores that they may take before the machine counts as busy
 
 
-def conditions(device: str, precision: str) -> dict[str, str]:
+def conditions(device: str, precision: str, runtime: str = "torch") -> dict[str, str]:
     """What a benchmark's numbers hold for: the device, the threads and the software."""
     on_gpu = device.startswith("cuda")
     library = scan.kernel()
     on_cpu = "chunked PyTorch" if library is None else f"fused C, {scan.ISA[library.mambaad_isa]}"
-    return {
+    run_by = {} if runtime == "torch" else {"default encoder": f"ONNX Runtime {version('onnxruntime')}"}
+    return run_by | {
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         "threads": str(torch.get_num_threads()),
         "precision": precision,
@@ -78,6 +81,7 @@ def facts() -> dict[str, Any]:
         "gpu": _gpu(),
         **{f"gpu scan, {name}": found for name, found in _gpu_scans().items()},
         "default encoder": _weights(),
+        "runtime of the default encoder": _runtimes(),
         "cache of other encoders": _cache(),
         "cache of features": _temporary(),
     }
@@ -167,6 +171,33 @@ def _weights() -> str:
     except MambaADError as error:
         return str(error)
     return f"{DEFAULT}, weights installed"
+
+
+def _runtimes() -> str:
+    """Which runtime `auto` takes for many images, and the time of each for an image of 256×256."""
+    folded = for_inference(build_encoder(DEFAULT, (4, 8, 16)))
+    torch_ms = _milliseconds(folded)
+    if not onnx_encoder.installed():
+        return f"PyTorch, {torch_ms:.1f} ms an image of 256×256; ONNX Runtime is missing: {onnx_encoder.INSTALL}"
+    try:
+        fast = onnx_encoder.with_onnx_runtime(folded)
+    except MambaADError as error:
+        return f"PyTorch, {torch_ms:.1f} ms an image of 256×256: {error}"
+    return (
+        f"ONNX Runtime {version('onnxruntime')}, {_milliseconds(fast):.1f} ms an image of 256×256; "
+        f"PyTorch {torch_ms:.1f} ms"
+    )
+
+
+def _milliseconds(encoder: Encoder) -> float:
+    """The best of a few runs on one image."""
+    image, best = torch.rand(1, 3, 256, 256), math.inf
+    for _ in range(8):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            encoder(image)
+        best = min(best, time.perf_counter() - start)
+    return best * 1e3
 
 
 def _cache() -> str:

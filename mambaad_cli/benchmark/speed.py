@@ -40,6 +40,7 @@ class Timing:
     device: str = "cpu"
     precision: str = "fp32"  # or bf16: autocast
     train: bool = False  # training steps are timed too
+    runtime: str = "torch"  # or onnxruntime: of the default encoder
 
 
 @dataclass
@@ -88,7 +89,7 @@ def run(
         for row in rows:
             on_progress(f"{row.name}: building")
             try:
-                contestants.append(detectors.build(row, timing.device))
+                contestants.append(detectors.build(row, timing.device, timing.runtime))
             except FAILURES as error:
                 failed += [Result(row, size, error=reason(error)) for size in sizes]
         by_size = [[Result(one.row, size, one.parameters, one.trained) for one in contestants] for size in sizes]
@@ -99,7 +100,7 @@ def run(
         product = _time(contestants * len(sizes), measured, timing, on_progress)
         done = [*failed, *measured]
         done.sort(key=lambda result: (math.prod(result.size), result.size, rows.index(result.row)))
-        return Benchmark(conditions(timing.device, timing.precision), done, product)
+        return Benchmark(conditions(timing.device, timing.precision, timing.runtime), done, product)
     finally:
         torch.set_num_threads(threads_before)
 

@@ -192,7 +192,8 @@ def machine_line(machine: dict[str, str]) -> str:
     """What machine.conditions says, on one line."""
     threads = f"{machine['threads']} thread{'' if machine['threads'] == '1' else 's'}"
     versions = f"mambaad {machine['mambaad']}, torch {machine['torch']}, Python {machine['python']}"
-    return f"{machine['device']}, {threads}, {machine['precision']}; scan: {machine['scan']}; {versions}"
+    encoder = f"; default encoder: {machine['default encoder']}" if "default encoder" in machine else ""
+    return f"{machine['device']}, {threads}, {machine['precision']}; scan: {machine['scan']}{encoder}; {versions}"
 
 
 def _cells(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:

@@ -21,7 +21,7 @@ WITH_DATA = "With --data"  # a panel of help
 FOR_DATA = (
     "layout", "ablation", "recipes", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results",
 )  # fmt: skip
-FOR_SPEED = ("model", "batch", "precision", "train", "seconds", "plot")
+FOR_SPEED = ("model", "batch", "precision", "runtime", "train", "seconds", "plot")
 
 
 @app.command(
@@ -49,6 +49,9 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision; bf16 uses autocast.")] = "fp32",
+    runtime: Annotated[
+        Literal["torch", "onnxruntime"], typer.Option(help="What runs the default encoder on a CPU; all others: torch.")
+    ] = "torch",
     train: Annotated[bool, typer.Option("--train", help="Also time a training step of each detector.")] = False,
     seconds: Annotated[float, typer.Option(min=0.1, help="Approximate time to measure each row.")] = 12.0,
     format: Format = "table",
@@ -131,7 +134,7 @@ def bench(
         rows += [known.fitted(one) for one in model or []]
         if plot is not None:
             speed_tables.check_plot(plot)
-        timing = speed.Timing(seconds, batch, threads, distributed.pick_device(device), precision, train)
+        timing = speed.Timing(seconds, batch, threads, distributed.pick_device(device), precision, train, runtime)
         measured = timed(rows, [parse_size(one) for one in (res or "256").split(",")], timing)
         publish(speed_tables, measured, format, output)
         if plot is not None:

@@ -18,6 +18,7 @@ from mambaad_cli.cli.options import (
     Precision,
     Roi,
     RoiDir,
+    Runtime,
     Workers,
 )
 from mambaad_cli.cli.output import print_known, print_summary, print_thresholds, scores_of_defects, warn
@@ -51,6 +52,7 @@ def calibrate(
     roi_dir: RoiDir = None,
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
     batch: Batch = 8,
     workers: Workers = 2,
 ) -> None:
@@ -68,7 +70,7 @@ def calibrate(
         raise typer.BadParameter(
             "give a folder of good images, or --max-false-reject or --bad alone", param_hint="GOOD"
         )
-    fitted = running.load_model(model, device, precision=precision)
+    fitted = running.load_model(model, device, precision=precision, runtime=runtime)
     running.refuse_exported(fitted, model)
     fitted.max_false_reject = max_false_reject or fitted.max_false_reject
     if good is None and (roi or ignore):

@@ -18,6 +18,7 @@ from mambaad_cli.cli.options import (
     Precision,
     ReportFile,
     RoiDir,
+    Runtime,
     Workers,
     given,
 )
@@ -46,6 +47,7 @@ def evaluate(
     workers: Workers = 2,
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
 ) -> None:
     """Measure a model on a labelled benchmark: the seven metrics, false rejects and misses of each class."""
     from rich.console import Console
@@ -62,7 +64,7 @@ def evaluate(
         raise typer.BadParameter(f"two models: {shown(models[0])} and --model {shown(model)}")
     model = models[0] if models else model
     samples = datasets.load(dataset, layout)
-    fitted = running.load_model(model, device, precision=precision)
+    fitted = running.load_model(model, device, precision=precision, runtime=runtime)
     running.set_regions(fitted, None, None, roi_dir)
     references = {sample.path: sample.defect for sample in samples if sample.split == "test"}
     kept = None if report is None else reporting.begin(report, len(references), PredictOptions(), fitted)[1]

@@ -53,7 +53,7 @@ def export(
     if no_check and check is not None:
         raise typer.BadParameter("choose one of --check and --no-check")
     check_writable(output)
-    fitted = running.load_model(model, "cpu")
+    fitted = running.load_model(model, "cpu", runtime="torch")
     running.refuse_exported(fitted, model)
     options = write.ExportOptions(class_name, image, check, not no_check, tolerance, format)
 

@@ -20,6 +20,7 @@ from mambaad_cli.cli.options import (
     Precision,
     Roi,
     RoiDir,
+    Runtime,
     given,
     parse_size,
     pick_precision,
@@ -127,6 +128,7 @@ def fit(
     ] = 42,
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
     cache_dtype: Annotated[
         Literal["fp32", "bf16"], typer.Option(help="Type of the encoder's cached features; bf16 takes half the space.")
     ] = "fp32",
@@ -191,6 +193,7 @@ def fit(
         inside=running.wishes(roi),
         ignored=running.wishes(ignore),
         masks=running.masks_in(roi_dir),
+        runtime=runtime,
     )
     name = preset if detector == "mambaad" else detector
     network = {"order": scan, "directions": directions, "local_branches": local_branches}

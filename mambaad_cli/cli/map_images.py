@@ -21,6 +21,7 @@ from mambaad_cli.cli.options import (
     Review,
     Roi,
     RoiDir,
+    Runtime,
     Workers,
     parse_min_area,
 )
@@ -58,6 +59,7 @@ def map_images(
     workers: Workers = 2,
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
 ) -> None:
     """Write an overlay heatmap of each image, and a contact sheet of all of them, worst first."""
     from mambaad_cli.data import images
@@ -66,7 +68,7 @@ def map_images(
 
     least = parse_min_area(regions, min_area)
     files = images.find(paths)
-    fitted = running.load_model(model, device, res, precision)
+    fitted = running.load_model(model, device, res, precision, runtime)
     running.set_regions(fitted, roi, ignore, roi_dir)
     running.check_review(fitted, review)
     options = PredictOptions(class_name, batch, workers, maps=True, review=review, min_area=least)

@@ -87,6 +87,12 @@ Precision = Annotated[
         help="Of matrix products. bf16 is faster on CPUs with AMX and on GPUs, and changes scores by about 2 %."
     ),
 ]
+Runtime = Annotated[
+    Literal["auto", "torch", "onnxruntime"],
+    typer.Option(
+        help="What runs the default encoder on a CPU. auto: ONNX Runtime, if it is installed and images are many."
+    ),
+]
 ReportFile = Annotated[
     Path | None, typer.Option("--report", metavar="FILE", help="Also write a report for people, one HTML file.")
 ]

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from mambaad_cli.inspection.predict import Prediction, PredictOptions
 
 
-def load_model(path: Path, device: str, res: str | None = None, precision: str = "auto") -> "FittedModel":
+def load_model(
+    path: Path, device: str, res: str | None = None, precision: str = "auto", runtime: str = "auto"
+) -> "FittedModel":
     """The model, ready to score on a device, at its own size or another."""
     from mambaad_cli import api
     from mambaad_cli.inspection.exported_model import ExportedModel
 
-    model = api.load(path, device)
+    model = api.load(path, device, runtime)
     if isinstance(model, ExportedModel) and (res is not None or pick_precision(precision) != "fp32"):
         raise MambaADError(f"{path} has its size and precision inside: --res and --precision are for the model file")
     model.precision = pick_precision(precision)

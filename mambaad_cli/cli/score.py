@@ -23,6 +23,7 @@ from mambaad_cli.cli.options import (
     Review,
     Roi,
     RoiDir,
+    Runtime,
     Workers,
     parse_min_area,
 )
@@ -53,6 +54,7 @@ def score(
     workers: Workers = 2,
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
     fail_on_anomaly: Annotated[
         bool, typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.")
     ] = False,
@@ -73,7 +75,7 @@ def score(
     inputs = [model, *(file.path for file in files)]
     check_apart(output, inputs)
     check_apart(report, inputs, "--report")
-    fitted = running.load_model(model, device, res, precision)
+    fitted = running.load_model(model, device, res, precision, runtime)
     running.set_regions(fitted, roi, ignore, roi_dir)
     running.check_review(fitted, review)
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)

@@ -18,6 +18,7 @@ from mambaad_cli.cli.options import (
     Precision,
     Res,
     Review,
+    Runtime,
     Workers,
     parse_min_area,
 )
@@ -86,6 +87,7 @@ def watch(
     workers: Workers = 2,
     device: Device = "auto",
     precision: Precision = "auto",
+    runtime: Runtime = "auto",
 ) -> None:
     """Score each photo that arrives in a folder, once, and append its row to a file. Ends with SIGTERM or Ctrl-C."""
     from mambaad_cli.inspection.predict import PredictOptions
@@ -95,7 +97,7 @@ def watch(
         raise typer.BadParameter("needs JSON rows: name an --output that does not end in .csv", param_hint="--regions")
     least = parse_min_area(regions, min_area)
     deliveries = _deliveries(execute, webhook)
-    fitted = running.load_model(model, device, res, precision)
+    fitted = running.load_model(model, device, res, precision, runtime)
     running.check_review(fitted, review)
     predict = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     options = WatchOptions(predict, settle, patience, once, regions, maps, move_to)

@@ -57,7 +57,7 @@ class ExportedModel(FittedModel):
             raise MambaADError(f"an exported model runs on the CPU here, not on {device}")
         return self
 
-    def for_inference(self) -> "ExportedModel":
+    def for_inference(self, images: int | None = None) -> "ExportedModel":
         return self
 
     def save(self, path: str | Path) -> None:

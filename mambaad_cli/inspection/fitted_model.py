@@ -22,13 +22,15 @@ from mambaad_cli.data.roi import MaskFolder, scaled
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
 from mambaad_cli.inspection.tiles import Tiles
-from mambaad_cli.model import DETECTORS, STRIDES
+from mambaad_cli.model import DETECTORS, STRIDES, onnx_encoder
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
 from mambaad_cli.model.fusion import Fusion, fuse_witnesses
 from mambaad_cli.model.memory import Memory, patches_of, unusual_patches
 from mambaad_cli.model.settings import Settings, scaled_size
+
+FEW = 16  # images that are scored before a runtime has started
 
 if TYPE_CHECKING:
     from mambaad_cli.inspection.predict import Image, Prediction
@@ -76,7 +78,8 @@ class FittedModel:
     recipe: dict[str, Any] = field(default_factory=dict)  # how it was trained; empty if not known
     sha256: str = ""  # the first 12 hex digits, of the model file that it was loaded from, or exported from
     precision: str = "fp32"  # of matrix products at run time; not in the file
-    _folded: tuple[Encoder, Encoder] | None = field(default=None, repr=False, compare=False)
+    encoder_runtime: str = "torch"  # of the encoder, see for_inference; not in the file
+    _fast: tuple[Encoder, str, Encoder] | None = field(default=None, repr=False, compare=False)
 
     # For programs
 
@@ -219,11 +222,35 @@ class FittedModel:
             return [Recognised(next(iter(self.described), ""), 1.0, True)] * len(features[0])
         return self.recogniser(signature(features).cpu())
 
-    def for_inference(self) -> "FittedModel":
-        """This model with its encoder's batch norms folded into the convolutions: the same scores, faster."""
-        if self._folded is None or self._folded[0] is not self.encoder:
-            self._folded = self.encoder, for_inference(self.encoder)
-        return replace(self, encoder=self._folded[1])
+    def for_inference(self, images: int | None = None) -> "FittedModel":
+        """This model with a faster encoder: the same scores, but for rounding.
+
+        Its batch norms are folded into the convolutions. With the encoder_runtime `onnxruntime` ONNX Runtime runs it;
+        with `auto` only where it can, and not for only a FEW images, because it takes a moment to start.
+
+        images: how many there will be; None: not known, so many.
+
+        Raises MambaADError where ONNX Runtime is asked for, but cannot run it.
+        """
+        runtime = self.encoder_runtime
+        if runtime == "auto":
+            many = images is None or images > FEW
+            able = onnx_encoder.installed() and onnx_encoder.suits(self.encoder) and self.precision == "fp32"
+            runtime = "onnxruntime" if many and able else "torch"
+        if self._fast is None or self._fast[0] is not self.encoder or self._fast[1] != runtime:
+            self._fast = self.encoder, runtime, self._faster(runtime)
+        return replace(self, encoder=self._fast[2])
+
+    def _faster(self, runtime: str) -> Encoder:
+        folded = for_inference(self.encoder)
+        if runtime == "torch":
+            return folded
+        try:
+            return onnx_encoder.with_onnx_runtime(folded)
+        except MambaADError:
+            if self.encoder_runtime == "auto":
+                return folded
+            raise
 
     # What is known of good images
 
@@ -326,7 +353,7 @@ class FittedModel:
             name: [ResidualStatistics(*(part.to(device) for part in one)) for one in scales]
             for name, scales in self.statistics.items()
         }
-        self._folded = None
+        self._fast = None
         return self
 
 

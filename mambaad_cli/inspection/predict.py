@@ -112,7 +112,7 @@ def predict(
     sources = bool(model.tiles) or ((_several_sizes(model) or model.has_regions) and not all(told))
     wanted = model.wanted(size, told, options.maps, sources)
     inputs = loading.read_ahead([file.path for file in files], wanted, options.workers)
-    yield from judged(model.for_inference(), zip(files, told, inputs, strict=True), options)
+    yield from judged(model.for_inference(len(files)), zip(files, told, inputs, strict=True), options)
 
 
 def predict_images(model: FittedModel, pictures: Sequence[Image], options: PredictOptions) -> list[Prediction]:

@@ -142,7 +142,7 @@ def for_inference(encoder: Encoder) -> Encoder:
                 setattr(module, norm_name, _activation_of(norm))
         for name, conv in module.named_children():
             if type(conv).__name__ == "Conv2dSame" and set(conv.dilation) == {1}:  # ours, or timm's
-                setattr(module, name, _SamePadded(conv))
+                setattr(module, name, SamePadded(conv))
     probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
     with torch.no_grad():
         pairs = zip(encoder(probe), fast(probe), strict=True)
@@ -150,7 +150,7 @@ def for_inference(encoder: Encoder) -> Encoder:
     return fast if same else encoder
 
 
-class _SamePadded(nn.Module):
+class SamePadded(nn.Module):
     """A convolution with TensorFlow's padding, without a padded copy of its input.
 
     TensorFlow pads so that ⌈side / stride⌉ positions come out. Where the total padding is odd, it is larger by one at

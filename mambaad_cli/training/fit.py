@@ -108,7 +108,7 @@ def _teach(
 ) -> FittedModel:
     """Encode the images, split them, train, compute what describes good images, and keep examples."""
     began = time.monotonic()
-    model.precision = run.precision
+    model.precision, model.encoder_runtime = run.precision, run.runtime
     found = shapes_of(files, classes)
     photos = {name: median_shape(shapes) for name, shapes in found.items()}
     model.rois |= regions_of_interest(run.inside, run.ignored, photos)

@@ -145,6 +145,7 @@ class RunOptions:
     inside: tuple[Wish, ...] = ()  # regions of interest
     ignored: tuple[Wish, ...] = ()  # regions that do not count
     masks: MaskFolder | None = None  # a mask for each photo
+    runtime: str = "torch"  # of the encoder, see FittedModel.for_inference
 
 
 def preset(name: str) -> tuple[Settings, Recipe]:

@@ -111,10 +111,10 @@ def test_a_row_that_runs_out_of_memory_says_so_and_the_rest_goes_on(monkeypatch:
 def test_a_row_that_cannot_be_built_says_so_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     build = detectors.build
 
-    def scarce(row: Row, device: str = "cpu") -> Contestant:
+    def scarce(row: Row, device: str = "cpu", runtime: str = "torch") -> Contestant:
         if row is RD4AD:
             raise MemoryError
-        return build(row, device)
+        return build(row, device, runtime)
 
     monkeypatch.setattr(detectors, "build", scarce)
     monkeypatch.setattr(memory, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))

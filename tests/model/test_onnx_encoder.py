@@ -1,0 +1,107 @@
+"""ONNX Runtime gives the features that PyTorch gives, or is not used."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import mambaad_cli
+from mambaad_cli import MambaADError
+from mambaad_cli.inspection import fitted_model
+from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference
+from mambaad_cli.model.settings import PRESETS
+
+needs_packages = pytest.mark.skipif(not onnx_encoder.installed(), reason="onnx and onnxruntime are not installed")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """The default one with random weights whose batch norms are not the identity."""
+    torch.manual_seed(0)
+    made = build_encoder(DEFAULT, (4, 8, 16))
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean, std=0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    return made
+
+
+@needs_packages
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 80, 112), (2, 65, 99)])
+def test_features_are_the_same_at_any_size_and_batch(encoder: Encoder, shape: tuple[int, int, int]) -> None:
+    images = torch.rand(shape[0], 3, *shape[1:])
+    with torch.no_grad():
+        fast = onnx_encoder.with_onnx_runtime(for_inference(encoder)).in_parts(images)
+        for plain, found in zip(encoder(images), fast, strict=True):
+            torch.testing.assert_close(found, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
+            assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_packages
+def test_features_that_differ_are_refused(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_encoder._Graph, "_active", lambda graph, x: x)  # a layer is lost
+    with pytest.raises(MambaADError, match="other features"):
+        onnx_encoder.with_onnx_runtime(for_inference(encoder))
+
+
+@needs_packages
+def test_a_runtime_that_fails_is_named(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_encoder, "OPSET", 9999)
+    with pytest.raises(MambaADError, match="cannot run the encoder"):
+        onnx_encoder.with_onnx_runtime(for_inference(encoder))
+
+
+@pytest.fixture
+def model(encoder: Encoder) -> FittedModel:
+    return new_model(PRESETS["small"], encoder)
+
+
+@needs_packages
+def test_auto_takes_it_for_many_images_and_for_a_program_that_goes_on(model: FittedModel) -> None:
+    model.encoder_runtime = "auto"
+    few, many, unknown = (model.for_inference(images).encoder for images in (fitted_model.FEW, 100, None))
+    assert not isinstance(few, onnx_encoder.OnnxEncoder)
+    assert isinstance(many, onnx_encoder.OnnxEncoder)
+    assert unknown is many  # made once
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"encoder_runtime": "torch"}])
+def test_auto_leaves_other_precisions_to_torch(model: FittedModel, change: dict[str, str]) -> None:
+    other = replace(model, **{"encoder_runtime": "auto"} | change)
+    assert not isinstance(other.for_inference().encoder, onnx_encoder.OnnxEncoder)
+
+
+def test_without_the_packages_auto_is_torch_and_asking_for_it_says_what_to_install(
+    model: FittedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_encoder, "PACKAGES", ("no_such_package",))
+    model.encoder_runtime = "auto"
+    assert not isinstance(model.for_inference().encoder, onnx_encoder.OnnxEncoder)
+    model.encoder_runtime = "onnxruntime"
+    with pytest.raises(MambaADError, match=r"pip install 'mambaad\[fast\]'"):
+        model.for_inference()
+
+
+@needs_packages
+def test_another_encoder_cannot_be_run_by_it(tiny_model: FittedModel) -> None:
+    tiny_model.encoder_runtime = "auto"
+    assert not isinstance(tiny_model.for_inference().encoder, onnx_encoder.OnnxEncoder)
+    tiny_model.encoder_runtime = "onnxruntime"
+    with pytest.raises(MambaADError, match="default encoder"):
+        tiny_model.for_inference()
+
+
+@needs_packages
+def test_both_runtimes_give_the_same_scores(model: FittedModel, tmp_path: Path) -> None:
+    model.detector.eval()
+    model.save(tmp_path / "model.safetensors")
+    pictures = list(torch.rand(2, 96, 128, 3, generator=torch.Generator().manual_seed(0)).numpy())
+    scores = {}
+    for runtime in ("torch", "onnxruntime"):
+        loaded = mambaad_cli.load(tmp_path / "model.safetensors", "cpu", runtime)
+        scores[runtime] = [one.score for one in loaded.predict(pictures)]
+    assert scores["onnxruntime"] == pytest.approx(scores["torch"], rel=1e-3)
