@@ -15,7 +15,7 @@ from mambaad_cli.model import DETECTORS, onnx_encoder
 from mambaad_cli.model.anomaly_map import residual_statistics
 from mambaad_cli.model.fusion import Fusion, Witness
 from mambaad_cli.model.memory import memory_of, patches_of
-from mambaad_cli.model.settings import PRESETS, Settings
+from mambaad_cli.model.settings import LOCAL_CONTRAST, PRESETS, Settings
 from mambaad_cli.training.recipe import RECIPES
 
 NOISE = 4  # random images that a memory of random weights comes from
@@ -100,7 +100,8 @@ def build(row: Row, device: str = "cpu", runtime: str = "torch") -> Contestant:
 
 def as_published(row: Row) -> FittedModel:
     """A row's model, its batch norms where its authors put them."""
-    settings = Settings(row.detector, row.encoder, options=row.options)
+    contrast = 0.0 if row.evidence == "decoder" else LOCAL_CONTRAST
+    settings = Settings(row.detector, row.encoder, options=row.options, local_contrast=contrast)
     model = new_model(settings) if row.file is None else api.load(row.file, "cpu")
     model.detector.eval()
     if row.file is None and row.evidence != "decoder":

@@ -17,7 +17,7 @@ from mambaad_cli.export.judgement import Found, Judgement
 from mambaad_cli.export.tables import Memories, Weights
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import signature
-from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
+from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, local_contrast, standardised_distances
 from mambaad_cli.model.memory import patches_of
 
 
@@ -38,7 +38,7 @@ class WholeModel(nn.Module):
         self.size, self.map_size = size, model.map_size(size)
         self.recogniser = model.recogniser if len(self.products) > 1 else None
         self.takes_told = len(self.products) > 1  # the input `told`
-        self.detail = model.settings.detail
+        self.detail, self.local_contrast = model.settings.detail, model.settings.local_contrast
         for name, matrix in self._resizing().items():
             self.register_buffer(name, matrix, persistent=False)
         described = [name for name in self.products if name in model.described]
@@ -116,11 +116,15 @@ class WholeModel(nn.Module):
         parts = []
         if self.statistics is not None:
             distances = self._decoder_distances(self.detector.residuals(for_decoder), product)
-            parts.append(self.weights.of_decoder(fuse(distances, self.map_size), product))
+            parts.append(self.weights.of_decoder(self._smoothed(distances), product))
         if self.memories is not None:
             unusual = self.memories(patches_of(features), product)
-            parts.append(self.weights.of_memory(fuse([unusual], self.map_size), product))
+            parts.append(self.weights.of_memory(self._smoothed([unusual]), product))
         return parts[0] + parts[1] if len(parts) > 1 else parts[0]
+
+    def _smoothed(self, distances: Sequence[Tensor]) -> Tensor:
+        """(n, H, W), as FittedModel.map_of."""
+        return local_contrast(fuse(distances, self.map_size), self.local_contrast)
 
     def _decoder_distances(self, found: Sequence[Residual], product: Tensor) -> list[Tensor]:
         """Each image's residuals, standardised by the statistics of its product."""

@@ -23,7 +23,7 @@ from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model import DETECTORS, STRIDES, onnx_encoder
-from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, standardised_distances
+from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, local_contrast, standardised_distances
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
 from mambaad_cli.model.fusion import Fusion, fuse_witnesses
@@ -206,10 +206,14 @@ class FittedModel:
         statistics, memory = self.statistics.get(class_name), self.memories.get(class_name)
         decoder_map = memory_map = None
         if statistics is not None and (fusion is None or fusion.decoder.weight > 0):
-            decoder_map = fuse(standardised_distances(self.residuals(features), statistics), size)
+            decoder_map = self.map_of(standardised_distances(self.residuals(features), statistics), size)
         if memory is not None and (fusion is None or fusion.memory.weight > 0):
-            memory_map = fuse([unusual_patches(memory, patches_of(features))], size)
+            memory_map = self.map_of([unusual_patches(memory, patches_of(features))], size)
         return decoder_map, memory_map
+
+    def map_of(self, distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """One witness's map (b, *size) from its distances (b, h, w) at each scale."""
+        return local_contrast(fuse(distances, size), self.settings.local_contrast)
 
     @property
     def described(self) -> dict[str, Any]:

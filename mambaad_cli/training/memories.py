@@ -14,7 +14,6 @@ from torch import Tensor
 from mambaad_cli.data.loading import cold_outside
 from mambaad_cli.data.simulated_defects import KINDS, Simulated, simulate
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.model.anomaly_map import fuse
 from mambaad_cli.model.fusion import Fusion, Witness, fuse_witnesses, witness_of
 from mambaad_cli.model.memory import Memory, distances, expecting, memory_of, patches_of, without_border
 from mambaad_cli.training.features import Features, features_of_pixels
@@ -107,7 +106,7 @@ def trial_of(
     held_out = [i for i in good.held_out if good.names[i] == name]
     compared = evenly_spread([i for i in good.train if good.names[i] == name], COMPARED)
     some, size = held_out or compared, model.map_size(model.size_of(name))
-    known, inside = fuse([memory_maps], size), good.features.inside(compared, size)
+    known, inside = model.map_of([memory_maps], size), good.features.inside(compared, size)
     if inside is not None:
         known = cold_outside(known, inside)
     decoder, memory = _maps(model, good.features, some, name, run)

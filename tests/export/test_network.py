@@ -29,7 +29,10 @@ KINDS: dict[str, tuple[Settings, dict[str, Any]]] = {
         {"evidence": "decoder"},
     ),
     "published": (Settings("mambaad", "test_resnet", (64, 64), options=TINY | {"directions": 8}), DECODER),
-    "memory": (Settings("memory", "test_resnet", (64, 64)), {"evidence": "memory", "distance": "published"}),
+    "memory": (
+        Settings("memory", "test_resnet", (64, 64), local_contrast=0.4),
+        {"evidence": "memory", "distance": "published"},
+    ),
     "rd4ad": (Settings("rd4ad", "test_resnet", (72, 88)), DECODER),
     "uniad": (Settings("uniad", "test_resnet", (96, 80)), DECODER),
 }

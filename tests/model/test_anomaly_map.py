@@ -156,3 +156,21 @@ def test_statistics_are_the_same_in_any_batches_and_hold_one_of_them_at_a_time()
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert len(alive) == 3 * 8  # three passes, each image once in each
+
+
+@pytest.mark.parametrize("size", [(64, 96), (20, 300)])
+def test_local_contrast_takes_a_share_of_a_wide_gaussian_mean_off_each_value(size: tuple[int, int]) -> None:
+    maps = torch.rand(2, *size)
+    wide = anomaly_map.WIDE * (size[0] * size[1]) ** 0.5
+    means = np.stack([gaussian_filter(one.double().numpy(), wide, mode="reflect") for one in maps])
+    expected = maps - 0.4 * torch.from_numpy(means).float()
+    torch.testing.assert_close(anomaly_map.local_contrast(maps, 0.4), expected, rtol=0, atol=1e-5)
+    assert anomaly_map.local_contrast(maps, 0.0) is maps
+
+
+def test_a_peak_stands_out_more_than_a_wide_elevation_of_the_same_height() -> None:
+    maps = torch.zeros(2, 128, 128)
+    maps[0, 60:68, 60:68], maps[1, :64] = 1.0, 1.0
+    narrow, broad = anomaly_map.local_contrast(maps, 0.4).flatten(1).amax(1).tolist()
+    assert narrow > 0.9
+    assert broad < narrow - 0.05
