@@ -50,7 +50,7 @@ class Dataset(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Of each fit: epochs, or else minutes of training."""
+    """Of each fit: epochs, or else minutes, all included."""
 
     epochs: int | None = None
     minutes: float | None = None
@@ -62,7 +62,7 @@ class Budget(NamedTuple):
     def __str__(self) -> str:
         if self.epochs is not None:
             return f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
-        return f"{self.minutes:g} minute{'' if self.minutes == 1 else 's'} of training"
+        return f"{self.minutes:g} minute{'' if self.minutes == 1 else 's'}, all included"
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,8 @@ class FittedModel:
 
         Raises MambaADError where ONNX Runtime is asked for, but cannot run it.
         """
+        if isinstance(self.encoder, onnx_encoder.OnnxEncoder):
+            return self
         runtime = self.encoder_runtime
         if runtime == "auto":
             many = images is None or images > FEW

@@ -67,6 +67,8 @@ def test_auto_takes_it_for_many_images_and_for_a_program_that_goes_on(model: Fit
     assert not isinstance(few, onnx_encoder.OnnxEncoder)
     assert isinstance(many, onnx_encoder.OnnxEncoder)
     assert unknown is many  # made once
+    fast = model.for_inference()
+    assert fast.for_inference() is fast
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"encoder_runtime": "torch"}])
