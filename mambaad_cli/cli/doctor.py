@@ -16,6 +16,7 @@ def doctor(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from mambaad_cli.benchmark import machine
 
@@ -26,5 +27,5 @@ def doctor(
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     for name, value in facts.items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))  # not markup: it may name an extra in brackets
     Console().print(table)

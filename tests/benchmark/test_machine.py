@@ -6,8 +6,10 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from mambaad_cli.benchmark import machine
+from mambaad_cli.cli import app
 
 
 def reading(**cpu_times: Any) -> list[Any]:
@@ -65,3 +67,10 @@ def test_conditions_name_the_device_the_threads_and_the_software(monkeypatch: py
     assert found["device"]
     assert (found["precision"], found["scan"]) == ("bf16", "chunked PyTorch")
     assert found["threads"] == str(torch.get_num_threads())
+
+
+def test_doctor_prints_the_name_of_an_extra_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as rich's markup, which would leave out what is in brackets."""
+    monkeypatch.setattr(machine, "facts", lambda: {"runtime": "missing: pip install 'mambaad[fast]'"})
+    shown = CliRunner().invoke(app, ["doctor"]).output
+    assert "pip install 'mambaad[fast]'" in shown
