@@ -9,6 +9,8 @@ from mambaad_cli.inspection import exported_model, model_file, runtimes
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.progress import Progress
 
+RUNTIMES = ("auto", "torch", "onnxruntime")  # of the default encoder on a CPU
+
 
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime: str = "auto") -> FittedModel:
     """Read a model file, or one that was exported, ready to predict.
@@ -17,8 +19,10 @@ def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime
     runtime: torch, onnxruntime or auto: what runs the default encoder on a CPU, see FittedModel.for_inference.
 
     Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that does
-    not exist.
+    not exist, or a runtime.
     """
+    if runtime not in RUNTIMES:
+        raise MambaADError(f"no runtime {runtime!r}: choose {', '.join(RUNTIMES)}")
     if Path(path).suffix.lower() in runtimes.SUFFIXES:
         return exported_model.load(Path(path)).to("cpu" if device == "auto" else device)
     model = model_file.load(Path(path)).to(distributed.pick_device(device))

@@ -23,6 +23,7 @@ from mambaad_cli.benchmark.flops import count_flops
 from mambaad_cli.benchmark.machine import conditions
 from mambaad_cli.benchmark.passes import FAILURES, Size, Task, reason, scoring_pass, training_step
 from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.model import onnx_encoder
 
 BATCHES = (1, 2, 4, 8, 16)
 MOST_PIXELS = 2**22  # that go through a detector at once when batches are tried: 16 images of 512 × 512
@@ -81,6 +82,8 @@ def run(
     A detector that fails, out of memory for one, says so in its results, and the others go on.
     """
     timing = timing or Timing()
+    if timing.runtime == "onnxruntime":
+        onnx_encoder.need_packages()
     sizes = sorted(set(resolutions), key=lambda size: (math.prod(size), size))
     threads_before = torch.get_num_threads()
     torch.set_num_threads(timing.threads or threads_before)

@@ -177,8 +177,7 @@ def local_contrast(maps: Tensor, share: float) -> Tensor:
     """Maps (b, H, W) less a share of the mean of each value's wider surroundings.
 
     A defect stands out from what is around it. What is unusual over a wide area, such as another layout or another
-    texture, counts for less. On eight products a share of 0.4 raises the mean image AU-ROC by 0.6 points and the pixel
-    AP by 2.6.
+    texture, counts for less.
 
     >>> round(float(local_contrast(torch.ones(1, 64, 64), 0.4).max()), 4)
     0.6

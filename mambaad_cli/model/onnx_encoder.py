@@ -28,6 +28,12 @@ def installed() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in PACKAGES)
 
 
+def need_packages() -> None:
+    """Raises MambaADError where the packages are missing."""
+    if not installed():
+        raise MambaADError(f"ONNX Runtime is not installed: {INSTALL}")
+
+
 def suits(encoder: Encoder) -> bool:
     """Whether ONNX Runtime can run this encoder: the default one, on a CPU."""
     return isinstance(encoder.net, EfficientNetLite0) and encoder.mean.device.type == "cpu"
@@ -39,8 +45,7 @@ def with_onnx_runtime(folded: Encoder) -> "OnnxEncoder":
     Raises MambaADError where the packages are missing, for another encoder than the default one, and where the features
     are not the same.
     """
-    if not installed():
-        raise MambaADError(f"ONNX Runtime is not installed: {INSTALL}")
+    need_packages()
     if not suits(folded):
         raise MambaADError("ONNX Runtime runs the default encoder on a CPU: take --runtime torch for others")
     try:

@@ -8,6 +8,7 @@ import torch
 
 import mambaad_cli
 from mambaad_cli import MambaADError
+from mambaad_cli.benchmark import speed
 from mambaad_cli.inspection import fitted_model
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.model import onnx_encoder
@@ -86,6 +87,17 @@ def test_without_the_packages_auto_is_torch_and_asking_for_it_says_what_to_insta
     model.encoder_runtime = "onnxruntime"
     with pytest.raises(MambaADError, match=r"pip install 'mambaad\[fast\]'"):
         model.for_inference()
+
+
+def test_a_benchmark_of_it_without_the_packages_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_encoder, "PACKAGES", ("no_such_package",))
+    with pytest.raises(MambaADError, match="not installed"):
+        speed.run([], [(64, 64)], speed.Timing(runtime="onnxruntime"))
+
+
+def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MambaADError, match="choose auto, torch, onnxruntime"):
+        mambaad_cli.load(tmp_path / "model.safetensors", "cpu", "tensorrt")
 
 
 @needs_packages
