@@ -25,6 +25,19 @@ ATTEMPTS = 8  # at a place that shows such a defect
 AROUND = 8  # pixels around a missing part that what grows over it is taken from
 
 
+class Place(NamedTuple):
+    """Where a defect is painted."""
+
+    picture: np.ndarray  # (H, W, 3) in 0 … 1
+    other: np.ndarray  # another good image of the same size
+    near: tuple[slice, slice]  # the rectangle in which it is painted
+
+    @property
+    def before(self) -> np.ndarray:
+        """What the rectangle shows without the defect: (h, w, 3)."""
+        return self.picture[self.near]
+
+
 class Simulated(NamedTuple):
     """A good image with a defect."""
 
@@ -53,16 +66,26 @@ def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int, inside: Tensor
         length = math.sqrt(picture.shape[0] * picture.shape[1]) * math.exp(
             rng.uniform(math.log(LENGTHS[0]), math.log(LENGTHS[1]))
         )
-        mask = (_stroke if kind == "scratch" else _blob)((picture.shape[0], picture.shape[1]), length, rng)
-        whole = float(mask.sum())
-        mask = mask * region
+        drawn = (_stroke if kind == "scratch" else _blob)((picture.shape[0], picture.shape[1]), length, rng)
+        near = _around(drawn)
+        before, inside_it = picture[near], region[near]
+        mask = drawn[near] * inside_it
         soft = cv2.GaussianBlur(mask, (0, 0), 0.7)[..., None]
-        result = (picture * (1 - soft) + PAINTED[kind](picture, source, mask, rng) * soft).clip(0, 1)
-        changed = _mean_inside(np.abs(result - picture), mask)
-        if changed >= VISIBLE and float(mask.sum()) >= MOSTLY * whole:
+        painted = PAINTED[kind](Place(picture, source, near), mask, rng)
+        after = (before * (1 - soft) + painted * soft).clip(0, 1)
+        changed = _mean_inside(np.abs(after - before), mask)
+        if changed >= VISIBLE and float(mask.sum()) >= MOSTLY * float(drawn.sum()):
             break
-    result = np.where(region[..., None] > 0, result, picture)
+    result = picture.copy()
+    result[near] = np.where(inside_it[..., None] > 0, after, before)
     return Simulated(torch.from_numpy(result).permute(2, 0, 1).contiguous(), kind, length, inside)
+
+
+def _around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rectangle of a mask with what is AROUND it: all that a defect can change or look at."""
+    x, y, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
+    margin = AROUND + 4
+    return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
 
 
 def _place(shape: tuple[int, int], margin: float, rng: np.random.Generator) -> tuple[float, float]:
@@ -109,57 +132,58 @@ def _mean_inside(values: np.ndarray, mask: np.ndarray) -> float:
     return float(values.reshape(-1, 3).sum(1) @ mask.ravel()) / (3 * max(float(mask.sum()), 1e-6))
 
 
-def _contrast(picture: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> float:
+def _contrast(before: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> float:
     """A change of brightness that can be seen there: up where it is dark, down where it is bright, else either way."""
-    bright = _mean_inside(picture, mask)
+    bright = _mean_inside(before, mask)
     sign = 1 if bright < 0.25 else -1 if bright > 0.75 else int(rng.choice([-1, 1]))
     return sign * float(rng.uniform(0.15, 0.5))
 
 
-def _cut_paste(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _cut_paste(place: Place, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A piece of another good image, from another place, turned."""
-    height, width = mask.shape
-    moved = np.roll(other, (int(rng.integers(height)), int(rng.integers(width))), (0, 1))
-    return np.ascontiguousarray(moved[:: int(rng.choice([-1, 1])), :: int(rng.choice([-1, 1]))])
+    height, width = place.other.shape[:2]
+    moved = [(np.arange(side) - int(rng.integers(side))) % side for side in (height, width)]
+    rows, columns = (line[:: int(rng.choice([-1, 1]))][part] for line, part in zip(moved, place.near, strict=True))
+    return place.other[np.ix_(rows, columns)]
 
 
-def _texture(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _texture(place: Place, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Smooth noise blended in, as of stains and corrosion."""
-    height, width = mask.shape
+    height, width = place.picture.shape[:2]
     cells = int(rng.integers(4, 32))
     noise = cv2.resize(
         rng.uniform(-1, 1, (cells, cells)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC
-    )
-    red, green, blue = np.moveaxis(picture, 2, 0)
+    )[place.near]
+    red, green, blue = np.moveaxis(place.picture, 2, 0)
     grey = max(float(np.abs(red - green).max()), float(np.abs(green - blue).max())) < 0.01
     tint = rng.uniform(0.5, 1.0, 1 if grey else 3).astype(np.float32)
-    return picture + abs(_contrast(picture, mask, rng)) * noise[..., None] * tint
+    return place.before + abs(_contrast(place.before, mask, rng)) * noise[..., None] * tint
 
 
-def _line(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _line(place: Place, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A scratch: brighter or darker than what it runs over."""
-    return picture + np.float32(_contrast(picture, mask, rng))
+    return place.before + np.float32(_contrast(place.before, mask, rng))
 
 
-def _spot(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _spot(place: Place, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A spot of one colour, as of dirt or a hole."""
-    colour = picture[mask > 0].mean(0) if (mask > 0).any() else picture.mean((0, 1))
-    return np.broadcast_to(colour + np.float32(_contrast(picture, mask, rng)), picture.shape)
+    colour = place.before[mask > 0].mean(0) if (mask > 0).any() else place.picture.mean((0, 1))
+    return np.broadcast_to(colour + np.float32(_contrast(place.before, mask, rng)), place.before.shape)
 
 
-def _missing(picture: np.ndarray, other: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _missing(place: Place, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What is around it grown over it, as where a part is missing."""
     hole = (cv2.dilate(mask, np.ones((3, 3), np.uint8)) > 0).astype(np.uint8)
     x, y, width, height = cv2.boundingRect(hole)
-    near = slice(max(0, y - AROUND), y + height + AROUND), slice(max(0, x - AROUND), x + width + AROUND)
-    filled = picture.copy()
+    filled = place.before.copy()
     if width:
-        patch = cv2.inpaint((picture[near] * 255).astype(np.uint8), hole[near], 3, cv2.INPAINT_TELEA)
+        near = slice(max(0, y - AROUND), y + height + AROUND), slice(max(0, x - AROUND), x + width + AROUND)
+        patch = cv2.inpaint((filled[near] * 255).astype(np.uint8), hole[near], 3, cv2.INPAINT_TELEA)
         filled[near] = patch.astype(np.float32) / 255
     return filled
 
 
-PAINTED: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]] = {
+PAINTED: dict[str, Callable[[Place, np.ndarray, np.random.Generator], np.ndarray]] = {
     "cut-paste": _cut_paste,
     "texture": _texture,
     "scratch": _line,
