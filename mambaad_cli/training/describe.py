@@ -33,8 +33,9 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
     model.detector.eval()
     model.statistics, model.memories, model.fusion, model.simulated = {}, {}, {}, {}
     model.photo_statistics = {}
+    scores: dict[str, list[float]] = {}
     for name in dict.fromkeys(good.names):
-        _describe_class(model, good, name, recipe, run)
+        scores |= _describe_class(model, good, name, recipe, run)
         own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
         model.photo_statistics[name] = [good.features.photos[i] for i in evenly_spread(own, photo_statistics.KEPT)]
     if len(set(good.names)) > 1:
@@ -43,7 +44,7 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
             signatures |= dict(zip(own, recognition.signature(batch).cpu(), strict=True))
         known = torch.stack([signatures[i] for i in range(len(good.names))])
         model.recogniser = recognition.learn(known, good.names, good.held_out or split(good.names, seed=0)[1])
-    scores = scores_of(model, good, good.held_out or good.train, run)
+    scores |= scores_of(model, good, [i for i in good.held_out or good.train if good.names[i] not in scores], run)
     model.scores = {name: own for name, own in model.scores.items() if name not in scores} | scores
     model.held_out = set(scores) if good.held_out else set()
     if model.settings.tiles:
@@ -53,18 +54,26 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
             describe_tiles(model, Photos(name, train, held_out, turned, recipe.flips), recipe)
 
 
-def _describe_class(model: FittedModel, good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> None:
-    """What good images of one class are like to each witness, and how their maps are fused."""
+def _describe_class(
+    model: FittedModel, good: GoodImages, name: str, recipe: Recipe, run: RunOptions
+) -> dict[str, list[float]]:
+    """What good images of one class are like to each witness, and how their maps are fused.
+
+    Returns the scores of its held-out images, where both witnesses' maps of them are known by then.
+    """
     if recipe.distance == "mahalanobis" and recipe.evidence != "memory":
         own = [i for i in good.train if good.names[i] == name]
         model.statistics[name] = statistics_of(model, good, own, recipe, run)
     if recipe.evidence == "decoder":
-        return
+        return {}
     model.memories[name], maps = memory_of_class(good, name, recipe, run)
     trial = trial_of(model, good, name, maps, recipe, run)
     if recipe.evidence == "both":
         model.fusion[name] = fusion_of(trial)
     model.simulated[name] = trial.scored(model.fusion.get(name), model.photo_scale(name))
+    held_out = [i for i in good.held_out if good.names[i] == name]
+    maps = trial.of_good(model.fusion.get(name))
+    return {name: [_score(good, i, one) for i, one in zip(held_out, maps, strict=False)]} if held_out else {}
 
 
 def statistics_of(
@@ -117,6 +126,10 @@ def scores_of(model: FittedModel, good: GoodImages, chosen: Sequence[int], run: 
         size = model.map_size(model.size_of(good.names[own[0]]))
         maps = model.maps_of(batch, size, [good.names[i] for i in own])
         for i, one in zip(own, maps, strict=True):
-            own_map = within(one, good.features.boxes[i], good.features.insides[i])
-            scores.setdefault(good.names[i], []).append(float(own_map.max()))
+            scores.setdefault(good.names[i], []).append(_score(good, i, one))
     return scores
+
+
+def _score(good: GoodImages, i: int, anomaly_map: Tensor) -> float:
+    """The image score of one image by its map (H, W)."""
+    return float(within(anomaly_map, good.features.boxes[i], good.features.insides[i]).max())

@@ -88,6 +88,11 @@ class Trial(NamedTuple):
     enough: bool  # whether so many images are held out that a choice between the witnesses means something
     values: Maps  # of the maps of good images, in their regions of interest
 
+    def of_good(self, fusion: Fusion | None) -> Tensor:
+        """Fused maps (n, H, W) of the good images, the held-out ones first."""
+        decoder, memory = self.good
+        return _fused(fusion, (decoder, memory if decoder is None else memory[: len(decoder)]))
+
     def scored(self, fusion: Fusion | None, scale: float) -> list[tuple[str, float, float]]:
         """Kind, length in pixels of the photo, and image score of the defects that were not used for the choice."""
         scores = _fused(fusion, self.defects).flatten(1).amax(1).tolist()
