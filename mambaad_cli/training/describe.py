@@ -72,8 +72,8 @@ def _describe_class(
         model.fusion[name] = fusion_of(trial)
     model.simulated[name] = trial.scored(model.fusion.get(name), model.photo_scale(name))
     held_out = [i for i in good.held_out if good.names[i] == name]
-    maps = trial.of_good(model.fusion.get(name))
-    return {name: [_score(good, i, one) for i, one in zip(held_out, maps, strict=False)]} if held_out else {}
+    fused = trial.of_good(model.fusion.get(name))[: len(held_out)]
+    return {name: [_score(good, i, one) for i, one in zip(held_out, fused, strict=True)]} if held_out else {}
 
 
 def statistics_of(

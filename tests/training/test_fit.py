@@ -184,10 +184,11 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
+@pytest.mark.parametrize("evidence", ["decoder", "memory", "both"])
 def test_the_scores_behind_the_threshold_are_those_that_score_gives(
-    run: Callable[..., FittedModel], goods: Path, letterbox: bool
+    run: Callable[..., FittedModel], goods: Path, letterbox: bool, evidence: str
 ) -> None:
-    model = run(letterbox=letterbox)
+    model = run(letterbox=letterbox, evidence=evidence)
     scored = [(one.class_name, one.score) for one in predict(model, images.find([goods]))]
     for name, (score,) in model.scores.items():
         assert sum(found_name == name and found == pytest.approx(score, rel=1e-4) for found_name, found in scored) == 1
