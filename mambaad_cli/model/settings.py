@@ -12,7 +12,7 @@ class Settings:
     """A detector on an encoder, and the size that images are scaled to."""
 
     detector: str = "mambaad"  # a key of DETECTORS
-    encoder: str = "efficientnet_lite0"
+    encoder: str = "efficientnet_lite2"
     size: tuple[int, int] = (256, 256)  # height, width in pixels of what the encoder sees
     letterbox: bool = False  # keep each image's aspect; else it is stretched to `size`
     options: dict[str, Any] = field(default_factory=dict)  # the detector's keyword arguments

@@ -21,7 +21,7 @@ from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import evenly_spread
 
-CANDIDATES = 60_000  # random good patches of a product that the memory is chosen from
+CANDIDATES = 30_000  # random good patches of a product that the memory is chosen from
 COMPARED = 40  # images that tell what is expected, each compared with the memory without its own patches
 SIMULATED = 50  # defects of a product that tell what is found, and as many that choose how the maps are fused
 LEAST_HELD_OUT = 20  # images for such a choice; else the weights are PRIOR

@@ -101,7 +101,7 @@ def test_what_tells_products_apart_and_examples_travel_too(tiny_model: FittedMod
 
 
 def test_scoring_needs_no_weights_from_elsewhere(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mambaad_cli.model.encoder._packaged_lite0", None)
+    monkeypatch.setattr("mambaad_cli.model.encoder._packaged", None)
     monkeypatch.setattr("socket.socket.connect", None)
     assert load(saved).trained_on == {"nut": 9, "bolt": 8}
 

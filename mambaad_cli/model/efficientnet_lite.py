@@ -1,4 +1,4 @@
-"""EfficientNet-lite0, the default encoder's network, as far as stride 16: MBConv blocks (Tan & Le, ICML 2019) without
+"""EfficientNet-lite, the default encoder's network, as far as stride 16: MBConv blocks (Tan & Le, ICML 2019) without
 squeeze-and-excitation, and ReLU6.
 
 Its tensors have timm's names. timm has this network as well, but importing timm takes longer than scoring an image.
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STEM = 32  # channels
-# blocks, kernel, stride, expansion and channels of each stage
+# blocks, kernel, stride, expansion and channels of each stage of lite0
 STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
 LAST = {2: 0, 4: 1, 8: 2, 16: 4}  # the last stage of each stride
+# factors on the channels and the blocks of lite0
+FACTORS = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
 EPSILON = 1e-3  # of the batch norms; TensorFlow's
 
 
@@ -78,15 +80,37 @@ class InvertedResidual(nn.Module):
         return found + x if self.shortcut else found
 
 
-class EfficientNetLite0(nn.Module):
-    """(b, 3, H, W) to one (b, c, h, w) for each of some strides, finest first."""
+def stages_of(name: str) -> list[tuple[int, int, int, int, int]]:
+    """The stages of a network of `FACTORS`. The stem and the number of blocks of the first stage never grow.
 
-    def __init__(self, strides: Sequence[int]) -> None:
+    >>> [(blocks, channels) for blocks, *_, channels in stages_of("efficientnet_lite2")]
+    [(1, 16), (3, 24), (3, 48), (4, 88), (4, 120)]
+    """
+    wider, deeper = FACTORS[name]
+    grown = []
+    for i, (blocks, kernel, stride, expansion, channels) in enumerate(STAGES):
+        number = math.ceil(deeper * blocks) if i else blocks
+        grown.append((number, kernel, stride, expansion, _in_eights(wider * channels)))
+    return grown
+
+
+def _in_eights(channels: float) -> int:
+    """The multiple of eight next to a number of channels, but not below 0.9 of it."""
+    nearest = int(channels + 4) // 8 * 8
+    return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+class EfficientNetLite(nn.Module):
+    """(b, 3, H, W) to one (b, c, h, w) for each of some strides, finest first. `name` is one of `FACTORS`."""
+
+    def __init__(self, name: str, strides: Sequence[int]) -> None:
         super().__init__()
+        shapes = stages_of(name)
         self.taken = [LAST[stride] for stride in strides]
+        self.channels = [shapes[stage][-1] for stage in self.taken]
         self.conv_stem, self.bn1 = conv(3, STEM, 3, 2), NormAct(STEM)
         stages, given = [], STEM
-        for number, kernel, stride, expansion, channels in STAGES[: max(self.taken) + 1]:
+        for number, kernel, stride, expansion, channels in shapes[: max(self.taken) + 1]:
             blocks: list[nn.Module] = []
             for i in range(number):
                 step = stride if i == 0 else 1
@@ -97,11 +121,6 @@ class EfficientNetLite0(nn.Module):
                 given = channels
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
-
-    @property
-    def channels(self) -> list[int]:
-        """c of each stage that is given."""
-        return [STAGES[stage][-1] for stage in self.taken]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.bn1(self.conv_stem(x))
