@@ -48,7 +48,7 @@ def _peaks(row: Row, sizes: Sequence[Size], device: str, precision: str) -> Iter
 
 def _peaks_of_a_process(row: Row, sizes: Sequence[Size], precision: str) -> list[int | str | None]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "timm"])  # timm is else imported with the first encoder that needs it
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(
         target=_send_peaks, args=(theirs, row, sizes, precision, torch.get_num_threads()), daemon=True
