@@ -1,4 +1,4 @@
-"""The default encoder run by ONNX Runtime, which is faster than PyTorch on a CPU: the same features but for rounding.
+"""EfficientNet-lite run by ONNX Runtime, which is faster than PyTorch on a CPU: the same features but for rounding.
 
 The graph is made in memory from the encoder's weights, and checked against PyTorch on one image before it is used.
 
@@ -35,19 +35,19 @@ def need_packages() -> None:
 
 
 def suits(encoder: Encoder) -> bool:
-    """Whether ONNX Runtime can run this encoder: the default one, on a CPU."""
+    """Whether ONNX Runtime can run this encoder: an EfficientNet-lite, as the default is, on a CPU."""
     return isinstance(encoder.net, EfficientNetLite) and encoder.mean.device.type == "cpu"
 
 
 def with_onnx_runtime(folded: Encoder) -> "OnnxEncoder":
     """An encoder whose batch norms are folded into its convolutions, run by ONNX Runtime.
 
-    Raises MambaADError where the packages are missing, for another encoder than the default one, and where the features
-    are not the same.
+    Raises MambaADError where the packages are missing, for another encoder than an EfficientNet-lite, and where the
+    features are not the same.
     """
     need_packages()
     if not suits(folded):
-        raise MambaADError("ONNX Runtime runs the default encoder on a CPU: take --runtime torch for others")
+        raise MambaADError("ONNX Runtime runs EfficientNet-lite, the default encoder: take --runtime torch for others")
     try:
         fast = OnnxEncoder(folded)
     except Exception as error:  # of many kinds, its own

@@ -15,8 +15,6 @@ from mambaad_cli.model import encoder
 from mambaad_cli.model.encoder import DEFAULT, build_encoder, for_inference, pretrained_encoder
 
 STRIDES = (4, 8, 16)
-
-
 LITES = {"efficientnet_lite0": [24, 40, 112], "efficientnet_lite1": [24, 40, 112], "efficientnet_lite2": [24, 48, 120]}
 
 
