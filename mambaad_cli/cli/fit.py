@@ -111,7 +111,7 @@ def fit(
         float | None,
         typer.Option(min=0.01, help="Minutes that the whole fit takes, about. Too few to train: the memory alone."),
     ] = None,
-    max_false_reject: MaxFalseReject = 0.01,
+    max_false_reject: MaxFalseReject = 0.03,
     scan: Annotated[
         Literal["sweep", "scan", "zorder", "zigzag", "hilbert"],
         typer.Option(help="Order in which the selective scan visits the positions; scan is the boustrophedon."),
@@ -175,7 +175,7 @@ def fit(
     asked |= {"seed": seed, "drop_suspects": parse_drop(drop_suspects)}
     if known is None:
         asked |= {"flips": flips, "folds": folds, "keep_examples": keep_examples}
-        asked["max_false_reject"] = max_false_reject or 0.01
+        asked["max_false_reject"] = max_false_reject or 0.03
     else:
         asked |= {"flips": True} if flips else {}
         asked |= {"max_false_reject": max_false_reject} if given(ctx, ("max_false_reject",)) else {}
@@ -315,9 +315,11 @@ def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "Fit
     if as_json:
         print_summary(fitted, path)
         raise typer.Exit(skipped)
-    held_out = {name: len(scores) for name, scores in fitted.scores.items() if name in fitted.held_out}
     for name, images in fitted.trained_on.items():
-        typer.echo(f"{name}: learnt from {images} good images, {held_out.get(name, 0)} held out for the threshold")
+        unseen = len(fitted.scores[name]) if name in fitted.held_out and not fitted.memories else 0
+        typer.echo(
+            f"{name}: learnt from {images} good images{f', {unseen} held out for the threshold' if unseen else ''}"
+        )
     if progress.losses:
         first, last = progress.losses[0], progress.losses[-1]
         typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")

@@ -84,8 +84,7 @@ def print_thresholds(model: "FittedModel") -> None:
     for name, scores in model.scores.items():
         threshold = model.threshold(name)
         above, n = sum(exceeds(score, -math.inf if threshold is None else threshold) for score in scores), len(scores)
-        kind = "held-out" if name in model.held_out else "training"
-        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {n} {kind} good images")
+        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {n} good image{'s' if n > 1 else ''}")
         if model.simulated.get(name) and threshold is not None:
             typer.echo(f"    {described(found_simulated(model.simulated[name], threshold))}")
         if name in model.held_out:
@@ -122,7 +121,7 @@ def _print_promise(name: str, n: int, wanted: float) -> None:
     )
     if promised > wanted:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
-        images = f"{n} held-out image{'s' if n > 1 else ''}"
+        images = f"{n} good image{'s' if n > 1 else ''}"
         warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")
 
 

@@ -1,4 +1,4 @@
-"""Scores of good images that were not used for training -> threshold and p-value, and what they promise.
+"""Scores of good images that were scored as new ones -> threshold and p-value, and what they promise.
 
 Split conformal prediction (Vovk et al., "Algorithmic Learning in a Random World"): of n + 1 good images that come from
 the same line, each is equally likely to have the highest score. So at most a share α of new good images exceeds a
@@ -68,7 +68,7 @@ def ceiling(n: int, max_false_reject: float, confidence: float = 0.95) -> float:
 
 
 def images_for(max_false_reject: float) -> int:
-    """The number of held-out good images that are needed to promise this share.
+    """The number of good images that are needed to promise this share.
 
     >>> images_for(0.01), images_for(0.05), images_for(0.3)
     (99, 19, 3)

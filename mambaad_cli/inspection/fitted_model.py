@@ -58,8 +58,8 @@ class FittedModel:
     encoder: Encoder
     detector: Detector
     scores: dict[str, list[float]] = field(default_factory=dict)  # of good images, by class; empty: uncalibrated
-    held_out: set[str] = field(default_factory=set)  # classes whose scores come from images not used for training
-    trained_on: dict[str, int] = field(default_factory=dict)  # number of training images, by class
+    held_out: set[str] = field(default_factory=set)  # classes whose scores promise something, see training.describe
+    trained_on: dict[str, int] = field(default_factory=dict)  # number of images learnt from, by class
     max_false_reject: float = 0.01
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # height, width by class, where each has its own
     statistics: dict[str, list[ResidualStatistics]] = field(default_factory=dict)  # by class; empty: the plain map
@@ -202,14 +202,20 @@ class FittedModel:
         self, features: list[Tensor], size: tuple[int, int], class_name: str
     ) -> tuple[Tensor | None, Tensor | None]:
         """The maps (b, *size) of the decoder and of the memory for images of one class; None where one has no say."""
-        fusion = self.fusion.get(class_name)
-        statistics, memory = self.statistics.get(class_name), self.memories.get(class_name)
+        fusion, memory = self.fusion.get(class_name), self.memories.get(class_name)
         decoder_map = memory_map = None
-        if statistics is not None and (fusion is None or fusion.decoder.weight > 0):
-            decoder_map = self.map_of(standardised_distances(self.residuals(features), statistics), size)
+        if fusion is None or fusion.decoder.weight > 0:
+            decoder_map = self.decoder_map(features, size, class_name)
         if memory is not None and (fusion is None or fusion.memory.weight > 0):
             memory_map = self.map_of([unusual_patches(memory, patches_of(features))], size)
         return decoder_map, memory_map
+
+    def decoder_map(self, features: list[Tensor], size: tuple[int, int], class_name: str) -> Tensor | None:
+        """The decoder's maps (b, *size) for images of one class; None where it has no say."""
+        statistics = self.statistics.get(class_name)
+        if statistics is None:
+            return None
+        return self.map_of(standardised_distances(self.residuals(features), statistics), size)
 
     def map_of(self, distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """One witness's map (b, *size) from its distances (b, h, w) at each scale."""
@@ -331,7 +337,7 @@ class FittedModel:
         return self.threshold(class_name, 0.5)
 
     def p_value(self, class_name: str, score: float) -> float | None:
-        """How often a good image of this class scores this high; None without scores of images not used for training.
+        """How often a good image of this class scores this high; None without scores that promise something.
 
         For a class that the model does not know, it is the highest p-value over the known classes.
         """

@@ -1,6 +1,6 @@
 """The file of a fitted model: one safetensors file with its settings as JSON metadata; nothing is unpickled.
 
-Format 2 (of mambaad 0.2) adds the recipe, and says for each class whether its threshold comes from held-out images.
+Format 2 (of mambaad 0.2) adds the recipe, and says for each class whether its threshold promises something.
 Files of format 1 can still be read.
 """
 

@@ -80,21 +80,22 @@ def memory_of(patches: Tensor, size: int, seed: int) -> tuple[Memory, Tensor]:
     white = (patches - mean) @ whitening
     chosen = k_centre(white, size, seed)
     kept = white[chosen].half().float()  # as they are stored
-    nearest = torch.cdist(kept, kept).topk(min(SPACED + 1, len(kept)), dim=1, largest=False).values
-    spacing = nearest[:, 1:].mean(1) if len(kept) > 1 else torch.ones(1).to(kept)
-    spacing = (spacing / spacing.mean().clamp(min=1e-12)).clamp(min=1e-3)
-    return Memory(mean, whitening, kept, spacing, torch.ones(1, 1).to(kept)), chosen
+    return Memory(mean, whitening, kept, spacing_of(kept), torch.ones(1, 1).to(kept)), chosen
 
 
-def distances(memory: Memory, patches: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """Distance of each patch (b, h, w, c) from the nearest ones in the memory, in units of their spacing: (b, h, w).
+def spacing_of(patches: Tensor) -> Tensor:
+    """Mean distance of each patch (m, c) to the nearest other ones, in units of its mean over all: (m,)."""
+    if len(patches) == 1:
+        return torch.ones(1).to(patches)
+    nearest = torch.cdist(patches, patches).topk(min(SPACED + 1, len(patches)), dim=1, largest=False).values
+    spacing = nearest[:, 1:].mean(1)
+    return (spacing / spacing.mean().clamp(min=1e-12)).clamp(min=1e-3)
 
-    hidden: (m,) bool: patches of the memory that do not count, such as those of the image itself.
-    """
+
+def distances(memory: Memory, patches: Tensor) -> Tensor:
+    """Distance of each patch (b, h, w, c) from the nearest ones in the memory, in units of their spacing: (b, h, w)."""
     white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
     lengths = memory.patches.square().sum(1)
-    if hidden is not None:
-        lengths = lengths.masked_fill(hidden, math.inf)
     found = []
     for block in white.split(BLOCK):
         squared = torch.addmm(lengths, block, memory.patches.T, alpha=-2)  # less the block's own squared lengths
@@ -127,15 +128,15 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found.values, places.gather(1, found.indices)
 
 
-def expecting(memory: Memory, good: Tensor) -> Memory:
-    """The same memory, knowing the distances (n, h, w) that good images have which it does not hold itself.
+def expected_distances(good: Tensor) -> Tensor:
+    """What is expected at each position (h, w), from distances (n, h, w) of good images that a memory does not hold.
 
     A position's mean is taken with its neighbours', and drawn to the mean over all positions where images are few.
     """
     overall = good.mean()
     wider = F.pad(good.mean(0)[None, None], (1, 1, 1, 1), mode="replicate")
     local = F.avg_pool2d(wider, 3, 1)[0, 0]
-    return memory._replace(expected=(len(good) * local + PRIOR * overall) / (len(good) + PRIOR))
+    return (len(good) * local + PRIOR * overall) / (len(good) + PRIOR)
 
 
 def unusual_patches(memory: Memory, patches: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What is computed from good images after a training: residual statistics, the recogniser, scores for thresholds."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, residual_statistics
 from mambaad_cli.training.features import features_of_pixels
 from mambaad_cli.training.good import GoodImages
-from mambaad_cli.training.memories import fusion_of, memory_of_class, trial_of
+from mambaad_cli.training.memories import SCORED, Remembered, compare, fusion_of, images_to_score, trial_of
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import evenly_spread, split
 from mambaad_cli.training.tiles import Photos, describe_tiles
@@ -24,18 +24,26 @@ LOOKED_AT = 96  # good images of a class, including nudged views, that give its 
 
 
 @torch.inference_mode()
-def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptions) -> None:
+def describe(
+    model: FittedModel,
+    good: GoodImages,
+    recipe: Recipe,
+    run: RunOptions,
+    memories: Mapping[str, Remembered],
+    scored: int = SCORED,
+) -> None:
     """Set what the model knows of good images besides its weights.
 
-    If images are held out, a class without any keeps its earlier scores, which then promise nothing. If none are held
-    out, the scores come from the training images, and promise nothing either.
+    Scores come from held-out images. Where there is a memory, and a class has fewer of these than `scored`, they also
+    come from training images, each compared with the memory of the others. Scores of a class of which no image is held
+    out promise nothing. memories: of the images of each class; empty: the decoder alone.
     """
     model.detector.eval()
     model.statistics, model.memories, model.fusion, model.simulated = {}, {}, {}, {}
     model.photo_statistics = {}
     scores: dict[str, list[float]] = {}
     for name in dict.fromkeys(good.names):
-        scores |= _describe_class(model, good, name, recipe, run)
+        scores |= _describe_class(model, good, name, recipe, run, memories.get(name), scored)
         own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
         model.photo_statistics[name] = [good.features.photos[i] for i in evenly_spread(own, photo_statistics.KEPT)]
     if len(set(good.names)) > 1:
@@ -46,34 +54,42 @@ def describe(model: FittedModel, good: GoodImages, recipe: Recipe, run: RunOptio
         model.recogniser = recognition.learn(known, good.names, good.held_out or split(good.names, seed=0)[1])
     scores |= scores_of(model, good, [i for i in good.held_out or good.train if good.names[i] not in scores], run)
     model.scores = {name: own for name, own in model.scores.items() if name not in scores} | scores
-    model.held_out = set(scores) if good.held_out else set()
+    model.held_out = {good.names[i] for i in good.held_out}
     if model.settings.tiles:
         for name in dict.fromkeys(good.names):
-            train, held_out = ([good.paths[i] for i in part if good.names[i] == name] for part in good.parts)
+            train, held_out = ([i for i in part if good.names[i] == name] for part in good.parts)
             turned = name in good.turned and good.features.views > 1  # many photos show it any way round themselves
-            describe_tiles(model, Photos(name, train, held_out, turned, recipe.flips), recipe)
+            photos = Photos(name, good.paths, train, held_out, memories.get(name), turned, recipe.flips)
+            describe_tiles(model, photos, recipe)
 
 
 def _describe_class(
-    model: FittedModel, good: GoodImages, name: str, recipe: Recipe, run: RunOptions
+    model: FittedModel,
+    good: GoodImages,
+    name: str,
+    recipe: Recipe,
+    run: RunOptions,
+    remembered: Remembered | None,
+    scored: int,
 ) -> dict[str, list[float]]:
     """What good images of one class are like to each witness, and how their maps are fused.
 
-    Returns the scores of its held-out images, where both witnesses' maps of them are known by then.
+    Returns scores of some of them, where the memory gave their maps by then.
     """
     if recipe.distance == "mahalanobis" and recipe.evidence != "memory":
         own = [i for i in good.train if good.names[i] == name]
         model.statistics[name] = statistics_of(model, good, own, recipe, run)
-    if recipe.evidence == "decoder":
+    if recipe.evidence == "decoder" or remembered is None:
         return {}
-    model.memories[name], maps = memory_of_class(good, name, recipe, run)
-    trial = trial_of(model, good, name, maps, recipe, run)
+    images = images_to_score(good, name, scored)
+    compared = compare(remembered, good, images, run)
+    model.memories[name] = remembered.memory._replace(expected=compared.expected)
+    trial = trial_of(model, good, images, remembered, compared, recipe, run)
     if recipe.evidence == "both":
         model.fusion[name] = fusion_of(trial)
     model.simulated[name] = trial.scored(model.fusion.get(name), model.photo_scale(name))
-    held_out = [i for i in good.held_out if good.names[i] == name]
-    fused = trial.of_good(model.fusion.get(name))[: len(held_out)]
-    return {name: [_score(good, i, one) for i, one in zip(held_out, fused, strict=True)]} if held_out else {}
+    fused = trial.of_good(model.fusion.get(name))
+    return {name: [_score(good, i, one) for i, one in zip(images, fused, strict=True)]}
 
 
 def statistics_of(

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,6 +23,7 @@ from mambaad_cli.training.examples import example, examples_to_keep, pixels_of, 
 from mambaad_cli.training.features import Features, Views, features_of_examples, features_of_files
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.loop import OnStep, TrainingLoop, fingerprint, recompute_activations
+from mambaad_cli.training.memories import Remembered, remember
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_of
 from mambaad_cli.training.sizes import median_shape, own_size, shapes_of
@@ -123,7 +124,7 @@ def _teach(
     mark = "" if run.checkpoint is None else fingerprint(model, files, classes, recipe)
     good, readable = _good_images(model, files, classes, recipe, run, progress)
     rehearsed = len(model.examples)
-    good = _without_suspects(good, [files[i] for i in readable], rehearsed, recipe, run, progress)
+    good, memories = _remembered(good, [files[i] for i in readable], rehearsed, recipe, run, progress)
     stopped_before = run.resume and run.checkpoint is not None and run.checkpoint.exists()
     if not stopped_before:
         encoded = len(good.names) * good.features.views
@@ -141,10 +142,11 @@ def _teach(
     trained = recipe if loop is None else loop.recipe
     free = replace(trained, max_false_reject=recipe.max_false_reject, keep_examples=recipe.keep_examples)
     model.recipe = as_dict(free)
-    model.trained_on = dict(Counter(model.trained_on) + Counter(good.names[i] for i in good.train if i >= rehearsed))
-    describe(model, good, recipe, run)
+    learnt = good.train if recipe.evidence == "decoder" else [*good.train, *good.held_out]
+    model.trained_on = dict(Counter(model.trained_on) + Counter(good.names[i] for i in learnt if i >= rehearsed))
+    describe(model, good, recipe, run, memories)
     if recipe.folds and loop is not None:
-        model.scores = _cross_fitted_scores(model, good, loop, run, progress)
+        model.scores = _cross_fitted_scores(model, good, loop, run, progress, memories)
         model.held_out = set(model.scores)
     if recipe.keep_examples:
         _keep_examples(model, good, [files[i] for i in readable])
@@ -194,16 +196,25 @@ def _good_images(
     return GoodImages(features, names, train, held_out, pixels, turned, paths), readable
 
 
-def _without_suspects(
+def _remembered(
     good: GoodImages, files: Sequence[ImageFile], carried: int, recipe: Recipe, run: RunOptions, progress: Progress
-) -> GoodImages:
-    """Tell which new images are least like the others, and leave out as many as the recipe says."""
+) -> tuple[GoodImages, dict[str, Remembered]]:
+    """Build the memories of the images of each class; tell which new images are least like the others, and leave out as
+    many as the recipe says."""
     if recipe.evidence == "decoder" and not recipe.drop_suspects:
-        return good
-    found = [one for one in suspects_of(good, recipe, run) if one.number >= carried]
+        return good, {}
+    memories = {name: _memory(good, name, recipe, run) for name in dict.fromkeys(good.names)}
+    found = [one for one in suspects_of(good, memories, run) if one.number >= carried]
     dropped = found if recipe.drop_suspects == "auto" else found[: recipe.drop_suspects]
     progress.suspects([(files[one.number - carried], one.oddness, one.place) for one in found], len(dropped))
-    return without(good, [one.number for one in dropped])
+    left = without(good, [one.number for one in dropped])
+    changed = dict.fromkeys(good.names[one.number] for one in dropped)
+    return left, memories | {name: _memory(left, name, recipe, run) for name in changed}
+
+
+def _memory(good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> Remembered:
+    own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
+    return remember(good, own, recipe, run)
 
 
 def _balanced(train: Sequence[int], carried: int) -> list[int]:
@@ -231,7 +242,12 @@ def _fold_steps(loop: TrainingLoop) -> int:
 
 
 def _cross_fitted_scores(
-    model: FittedModel, good: GoodImages, loop: TrainingLoop, run: RunOptions, progress: Progress
+    model: FittedModel,
+    good: GoodImages,
+    loop: TrainingLoop,
+    run: RunOptions,
+    progress: Progress,
+    memories: Mapping[str, Remembered],
 ) -> dict[str, list[float]]:
     """Scores of all images, by class, each from a model that was trained on the other folds alone.
 
@@ -249,7 +265,7 @@ def _cross_fitted_scores(
         short = TrainingLoop(detector, good.features, train, recipe, replace(run, checkpoint=None))
         short.recipe, short.steps = replace(short.recipe, max_minutes=None), steps
         short.train(_on_whole(progress, loop, recipe.folds, loop.steps + fold * steps))
-        describe(other, good._replace(train=train, held_out=parts[fold]), recipe, run)
+        describe(other, good._replace(train=train, held_out=parts[fold]), recipe, run, memories, scored=0)
         loop.fold_scores.append(other.scores)
     scores: dict[str, list[float]] = {}
     for found in loop.fold_scores:

@@ -1,6 +1,6 @@
 """Good images -> a memory of good patches for each product, and how its map is fused with the decoder's.
 
-Letters: n images, h × w positions of the memory's maps, H × W pixels.
+Letters: n images, m patches, h × w positions of the memory's maps, H × W pixels.
 """
 
 import math
@@ -15,39 +15,57 @@ from mambaad_cli.data.loading import cold_outside
 from mambaad_cli.data.simulated_defects import KINDS, Simulated, simulate
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.fusion import Fusion, Witness, fuse_witnesses, witness_of
-from mambaad_cli.model.memory import Memory, distances, expecting, memory_of, patches_of, without_border
+from mambaad_cli.model.memory import (
+    Memory,
+    distances,
+    expected_distances,
+    memory_of,
+    patches_of,
+    spacing_of,
+    unusual_patches,
+    without_border,
+)
 from mambaad_cli.training.features import Features, features_of_pixels
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import evenly_spread
 
 CANDIDATES = 30_000  # random good patches of a product that the memory is chosen from
-COMPARED = 40  # images that tell what is expected, each compared with the memory without its own patches
+SCORED = 100  # good images of a product that give its threshold: held-out ones, and learnt ones where these are fewer
 SIMULATED = 50  # defects of a product that tell what is found, and as many that choose how the maps are fused
 LEAST_HELD_OUT = 20  # images for such a choice; else the weights are PRIOR
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (2 / 3, 1 / 3), (0.5, 0.5), (1 / 3, 2 / 3), (0.0, 1.0))  # of decoder and memory
 PRIOR = (0.5, 0.5)
-DOUBT = 0.003  # of AU-ROC that a one-sided choice must gain for each natural logarithm of the weights' ratio
+DOUBT = 0.006  # of AU-ROC that a one-sided choice must gain for each natural logarithm of the weights' ratio
 Maps: TypeAlias = "tuple[Tensor | None, Tensor]"  # of the decoder, where it has a say, and of the memory
 
 
-def memory_of_class(good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> tuple[Memory, Tensor]:
-    """The memory of one class from its training images and their views, and memory maps (n, h, w) of some of them.
+class Remembered(NamedTuple):
+    """A memory of some good images, and which image each of its patches is of."""
 
-    Each of these maps is of an image that the memory does not know: its own patches are left out.
-    """
-    train = [i for i in dict.fromkeys(good.train) if good.names[i] == name]
-    return compared_with_others(good, train, evenly_spread(train, COMPARED), recipe, run)
+    memory: Memory
+    owners: Tensor  # (m,): numbers of images
+
+    def without(self, *images: int) -> Memory:
+        """The memory of the other images. Where there are no others it stays whole."""
+        kept = ~torch.isin(self.owners, torch.tensor(images))
+        if not kept.any():
+            return self.memory
+        kept = kept.to(self.memory.patches.device)
+        return self.memory._replace(patches=self.memory.patches[kept], spacing=self.memory.spacing[kept])
+
+    def first(self, size: int) -> "Remembered":
+        """The coreset of at most so many patches: k-centre chose these first."""
+        patches = self.memory.patches[:size]
+        return Remembered(self.memory._replace(patches=patches, spacing=spacing_of(patches)), self.owners[:size])
 
 
-def compared_with_others(
-    good: GoodImages, remembered: Sequence[int], compared: Sequence[int], recipe: Recipe, run: RunOptions
-) -> tuple[Memory, Tensor]:
-    """A memory of some images, and maps (n, h, w) of some of them, each compared with the patches of the others."""
+def remember(good: GoodImages, images: Sequence[int], recipe: Recipe, run: RunOptions) -> Remembered:
+    """A memory of some images of one class, and of their views where the class shows them any way round."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    each = -(-CANDIDATES // len(remembered))
+    each = -(-CANDIDATES // len(images))
     candidates, owners = [], []
-    for i in remembered:
+    for i in images:
         every = recipe.flips or good.names[i] in good.turned
         views = good.features.all_views(i) if every else good.features[torch.tensor([i])]
         patches = patches_of([stage.to(run.device) for stage in views])
@@ -56,18 +74,7 @@ def compared_with_others(
         candidates.append(flat[chosen])
         owners += [i] * len(chosen)
     memory, kept = memory_of(torch.cat(candidates), recipe.memory_size, recipe.seed)
-    owner = torch.tensor(owners)[kept]
-    found = []
-    for i in compared:
-        own = patches_of([stage.to(run.device) for stage in good.features[torch.tensor([i])]])
-        found.append(distances(memory, own, hidden=(owner == i).to(own.device)))
-    seen = torch.cat(found)
-    inside = good.features.inside(compared, (seen.shape[1], seen.shape[2]))
-    if inside is not None:  # outside, what is usual inside
-        seen = torch.where(inside.to(seen.device), seen, seen[inside.to(seen.device)].mean())
-    memory = expecting(memory, seen)
-    maps = without_border(seen / memory.expected)
-    return memory, maps if inside is None else cold_outside(maps, inside)
+    return Remembered(memory, torch.tensor(owners)[kept])
 
 
 def _of_interest(patches: Tensor, features: Features, images: Sequence[int]) -> Tensor:
@@ -76,10 +83,54 @@ def _of_interest(patches: Tensor, features: Features, images: Sequence[int]) -> 
     return patches.flatten(0, 2) if inside is None else patches[inside.to(patches.device)]
 
 
+class Compared(NamedTuple):
+    """Good images that were compared with the memory of the others, as if they were new."""
+
+    seen: Tensor  # (n, h, w): their distances
+    inside: Tensor | None  # (n, h, w) of bool: their regions of interest
+
+    @property
+    def expected(self) -> Tensor:
+        """What good images have at each position, (h, w)."""
+        return expected_distances(self.seen)
+
+    def expected_without(self, i: int) -> Tensor:
+        """The same, from all images but the i-th of these."""
+        others = torch.cat([self.seen[:i], self.seen[i + 1 :]])
+        return expected_distances(others if len(others) else self.seen)
+
+    @property
+    def maps(self) -> Tensor:
+        """How unusual each position is, (n, h, w), in units of what the other images have there."""
+        found = torch.stack([one / self.expected_without(i) for i, one in enumerate(self.seen)])
+        maps = without_border(found)
+        return maps if self.inside is None else cold_outside(maps, self.inside)
+
+
+def compare(remembered: Remembered, good: GoodImages, images: Sequence[int], run: RunOptions) -> Compared:
+    """Compare some images of one class each with the patches of the others."""
+    found = []
+    for i in images:
+        own = patches_of([stage.to(run.device) for stage in good.features[torch.tensor([i])]])
+        found.append(distances(remembered.without(i), own))
+    seen = torch.cat(found)
+    inside = good.features.inside(images, (seen.shape[1], seen.shape[2]))
+    if inside is not None:  # outside, what is usual inside
+        inside = inside.to(seen.device)
+        seen = torch.where(inside, seen, seen[inside].mean())
+    return Compared(seen, inside)
+
+
+def images_to_score(good: GoodImages, name: str, most: int = SCORED) -> list[int]:
+    """The good images of a class that its threshold comes from: held-out ones first, then others up to so many."""
+    train, held_out = ([i for i in part if good.names[i] == name] for part in good.parts)
+    return held_out + evenly_spread(train, max(0, most - len(held_out)))
+
+
 class Trial(NamedTuple):
     """Maps (n, H, W) of good images and of simulated defects in good images, by decoder and memory.
 
-    Neither witness knows the good images, but for a class of which none are held out.
+    The memory knows none of these images: their own patches are left out. The decoder knows some of the good ones.
     """
 
     good: Maps
@@ -89,9 +140,8 @@ class Trial(NamedTuple):
     values: Maps  # of the maps of good images, in their regions of interest
 
     def of_good(self, fusion: Fusion | None) -> Tensor:
-        """Fused maps (n, H, W) of the good images, the held-out ones first."""
-        decoder, memory = self.good
-        return _fused(fusion, (decoder, memory if decoder is None else memory[: len(decoder)]))
+        """Fused maps (n, H, W) of the good images."""
+        return _fused(fusion, self.good)
 
     def scored(self, fusion: Fusion | None, scale: float) -> list[tuple[str, float, float]]:
         """Kind, length in pixels of the photo, and image score of the defects that were not used for the choice."""
@@ -102,28 +152,41 @@ class Trial(NamedTuple):
 
 
 def trial_of(
-    model: FittedModel, good: GoodImages, name: str, memory_maps: Tensor, recipe: Recipe, run: RunOptions
+    model: FittedModel,
+    good: GoodImages,
+    images: Sequence[int],
+    remembered: Remembered,
+    compared: Compared,
+    recipe: Recipe,
+    run: RunOptions,
 ) -> Trial:
-    """Try both witnesses of one class on held-out images, or where there are none on training images.
+    """Try both witnesses of one class on good images, which were compared with the memory, and on simulated defects.
 
-    memory_maps: (n, h, w), of training images that the memory was compared with without their own patches.
+    The defects are drawn into held-out images.
     """
+    name = good.names[images[0]]
+    size = model.map_size(model.size_of(name))
+    inside = good.features.inside(images, size)
+    decoder = _decoder_maps(model, good.features, images, name, run)
+    memory = _cold(model.map_of([compared.maps], size), inside)
     held_out = [i for i in good.held_out if good.names[i] == name]
-    compared = evenly_spread([i for i in good.train if good.names[i] == name], COMPARED)
-    some, size = held_out or compared, model.map_size(model.size_of(name))
-    known, inside = model.map_of([memory_maps], size), good.features.inside(compared, size)
-    if inside is not None:
-        known = cold_outside(known, inside)
-    decoder, memory = _maps(model, good.features, some, name, run)
-    memory = torch.cat([memory, known]) if held_out else known
-    count = SIMULATED if decoder is None else 2 * SIMULATED
-    simulated = simulated_defects(good, held_out, count, recipe.seed)
+    drawn = simulated_defects(good, held_out, SIMULATED if decoder is None else 2 * SIMULATED, recipe.seed)
+    simulated = [one for one, _ in drawn]
     features = features_of_pixels(model, (one.pixels for one in simulated), len(simulated), run)
     features.insides = [one.inside for one in simulated]
-    defects = _maps(model, features, range(len(simulated)), name, run)
-    regions = good.features.inside(some, size), good.features.inside([*held_out, *compared], size)
-    values = None if decoder is None else _inside(decoder, regions[0]), _inside(memory, regions[1])
+    numbers = range(len(simulated))
+    unusual = memory.new_empty(len(simulated), *size)
+    for number, (_, of) in enumerate(drawn):
+        others = remembered.without(*of)._replace(expected=compared.expected_without(images.index(of[0])))
+        own = patches_of([stage.to(run.device) for stage in features[torch.tensor([number])]])
+        unusual[number] = model.map_of([unusual_patches(others, own)], size)[0]
+    defects = _decoder_maps(model, features, numbers, name, run), _cold(unusual, features.inside(numbers, size))
+    values = None if decoder is None else _inside(decoder, inside), _inside(memory, inside)
     return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT, values)
+
+
+def _cold(maps: Tensor, inside: Tensor | None) -> Tensor:
+    return maps if inside is None else cold_outside(maps, inside)
 
 
 def _inside(maps: Tensor, regions: Tensor | None) -> Tensor:
@@ -136,20 +199,16 @@ def fusion_of(trial: Trial) -> Fusion:
 
     A one-sided choice must gain DOUBT. Where hardly any images are held out the weights are PRIOR.
     """
-    decoder, memory = trial.good
     usual, usual_of_memory = trial.values
-    assert decoder is not None
     assert usual is not None
     fusion = Fusion(witness_of(usual), witness_of(usual_of_memory))
     if not trial.enough:
         return _weighted(fusion, PRIOR)
-    good = decoder, memory[: len(decoder)]
-    chosen = trial.defects[0], trial.defects[1]
-    labels = [0] * len(decoder) + [1] * len(trial.simulated[::2])
+    labels = [0] * len(trial.good[1]) + [1] * len(trial.simulated[::2])
 
     def worth(weights: tuple[float, float]) -> float:
         own = _weighted(fusion, weights)
-        scores = [_fused(own, good).flatten(1).amax(1), _fused(own, chosen).flatten(1).amax(1)[::2]]
+        scores = [_fused(own, trial.good).flatten(1).amax(1), _fused(own, trial.defects).flatten(1).amax(1)[::2]]
         one_sided = abs(math.log((weights[0] + 0.1) / (weights[1] + 0.1)))
         return float(roc_auc_score(labels, torch.cat(scores).cpu())) - DOUBT * one_sided
 
@@ -164,29 +223,30 @@ def _fused(fusion: Fusion | None, maps: Maps) -> Tensor:
     return maps[1] if fusion is None else fuse_witnesses(fusion, *maps)
 
 
-def _maps(model: FittedModel, features: Features, chosen: Sequence[int], name: str, run: RunOptions) -> Maps:
-    """The maps (n, H, W) of decoder and memory of images of one class, not yet fused."""
+def _decoder_maps(
+    model: FittedModel, features: Features, chosen: Sequence[int], name: str, run: RunOptions
+) -> Tensor | None:
+    """The decoder's maps (n, H, W) of images of one class; None where it has no say."""
+    if name not in model.statistics:
+        return None
     size = model.map_size(model.size_of(name))
-    found = [model.evidence(batch, size, name) for _, batch in features.batches(chosen, run.device)]
-    if not found:
-        nothing = torch.zeros(0, *size)
-        return nothing, nothing
-    decoder, memory = ([one for one in maps if one is not None] for maps in zip(*found, strict=True))
-    inside = features.inside(chosen, size)
-    maps = torch.cat(decoder) if decoder else None, torch.cat(memory)
-    if inside is None:
-        return maps
-    return None if maps[0] is None else cold_outside(maps[0], inside), cold_outside(maps[1], inside)
+    found = [model.decoder_map(batch, size, name) for _, batch in features.batches(chosen, run.device)]
+    maps = torch.cat([one for one in found if one is not None]) if found else torch.zeros(0, *size)
+    return _cold(maps, features.inside(chosen, size))
 
 
-def simulated_defects(good: GoodImages, chosen: Sequence[int], count: int, seed: int) -> list[Simulated]:
-    """So many defects of all kinds in turn, in some good images."""
-    found: list[Simulated] = []
+def simulated_defects(
+    good: GoodImages, chosen: Sequence[int], count: int, seed: int
+) -> list[tuple[Simulated, tuple[int, int]]]:
+    """So many defects of all kinds in turn, in some good images; each with the image that it is drawn into, and the one
+    that it takes pieces from."""
+    found: list[tuple[Simulated, tuple[int, int]]] = []
     pictures = {i: pixels for i in chosen if (pixels := good.pixels(i)) is not None}
     present = list(pictures)
     for number in range(count if present else 0):
         kind = KINDS[number // 2 % len(KINDS)]
         here, other = present[number % len(present)], present[(number + 1) % len(present)]
         inside = good.features.insides[here]
-        found.append(simulate(pictures[here], pictures[other], kind, seed * 1_000_003 + number, inside))
+        one = simulate(pictures[here], pictures[other], kind, seed * 1_000_003 + number, inside)
+        found.append((one, (here, other)))
     return found

@@ -5,15 +5,14 @@ Each image of a product is compared with a memory of the patches of the others (
 Letters: n images, h × w positions of the memory's maps.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from mambaad_cli.training.good import GoodImages
-from mambaad_cli.training.memories import compared_with_others
-from mambaad_cli.training.recipe import Recipe, RunOptions
+from mambaad_cli.training.memories import Remembered, compare
+from mambaad_cli.training.recipe import RunOptions
 
 SIZE = 1000  # patches of the memory that images are compared with
 ODD = 3.5  # deviations (by the median absolute deviation of the logarithms) from which an image is a suspect
@@ -28,14 +27,14 @@ class Suspect(NamedTuple):
     place: tuple[float, float]  # x, y of its oddest place, in shares of its width and height
 
 
-def suspects_of(good: GoodImages, recipe: Recipe, run: RunOptions) -> list[Suspect]:
-    """The suspects among all images, the oddest first."""
+def suspects_of(good: GoodImages, memories: Mapping[str, Remembered], run: RunOptions) -> list[Suspect]:
+    """The suspects among all images, the oddest first. memories: of the images of each product."""
     found: list[Suspect] = []
     for name in dict.fromkeys(good.names):
         own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
         if len(own) < FEWEST:
             continue
-        _, maps = compared_with_others(good, own, own, replace(recipe, memory_size=SIZE), run)
+        maps = compare(memories[name].first(SIZE), good, own, run).maps
         peaks = maps.flatten(1).amax(1).clamp(min=1e-6).log().cpu().numpy()
         centre = np.median(peaks)
         spread = 1.4826 * np.median(np.abs(peaks - centre)) or 1.0

@@ -5,6 +5,7 @@ Letters: h × w pixels of the scaled photo, u × v values of its map.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,11 +40,13 @@ from mambaad_cli.inspection.tiles import (
 from mambaad_cli.model.fusion import Fusion, witness_of
 from mambaad_cli.model.memory import PRIOR, Memory, distances, memory_of
 from mambaad_cli.model.settings import STEP
-from mambaad_cli.training.memories import CANDIDATES, SIMULATED
+from mambaad_cli.training.memories import CANDIDATES, SIMULATED, Remembered
 from mambaad_cli.training.recipe import Recipe
+from mambaad_cli.training.splits import evenly_spread
 
 LEARNT = 200  # tiles of a product that the memory is chosen from
 COMPARED = 40  # of them, that tell which distance is expected
+SCORED = 40  # photos that give the threshold: held-out ones, and learnt ones where these are fewer
 TRIES = 20  # at a place that lies in the region of interest
 MOSTLY = 0.5  # share of a tile, or of a smaller region, that does
 WEIGHT = 0.3  # of the tiles' map; the rest is that of the whole photo's
@@ -52,13 +55,27 @@ NEAR = 3  # positions, along a side, whose mean tells what is expected in their 
 
 
 class Photos(NamedTuple):
-    """The photos of one product."""
+    """The photos of one product, by number."""
 
     name: str
-    train: Sequence[Path]  # learnt from
-    held_out: Sequence[Path]  # kept for the threshold
+    paths: Sequence[Path]  # of all photos
+    train: Sequence[int]  # learnt from
+    held_out: Sequence[int]  # kept for the threshold
+    whole: Remembered | None = None  # the memory of whole photos, where there is one
     turned: bool = False  # the product lies any way round
     flips: bool = False  # good parts may be mirrored
+
+    @property
+    def learnt(self) -> list[int]:
+        """The photos whose tiles are remembered: where photos are compared with the others, held-out ones too."""
+        return list(self.train) if self.whole is None else sorted({*self.train, *self.held_out})
+
+    @property
+    def scored(self) -> list[int]:
+        """The photos that give the threshold. A decoder alone may not have seen any of them."""
+        if self.whole is None:
+            return list(self.held_out or self.train[:SCORED])
+        return [*self.held_out, *evenly_spread(self.train, max(0, SCORED - len(self.held_out)))]
 
 
 class _Seen(NamedTuple):
@@ -76,9 +93,11 @@ def describe_tiles(model: FittedModel, photos: Photos, recipe: Recipe) -> None:
     Raises MambaADError where no photo can be read any more.
     """
     folded = model.for_inference()
-    memory = _memory(folded, photos, recipe)
-    some = photos.held_out or photos.train[:COMPARED]
-    seen = [_seen(folded, memory, photos.name, one) for one in _read(model, photos.name, some)]
+    tiles = _remember_tiles(folded, photos, recipe)
+    seen = []
+    for i, one in _read(model, photos, photos.scored):
+        other, memory = _of_others(folded, photos, tiles, i)
+        seen.append(_seen(other, memory, photos.name, one))
     if not seen:
         raise MambaADError(f"no photo of {photos.name} can be read any more")
     grids = [one.grid for one in seen]
@@ -86,29 +105,37 @@ def describe_tiles(model: FittedModel, photos: Photos, recipe: Recipe) -> None:
     whole = torch.cat([_inside(one.whole, one.region) for one in seen])
     close = torch.cat([_inside(found, one.region) for found, one in zip(closes, seen, strict=True)])
     fusion = Fusion(witness_of(whole, 1 - WEIGHT), witness_of(close, WEIGHT))
-    own = Tiles(memory, expected_from(grids), fusion)
+    own = Tiles(tiles.memory, expected_from(grids), fusion)
     model.tiles[photos.name] = folded.tiles[photos.name] = own
     scores = [float(fused(own, one.whole, found, one.region).max()) for one, found in zip(seen, closes, strict=True)]
     model.scores[photos.name] = scores
-    model.simulated[photos.name] = _simulated(folded, photos, scores, recipe.seed) if photos.held_out else []
+    model.simulated[photos.name] = _simulated(folded, photos, tiles, scores, recipe.seed) if photos.held_out else []
 
 
-def _memory(model: FittedModel, photos: Photos, recipe: Recipe) -> Memory:
+def _of_others(model: FittedModel, photos: Photos, tiles: Remembered, i: int) -> tuple[FittedModel, Memory]:
+    """The model, and the memory of tiles, without what they remember of one photo."""
+    if photos.whole is None:
+        return model, tiles.memory
+    memory = photos.whole.without(i)._replace(expected=model.memories[photos.name].expected)
+    return replace(model, memories=model.memories | {photos.name: memory}), tiles.without(i)
+
+
+def _remember_tiles(model: FittedModel, photos: Photos, recipe: Recipe) -> Remembered:
     """Of tiles at random places, of some photos or of all; turned and mirrored ones where parts lie so."""
-    paths = photos.train[:LEARNT]
-    each = math.ceil(LEARNT / len(paths))
+    learnt = photos.learnt[:LEARNT]
+    each = math.ceil(LEARNT / len(learnt))
     generator = torch.Generator().manual_seed(recipe.seed)
     patches: list[Tensor] = []
     owners: list[int] = []
     some: list[tuple[int, Tensor]] = []
-    for i, one in enumerate(_read(model, photos.name, paths)):
+    for place, (i, one) in enumerate(_read(model, photos, learnt)):
         for number, (pixels, inside) in enumerate(_random_tiles(model, one, each, generator)):
             if photos.turned or photos.flips:
-                moving = recipe.seed * 1_000_003 + i * each + number
+                moving = recipe.seed * 1_000_003 + place * each + number
                 pixels = moved(pixels, 1, moving, photos.flips, photos.turned)[0]
             found = tile_patches(model, pixels[None])[0]
             own = found[at_size(inside, (found.shape[0], found.shape[1])).to(found.device)]
-            chosen = torch.randperm(len(own), generator=generator)[: math.ceil(CANDIDATES / (len(paths) * each))]
+            chosen = torch.randperm(len(own), generator=generator)[: math.ceil(CANDIDATES / (len(learnt) * each))]
             patches.append(own[chosen])
             owners += [i] * len(chosen)
             if len(some) < COMPARED and number == 0:
@@ -116,9 +143,9 @@ def _memory(model: FittedModel, photos: Photos, recipe: Recipe) -> Memory:
     if not patches:
         raise MambaADError(f"no photo of {photos.name} can be read any more")
     memory, kept = memory_of(torch.cat(patches), recipe.memory_size, recipe.seed)
-    owner = torch.tensor(owners)[kept]
-    usual = [distances(memory, own[None, None], hidden=(owner == i).to(own.device)).flatten() for i, own in some]
-    return memory._replace(expected=torch.cat(usual).mean().view(1, 1))
+    tiles = Remembered(memory, torch.tensor(owners)[kept])
+    usual = torch.cat([distances(tiles.without(i), own[None, None]).flatten() for i, own in some]).mean()
+    return tiles._replace(memory=memory._replace(expected=usual.view(1, 1)))
 
 
 def _random_tiles(
@@ -145,26 +172,27 @@ def _random_tiles(
 
 
 def _simulated(
-    model: FittedModel, photos: Photos, scores: Sequence[float], seed: int
+    model: FittedModel, photos: Photos, tiles: Remembered, scores: Sequence[float], seed: int
 ) -> list[tuple[str, float, float]]:
     """Kind, length in pixels of the photo, and score of defects that are drawn into held-out photos, a tile's at most.
 
     A photo's score with a defect is the highest of its own and of what its map has where the defect is.
     """
     rows: list[tuple[str, float, float]] = []
-    paths = photos.held_out[:SIMULATED]
+    chosen = photos.held_out[:SIMULATED]
     generator = torch.Generator().manual_seed(seed)
-    for i, one in enumerate(_read(model, photos.name, paths)):
-        for number in range(i, SIMULATED, len(paths)):
+    for place, (i, one) in enumerate(_read(model, photos, chosen)):
+        other, memory = _of_others(model, photos, tiles, i)
+        for number in range(place, SIMULATED, len(chosen)):
             kind = KINDS[number % len(KINDS)]
-            found = _with_defect(model, photos.name, one, kind, seed * 1_000_003 + number, generator)
+            found = _with_defect(other, memory, photos.name, one, kind, seed * 1_000_003 + number, generator)
             if found is not None:
-                rows.append((kind, round(found[0] / model.settings.scale, 1), max(scores[i], found[1])))
+                rows.append((kind, round(found[0] / model.settings.scale, 1), max(scores[place], found[1])))
     return rows
 
 
 def _with_defect(
-    model: FittedModel, name: str, one: Input, kind: str, seed: int, generator: torch.Generator
+    model: FittedModel, memory: Memory, name: str, one: Input, kind: str, seed: int, generator: torch.Generator
 ) -> tuple[float, float] | None:
     """Length in pixels of the scaled photo, and highest value of the map around a defect at a random place."""
     assert one.source is not None
@@ -201,7 +229,7 @@ def _with_defect(
     whole = enlarged(whole, (photo.shape[0] // PIXELS_A_VALUE, photo.shape[1] // PIXELS_A_VALUE))
     rows, columns = (slice(part.start // PIXELS_A_VALUE, part.stop // PIXELS_A_VALUE) for part in near)
     part = whole[rows, columns]
-    grid = close_grid(model, own.memory, changed[near])
+    grid = close_grid(model, memory, changed[near])
     whole_grid = (math.ceil(photo.shape[0] / STRIDE), math.ceil(photo.shape[1] / STRIDE))
     expected = enlarged(own.expected, whole_grid)[
         tuple(slice(s.start // STRIDE, math.ceil(s.stop / STRIDE)) for s in near)
@@ -250,11 +278,12 @@ def expected_from(grids: Sequence[Tensor]) -> Tensor:
     return torch.from_numpy((len(same) * local + PRIOR * mean.mean()) / (len(same) + PRIOR)).float()
 
 
-def _read(model: FittedModel, name: str, paths: Sequence[Path]) -> Iterator[Input]:
-    """The photos of one product, with what their tiles are cut from; those that cannot be read are left out."""
-    for one in read_ahead(paths, model.wanted(model.size_of(name), name, sources=True)):
+def _read(model: FittedModel, photos: Photos, chosen: Sequence[int]) -> Iterator[tuple[int, Input]]:
+    """Some photos by number, with what their tiles are cut from; those that cannot be read are left out."""
+    wanted = model.wanted(model.size_of(photos.name), photos.name, sources=True)
+    for i, one in zip(chosen, read_ahead([photos.paths[i] for i in chosen], wanted), strict=True):
         if not isinstance(one, ImageError):
-            yield one
+            yield i, one
 
 
 def _inside(values: Tensor, region: np.ndarray | None) -> Tensor:

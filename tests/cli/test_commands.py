@@ -294,10 +294,10 @@ def test_few_images_give_a_model_that_says_what_its_promise_is_worth(
     result = fitting("nut")
     assert result.exit_code == 0
     stated, complained = result.stdout, result.stderr
-    assert f"{held_out} held-out good" in stated
+    assert f"of {held_out} good image" in stated
     assert f"at most {average} false rejects on average, less than {confident} with 95% confidence" in stated
-    assert complained.startswith(f"mambaad: nut: {held_out} held-out image{'s' if held_out > 1 else ''} cannot")
-    assert f"cannot promise 1%, only 1 in {held_out + 1}; 99 do: mambaad calibrate MODEL GOOD_DIR" in complained
+    assert complained.startswith(f"mambaad: nut: {held_out} good image{'s' if held_out > 1 else ''} cannot")
+    assert f"cannot promise 3%, only 1 in {held_out + 1}; 33 do: mambaad calibrate MODEL GOOD_DIR" in complained
     assert complained.count("\n") == 1
     found = rows(run("score", "nut", "--csv").stdout)
     assert {row["verdict"] for row in found} <= {"good", "anomalous"}

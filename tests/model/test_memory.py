@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from mambaad_cli.model.memory import (
     Memory,
     distances,
-    expecting,
+    expected_distances,
     k_centre,
     memory_of,
     patches_of,
@@ -60,23 +60,13 @@ def test_distances_are_those_of_brute_force(memory: Memory) -> None:
     torch.testing.assert_close(found.flatten().double(), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_hidden_patches_do_not_count(memory: Memory) -> None:
-    """A patch of the memory itself is near, unless it is hidden."""
-    raw = (memory.patches[3] @ torch.linalg.inv(memory.whitening) + memory.mean).view(1, 1, 1, 6)
-    hidden = torch.arange(len(memory.patches)) == 3
-    without = memory._replace(patches=memory.patches[~hidden], spacing=memory.spacing[~hidden])
-    found, whole = distances(memory, raw, hidden), distances(memory, raw)
-    torch.testing.assert_close(found, distances(without, raw))
-    assert whole < found
-
-
-def test_what_is_expected_is_local_and_drawn_to_the_mean_where_images_are_few(memory: Memory) -> None:
+def test_what_is_expected_is_local_and_drawn_to_the_mean_where_images_are_few() -> None:
     good = torch.ones(4, 6, 6)
     good[:, :, 3:] = 3.0
-    expected = expecting(memory, good).expected
+    expected = expected_distances(good)
     assert float(expected[0, 0]) == pytest.approx((4 * 1 + 4 * 2) / 8)
     assert float(expected[0, 5]) == pytest.approx((4 * 3 + 4 * 2) / 8)
-    many = expecting(memory, good.repeat(100, 1, 1)).expected
+    many = expected_distances(good.repeat(100, 1, 1))
     assert float(many[0, 0]) == pytest.approx(1, abs=0.02)
 
 

@@ -27,6 +27,7 @@ from mambaad_cli.training.examples import EXAMPLES, examples_to_keep, pixels_of
 from mambaad_cli.training.features import Features, Group, Views, features_of_files
 from mambaad_cli.training.fit import add
 from mambaad_cli.training.loop import TrainingLoop, lr_factor, recompute_activations
+from mambaad_cli.training.memories import Compared, Remembered
 from mambaad_cli.training.recipe import MOST_STEPS, RECIPES, Recipe, RunOptions, recipe_of
 from mambaad_cli.training.splits import folds_of, split
 from tests.conftest import picture
@@ -186,12 +187,18 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
 @pytest.mark.parametrize("letterbox", [False, True])
 @pytest.mark.parametrize("evidence", ["decoder", "memory", "both"])
 def test_the_scores_behind_the_threshold_are_those_that_score_gives(
-    run: Callable[..., FittedModel], goods: Path, letterbox: bool, evidence: str
+    run: Callable[..., FittedModel], goods: Path, letterbox: bool, evidence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """But for the image's own patches, which are left out of the memory behind the threshold."""
+    monkeypatch.setattr(Remembered, "without", lambda remembered, *_: remembered.memory)
+    monkeypatch.setattr(Compared, "expected_without", lambda compared, _: compared.expected)
     model = run(letterbox=letterbox, evidence=evidence)
     scored = [(one.class_name, one.score) for one in predict(model, images.find([goods]))]
-    for name, (score,) in model.scores.items():
-        assert sum(found_name == name and found == pytest.approx(score, rel=1e-4) for found_name, found in scored) == 1
+    for name, scores in model.scores.items():
+        assert len(scores) == (1 if evidence == "decoder" else 6)
+        for score in scores:
+            same = [found for found_name, found in scored if found_name == name and found == pytest.approx(score, 1e-4)]
+            assert len(same) == 1
 
 
 def test_padding_does_not_set_the_threshold(
@@ -603,9 +610,9 @@ def test_with_folds_each_image_is_learnt_and_scored_by_a_model_that_did_not_see_
     scored: list[set[int]] = []
     real_describe = describe.describe
 
-    def note(model: FittedModel, good: describe.GoodImages, *rest: Any) -> None:
+    def note(model: FittedModel, good: describe.GoodImages, *rest: Any, **named: Any) -> None:
         scored.append(set(good.held_out))
-        real_describe(model, good, *rest)
+        real_describe(model, good, *rest, **named)
 
     def start(self: TrainingLoop, *args: Any) -> None:
         trained.append(set(args[2]))

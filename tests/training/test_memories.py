@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from mambaad_cli.data.simulated_defects import KINDS, Simulated
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import PredictOptions, predict
+from mambaad_cli.model.memory import memory_of, spacing_of
 from mambaad_cli.training import memories
 from mambaad_cli.training.fit import add, fit
-from mambaad_cli.training.memories import PRIOR, WEIGHTS, Trial, fusion_of
+from mambaad_cli.training.good import GoodImages
+from mambaad_cli.training.memories import PRIOR, WEIGHTS, Remembered, Trial, fusion_of, images_to_score
 from mambaad_cli.training.recipe import RunOptions, recipe_of
 from mambaad_cli.training.sizes import own_size
 from tests.conftest import picture
@@ -64,6 +67,44 @@ def test_held_out_images_and_simulated_defects_choose_and_report(run: Callable[.
     assert len(rows) == 10  # as many have chosen the fusion
     assert {kind for kind, _, _ in rows} == set(KINDS)
     assert all(length > 0 for _, length, _ in rows)
+
+
+def test_a_memory_without_some_images_is_that_of_the_others() -> None:
+    memory, chosen = memory_of(torch.randn(40, 6), 30, seed=0)
+    remembered = Remembered(memory, chosen % 4)
+    others = remembered.without(1, 2)
+    kept = [int(i) for i in range(30) if int(chosen[i]) % 4 in (0, 3)]
+    assert torch.equal(others.patches, memory.patches[kept])
+    assert torch.equal(others.spacing, memory.spacing[kept])
+    assert len(remembered.without(0, 1, 2, 3).patches) == 30  # there are no others
+
+
+def test_a_coreset_holds_all_smaller_ones() -> None:
+    patches = torch.randn(200, 6)
+    memory, chosen = memory_of(patches, 50, seed=3)
+    smaller, _ = memory_of(patches, 20, seed=3)
+    first = Remembered(memory, chosen).first(20).memory
+    assert torch.equal(first.patches, smaller.patches)
+    assert torch.equal(first.spacing, spacing_of(smaller.patches))
+
+
+def test_the_threshold_comes_from_held_out_images_and_from_others_where_these_are_few() -> None:
+    good = GoodImages(None, ["a"] * 10 + ["b"] * 4, [0, 1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 10], [4, 7, 13], None)  # type: ignore[arg-type]
+    assert images_to_score(good, "a") == [4, 7, 0, 1, 2, 3, 5, 6, 8, 9]
+    assert images_to_score(good, "a", 5) == [4, 7, 0, 2, 6]
+    assert images_to_score(good, "a", 1) == [4, 7]
+    assert images_to_score(good, "b") == [13, 10, 11, 12]
+
+
+def test_each_good_image_is_scored_as_if_it_were_new(run: Callable[..., FittedModel], many: Path) -> None:
+    """Compared with the memory of the others it is stranger than where its own patches are there."""
+    files = images.find([many])
+    model = run(files, evidence="memory", memory_size=2000)
+    assert model.trained_on == {"part": 30}
+    assert model.held_out == {"part"}
+    known = [one.score or 0.0 for one in predict(model, files)]
+    assert len(model.scores["part"]) == 30
+    assert median(model.scores["part"]) > 1.2 * median(known)
 
 
 def test_the_witness_that_sees_the_defects_gets_the_weight() -> None:
