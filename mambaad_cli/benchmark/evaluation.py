@@ -91,7 +91,7 @@ class ClassMetrics:
     name: str
     known: bool  # whether the model was trained on this class
     threshold: float | None
-    held_out: bool  # whether the threshold comes from images that the model was not trained on
+    held_out: bool  # whether the threshold promises something
     results: list[Result]  # of the images that could be read, in the samples' order
     image: ImageMetrics | None  # None where all images are good, or all anomalous
     pixel: PixelMetrics | None  # None where no mask marks a defect
@@ -245,7 +245,7 @@ def known_class(model: FittedModel, name: str) -> str | None:
 
 
 def _is_held_out(model: FittedModel, class_name: str) -> bool:
-    """Whether the class's threshold comes from images that the model was not trained on.
+    """Whether the class's threshold promises something.
 
     The threshold of a class that the model does not know is one of those it knows, so then of all of these.
     """

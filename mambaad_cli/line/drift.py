@@ -5,9 +5,9 @@ bet is fair at best, so the chance that the money ever reaches c is at most 1/c 
 looks (Shafer and Vovk, "Game-Theoretic Foundations for Probability and Finance", 2019). With c = 100, at most one line
 in a hundred ever gets a false alarm.
 
-Values, such as scores, are compared with those of good images that were held out: is the next value one that could
+Values, such as scores, are compared with those of good images that were scored as new: is the next value one that could
 have been among all those before? Its rank is uniform as long as all are exchangeable, whatever their distribution, so
-this is exact for any number of held-out images (conformal test martingales: Vovk, Nouretdinov and Gammerman, "Testing
+this is exact for any number of these images (conformal test martingales: Vovk, Nouretdinov and Gammerman, "Testing
 exchangeability on-line", ICML 2003). Shares, such as that of rejects, are compared with a limit.
 
 When the change comes is not known. So the gambler puts 1 / (k (k + 1)) of the money into play at the k-th value: what

@@ -110,7 +110,7 @@ class Monitor:
         self._ask("unknown", "", ShareTest(TOLERATED), limit=TOLERATED)
         for name, scores in model.scores.items():
             if name not in model.held_out:
-                continue  # without held-out images nothing was promised
+                continue  # nothing was promised
             limit = min(0.99, ceiling(len(scores), model.max_false_reject) + defects)
             good = [six_digits(one) for one in scores]
             self._ask("rejects", name, ShareTest(limit), limit=limit)

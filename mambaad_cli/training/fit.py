@@ -60,7 +60,7 @@ def fit(
     if recipe.folds and settings.tiles:
         raise MambaADError("--folds and --tiles do not go together: tiles hold photos out for the threshold")
     if recipe.folds and recipe.evidence == "memory":
-        raise MambaADError("--folds are for what is trained: a memory alone holds images out")
+        raise MambaADError("--folds are for what is trained: a memory alone compares each image with the others")
     state = None if run.encoder_weights is None else read_state_dict(run.encoder_weights)
     torch.manual_seed(recipe.seed)
     encoder = pretrained_encoder(settings.encoder, STRIDES[settings.detector], state)
@@ -79,9 +79,9 @@ def add(
     """Teach a fitted model new products, or more images of those it knows, by its own recipe unless one is given.
 
     Half of what it trains on are the images of the other products that it carries, so that these are not forgotten
-    (rehearsal: Robins, Connection Science 1995). Thresholds are set anew from images that it carries and was
-    never trained on. A product that has none, because it was fitted with folds or from very few images, keeps its
-    threshold, which then promises nothing.
+    (rehearsal: Robins, Connection Science 1995). Thresholds are set anew from images that it carries. A product
+    of which it carries none that it was never trained on, because it was fitted with folds or from very few images,
+    has a threshold that promises nothing; a decoder alone keeps the earlier one.
 
     Raises MambaADError for a model without examples, and for fewer than three readable images.
     """
