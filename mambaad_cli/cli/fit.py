@@ -111,7 +111,7 @@ def fit(
         float | None,
         typer.Option(min=0.01, help="Minutes that the whole fit takes, about. Too few to train: the memory alone."),
     ] = None,
-    max_false_reject: MaxFalseReject = 0.03,
+    max_false_reject: MaxFalseReject = None,
     scan: Annotated[
         Literal["sweep", "scan", "zorder", "zigzag", "hilbert"],
         typer.Option(help="Order in which the selective scan visits the positions; scan is the boustrophedon."),
@@ -174,8 +174,7 @@ def fit(
     }
     asked |= {"seed": seed, "drop_suspects": parse_drop(drop_suspects)}
     if known is None:
-        asked |= {"flips": flips, "folds": folds, "keep_examples": keep_examples}
-        asked["max_false_reject"] = max_false_reject or 0.03
+        asked |= {"flips": flips, "folds": folds, "keep_examples": keep_examples, "max_false_reject": max_false_reject}
     else:
         asked |= {"flips": True} if flips else {}
         asked |= {"max_false_reject": max_false_reject} if given(ctx, ("max_false_reject",)) else {}

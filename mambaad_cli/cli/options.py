@@ -70,7 +70,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Images that go through the mode
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
 MaxFalseReject = Annotated[
     float | None,
-    typer.Option(parser=parse_share, metavar="SHARE", help="Share of good images that may be rejected: 1%, or 0.01."),
+    typer.Option(
+        parser=parse_share, metavar="SHARE", help="Share of good images that may be rejected: 1%, or 0.01. fit: 3%."
+    ),
 ]
 Review = Annotated[
     float | None,

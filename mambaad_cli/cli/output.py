@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def print_thresholds(model: "FittedModel") -> None:
         if model.simulated.get(name) and threshold is not None:
             typer.echo(f"    {described(found_simulated(model.simulated[name], threshold))}")
         if name in model.held_out:
-            _print_promise(name, n, model.max_false_reject)
+            _print_promise(name, scores, model)
         else:
             warn(
                 f"{name}: no image was held out: the threshold promises nothing, new good ones may well lie above it; "
@@ -111,15 +111,19 @@ def warn_of_squeezing(model: "FittedModel") -> None:
         warn(f"{name}: photos of {width}×{height} are seen at {columns}×{rows}{needs}; --tiles sees smaller ones")
 
 
-def _print_promise(name: str, n: int, wanted: float) -> None:
-    from mambaad_cli.inspection.calibration import ceiling, images_for, percent, promise
+def _print_promise(name: str, scores: "Sequence[float]", model: "FittedModel") -> None:
+    from mambaad_cli.inspection.calibration import USUAL, ceiling, images_for, percent, promise
 
-    promised = promise(n, wanted)
+    n, share, wanted = len(scores), model.share_of(scores), model.max_false_reject or USUAL
+    promised = promise(n, share)
     typer.echo(
         f"    promises at most {percent(promised)} false rejects on average, "
-        f"less than {percent(ceiling(n, wanted))} with 95% confidence"
+        f"less than {percent(ceiling(n, share))} with 95% confidence"
     )
-    if promised > wanted:
+    if share > wanted:
+        odd = f"{round(share * (n + 1)) - 1} of {n} good images are very unlike the others and do not set the threshold"
+        warn(f"{name}: {odd}; with --max-false-reject {percent(wanted)} they would")
+    elif promised > wanted:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
         images = f"{n} good image{'s' if n > 1 else ''}"
         warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")
@@ -154,11 +158,12 @@ def print_known(model: "FittedModel", known: "dict[str, Known]") -> None:
 
 def print_summary(model: "FittedModel", path: Path, known: "dict[str, Known] | None" = None) -> None:
     """One JSON object for programs: what `print_thresholds` and `print_known` tell people."""
+    from mambaad_cli.inspection.calibration import USUAL
     from mambaad_cli.inspection.findings import summary
 
     classes = summary(model)
     for name, (misses, lower, rejected) in (known or {}).items():
         told = misses._asdict() | {"threshold_that_finds_all": lower, "would_reject": rejected}
         classes.setdefault(name, {})["known_defects"] = told
-    whole = {"model": str(path), "max_false_reject": model.max_false_reject, "classes": classes}
+    whole = {"model": str(path), "max_false_reject": model.max_false_reject or USUAL, "classes": classes}
     typer.echo(json.dumps(whole, ensure_ascii=False))

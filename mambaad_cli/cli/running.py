@@ -101,11 +101,11 @@ def _differ(one: "np.ndarray", other: "np.ndarray | None") -> bool:
 
 def check_review(model: "FittedModel", review: float | None) -> None:
     """Refuse a review share that is too small, and warn where there are too few scores for a threshold of its own."""
-    from mambaad_cli.inspection.calibration import exceeds, percent
+    from mambaad_cli.inspection.calibration import USUAL, exceeds, percent
 
     if review is None:
         return
-    strict = model.max_false_reject
+    strict = model.max_false_reject or USUAL
     if review <= strict:
         raise MambaADError(f"--review {percent(review)} must be more than the {percent(strict)} of the threshold")
     for name, scores in model.scores.items():

@@ -20,6 +20,29 @@ import numpy as np
 
 from mambaad_cli import MambaADError
 
+USUAL = 0.03  # the share of good images that a threshold may reject, unless another is asked for
+ODD = (
+    3.5  # deviations (by the median absolute one) above the median from which a score is odd (Iglewicz & Hoaglin, 1993)
+)
+MOST_ODD = 2  # odd ones that do not set the threshold, unless another share is asked for
+FEWEST = 20  # scores that tell what is odd
+
+
+def usual_share(scores: Sequence[float]) -> float:
+    """The share that a threshold may reject where none is asked for: USUAL, or enough that odd ones do not set it.
+
+    A good image that is very unlike the others would hide most defects if few other scores are there.
+
+    >>> usual_share([1.0, 1.1, 1.2] * 10), usual_share([1.0, 1.1, 1.2] * 10 + [9.0]) == 2 / 32
+    (0.03, True)
+    """
+    if len(scores) < FEWEST:
+        return USUAL
+    values = np.asarray(scores, dtype=np.float64)
+    centre = np.median(values)
+    odd = int((values > centre + ODD * 1.4826 * np.median(np.abs(values - centre))).sum())
+    return max(USUAL, (min(odd, MOST_ODD) + 1) / (len(values) + 1) if odd else 0.0)
+
 
 def threshold(scores: Sequence[float], max_false_reject: float) -> float:
     """The score that at most a share `max_false_reject` of new good images will exceed, as far as n scores can tell.

@@ -97,8 +97,8 @@ def summary(model: "FittedModel") -> dict[str, dict[str, Any]]:
             "good_images": n,
             "held_out": promising,
             "above_threshold": sum(exceeds(score, threshold) for score in scores),
-            "promised_false_rejects": promise(n, model.max_false_reject) if promising else None,
-            "false_rejects_at_95_confidence": ceiling(n, model.max_false_reject) if promising else None,
+            "promised_false_rejects": promise(n, model.share_of(scores)) if promising else None,
+            "false_rejects_at_95_confidence": ceiling(n, model.share_of(scores)) if promising else None,
             "simulated_defects": [one._asdict() for one in found_simulated(model.simulated.get(name, []), threshold)],
         }
     return found

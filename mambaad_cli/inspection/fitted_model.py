@@ -60,7 +60,7 @@ class FittedModel:
     scores: dict[str, list[float]] = field(default_factory=dict)  # of good images, by class; empty: uncalibrated
     held_out: set[str] = field(default_factory=set)  # classes whose scores promise something, see training.describe
     trained_on: dict[str, int] = field(default_factory=dict)  # number of images learnt from, by class
-    max_false_reject: float = 0.01
+    max_false_reject: float | None = None  # the share that a threshold may reject; None: see calibration.usual_share
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # height, width by class, where each has its own
     statistics: dict[str, list[ResidualStatistics]] = field(default_factory=dict)  # by class; empty: the plain map
     memories: dict[str, Memory] = field(default_factory=dict)  # of good patches, by class; empty: the decoder alone
@@ -329,8 +329,13 @@ class FittedModel:
         A class that the model does not know gets the highest of the thresholds of those it knows. Another
         `max_false_reject` than the model's gives another threshold from the same scores.
         """
-        share = self.max_false_reject if max_false_reject is None else max_false_reject
-        return max((calibration.threshold(scores, share) for scores in self._known(class_name)), default=None)
+        shares = (max_false_reject or self.share_of(scores) for scores in self._known(class_name))
+        found = map(calibration.threshold, self._known(class_name), shares)
+        return max(found, default=None)
+
+    def share_of(self, scores: Sequence[float]) -> float:
+        """The share of good images that the threshold from these scores may reject."""
+        return self.max_false_reject or calibration.usual_share(scores)
 
     def cold(self, class_name: str) -> float | None:
         """The median score of good images of this class, where the colours of a heatmap begin."""

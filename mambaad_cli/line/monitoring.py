@@ -111,7 +111,7 @@ class Monitor:
         for name, scores in model.scores.items():
             if name not in model.held_out:
                 continue  # nothing was promised
-            limit = min(0.99, ceiling(len(scores), model.max_false_reject) + defects)
+            limit = min(0.99, ceiling(len(scores), model.share_of(scores)) + defects)
             good = [six_digits(one) for one in scores]
             self._ask("rejects", name, ShareTest(limit), limit=limit)
             self._ask("scores", name, RiseTest(good), usual=_quantiles(good))

@@ -56,7 +56,7 @@ def _model(path: Path, model: "FittedModel") -> Facts:
         said = f"threshold {threshold:.6g}, from {len(scores)} good images"
         if name in model.held_out:
             said += (
-                f"; promises at most {percent(promise(len(scores), model.max_false_reject))} false rejects on average"
+                f"; promises at most {percent(promise(len(scores), model.share_of(scores)))} false rejects on average"
             )
         facts.append((name, said))
     return facts

@@ -41,7 +41,7 @@ class Recipe:
     drop_suspects: int | Literal["auto"] = (
         0  # images least like the others that are left out; auto: those that look odd
     )
-    max_false_reject: float = 0.03  # the share of good images that the threshold may reject
+    max_false_reject: float | None = None  # the share of good images that the threshold may reject; None: the usual one
     keep_examples: bool = True  # keep some images in the model file, for `add`
     seed: int = 42
 
