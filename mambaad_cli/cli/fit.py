@@ -316,9 +316,8 @@ def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "Fit
         raise typer.Exit(skipped)
     for name, images in fitted.trained_on.items():
         unseen = len(fitted.scores[name]) if name in fitted.held_out and not fitted.memories else 0
-        typer.echo(
-            f"{name}: learnt from {images} good images{f', {unseen} held out for the threshold' if unseen else ''}"
-        )
+        held_out = f", {unseen} held out for the threshold" if unseen else ""
+        typer.echo(f"{name}: learnt from {images} good images{held_out}")
     if progress.losses:
         first, last = progress.losses[0], progress.losses[-1]
         typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")

@@ -121,8 +121,8 @@ def _print_promise(name: str, scores: "Sequence[float]", model: "FittedModel") -
         f"less than {percent(ceiling(n, share))} with 95% confidence"
     )
     if share > wanted:
-        odd = f"{round(share * (n + 1)) - 1} of {n} good images are very unlike the others and do not set the threshold"
-        warn(f"{name}: {odd}; with --max-false-reject {percent(wanted)} they would")
+        odd = f"{round(share * (n + 1)) - 1} of {n} good images as very unlike the others"
+        warn(f"{name}: the threshold passes over {odd}; with --max-false-reject {percent(wanted)} it does not")
     elif promised > wanted:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
         images = f"{n} good image{'s' if n > 1 else ''}"

@@ -21,9 +21,7 @@ import numpy as np
 from mambaad_cli import MambaADError
 
 USUAL = 0.03  # the share of good images that a threshold may reject, unless another is asked for
-ODD = (
-    3.5  # deviations (by the median absolute one) above the median from which a score is odd (Iglewicz & Hoaglin, 1993)
-)
+ODD = 3.5  # deviations above the median, by the median absolute one, that are odd (Iglewicz & Hoaglin, 1993)
 MOST_ODD = 2  # odd ones that do not set the threshold, unless another share is asked for
 FEWEST = 20  # scores that tell what is odd
 

@@ -74,20 +74,23 @@ def _describe_class(
 ) -> dict[str, list[float]]:
     """What good images of one class are like to each witness, and how their maps are fused.
 
-    Returns scores of some of them, where the memory gave their maps by then.
+    Returns scores of some of them, where the memory has others to compare each with.
     """
     if recipe.distance == "mahalanobis" and recipe.evidence != "memory":
         own = [i for i in good.train if good.names[i] == name]
         model.statistics[name] = statistics_of(model, good, own, recipe, run)
     if recipe.evidence == "decoder" or remembered is None:
         return {}
-    images = images_to_score(good, name, scored)
+    wanted = images_to_score(good, name, scored)
+    images = wanted or images_to_score(good, name)
     compared = compare(remembered, good, images, run)
     model.memories[name] = remembered.memory._replace(expected=compared.expected)
     trial = trial_of(model, good, images, remembered, compared, recipe, run)
     if recipe.evidence == "both":
         model.fusion[name] = fusion_of(trial)
     model.simulated[name] = trial.scored(model.fusion.get(name), model.photo_scale(name))
+    if not wanted or len(images) < 2:
+        return {}
     fused = trial.of_good(model.fusion.get(name))
     return {name: [_score(good, i, one) for i, one in zip(images, fused, strict=True)]}
 

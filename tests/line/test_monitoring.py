@@ -20,9 +20,9 @@ USUAL = PhotoStatistics(0.5, 0.25, 0.3)
 
 @pytest.fixture
 def model(tiny_model: FittedModel) -> FittedModel:
-    """It knows 200 held-out scores and photos of nuts, all normal; its threshold is not far above them."""
+    """It knows 200 scores and photos of good nuts, all normal; its threshold is not far above them."""
     rng = np.random.default_rng(0)
-    tiny_model.scores["nut"] = rng.normal(10, 1, 200).tolist()
+    tiny_model.scores["nut"], tiny_model.max_false_reject = rng.normal(10, 1, 200).tolist(), 0.01
     photos = rng.normal(USUAL, (0.01, 0.005, 0.01), (100, 3))
     tiny_model.photo_statistics = {"nut": [PhotoStatistics(*one) for one in photos.tolist()]}
     tiny_model.sha256 = "m"

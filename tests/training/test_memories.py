@@ -107,6 +107,20 @@ def test_each_good_image_is_scored_as_if_it_were_new(run: Callable[..., FittedMo
     assert median(model.scores["part"]) > 1.2 * median(known)
 
 
+def test_a_product_of_one_image_has_no_threshold_of_its_own(run: Callable[..., FittedModel], goods: Path) -> None:
+    files = [file for file in images.find([goods]) if file.group == "nut" or file.path.name == "0.png"]
+    model = run(files, **BOTH)
+    assert model.trained_on == {"bolt": 1, "nut": 6}
+    assert set(model.scores) == model.held_out == {"nut"}
+    assert model.threshold("bolt") == model.threshold("nut")
+
+
+def test_folds_of_a_product_with_fewer_images_than_folds(run: Callable[..., FittedModel], goods: Path) -> None:
+    files = [file for file in images.find([goods]) if file.group == "nut" or file.path.name in ("0.png", "1.png")]
+    model = run(files, folds=4, **BOTH)
+    assert {name: len(scores) for name, scores in model.scores.items()} == {"bolt": 2, "nut": 6}
+
+
 def test_the_witness_that_sees_the_defects_gets_the_weight() -> None:
     torch.manual_seed(1)
     good = (torch.rand(20, 4, 4), torch.rand(20, 4, 4))
