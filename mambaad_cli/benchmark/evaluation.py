@@ -1,7 +1,7 @@
 """Labelled samples -> metrics of each class: how well a fitted model does on a benchmark's test images.
 
 Nothing is tuned on them: the threshold is the model's own. A label is its sample's, never read from a resized mask.
-Anomaly maps are compared with their masks at the model's resolution, as in published numbers.
+Anomaly maps are compared with their masks at the model's resolution, as in published numbers, or at that of the photos.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from mambaad_cli import MambaADError
@@ -179,12 +180,14 @@ def evaluate(
     *,
     batch: int = BATCH,
     workers: int = WORKERS,
+    full_size: bool = False,
     maps: Path | None = None,
     pictures: bool = False,
     on_result: Callable[[Prediction], None] = lambda one: None,
 ) -> Evaluation:
     """Score the test samples and measure each class by itself; training samples are not looked at.
 
+    `full_size`: pixel metrics at the size of the photos, to which maps are scaled; else masks are scaled to the maps.
     `maps`: a folder for the overlays of all test images and contact sheets of them. `on_result` is told of each image,
     unreadable ones included; with `pictures` also its map, its picture and its regions. Images and masks that cannot be
     read are left out and listed. An interrupt ends it with the classes done so far; where there are none, it is raised
@@ -200,7 +203,8 @@ def evaluate(
     options = PredictOptions(batch=batch, workers=workers, maps=pictures or maps is not None)
     if pictures:
         options = replace(options, min_area=0)
-    predictions = _measured(model, groups, classes, options, on_result)
+    tallies = (_Tally(name, own, model, full_size) for name, own in groups.items())
+    predictions = _measured(model, tallies, classes, options, on_result)
     try:
         if maps is None:
             deque(predictions, maxlen=0)
@@ -221,17 +225,17 @@ def _by_class(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 def _measured(
     model: FittedModel,
-    groups: dict[str, list[Sample]],
+    tallies: Iterable["_Tally"],
     classes: list[ClassMetrics],
     options: PredictOptions,
     on_result: Callable[[Prediction], None],
 ) -> Iterator[Prediction]:
     """Pass the predictions on, class by class, and add each class to `classes` when it is complete."""
-    for name, own in groups.items():
-        tally = _Tally(name, own, model)
-        files = [ImageFile(sample.path, sample.path, name) for sample in own]
+    for tally in tallies:
+        name = tally.name
+        files = [ImageFile(sample.path, sample.path, name) for sample in tally.samples]
         own_options = replace(options, class_name=known_class(model, name), maps=options.maps or tally.masked)
-        for sample, one in zip(own, predict(model, files, own_options), strict=True):
+        for sample, one in zip(tally.samples, predict(model, files, own_options), strict=True):
             one = one._replace(class_name=name)
             tally.add(sample, one)
             on_result(one)
@@ -255,12 +259,12 @@ def _is_held_out(model: FittedModel, class_name: str) -> bool:
 class _Tally:
     """One class while its predictions come in."""
 
-    def __init__(self, name: str, samples: Sequence[Sample], model: FittedModel) -> None:
-        height, width = model.settings.size
+    def __init__(self, name: str, samples: Sequence[Sample], model: FittedModel, full_size: bool) -> None:
+        self.samples, self.full_size = samples, full_size
         self.name, self.threshold, self.held_out = name, model.threshold(name), _is_held_out(model, name)
         self.known = not model.trained_on or name in model.trained_on
         self.masked = any(sample.mask is not None for sample in samples)
-        self.pixels = _Pixels(streamed=len(samples) * height * width > EXACT_PIXELS)
+        self.pixels = _Pixels()
         self.results: list[Result] = []
         self.unreadable: list[str] = []
         self.without_mask: list[str] = []
@@ -281,6 +285,8 @@ class _Tally:
         except MambaADError as error:
             self.without_mask.append(str(error))
             return
+        if self.full_size:  # as overlays show it
+            anomaly_map = cv2.resize(anomaly_map, shape[::-1], interpolation=cv2.INTER_LINEAR)
         self.pixels.add(anomaly_map, resize_mask(mask, anomaly_map.shape))
 
     def metrics(self) -> ClassMetrics:
@@ -302,10 +308,10 @@ class _Tally:
 
 
 class _Pixels:
-    """The maps and masks of one class: held until their metrics are asked for, or only counted."""
+    """The maps and masks of one class: held until their metrics are asked for; where they are many, only counted."""
 
-    def __init__(self, streamed: bool) -> None:
-        self.stream = StreamingPixelMetrics() if streamed else None
+    def __init__(self) -> None:
+        self.stream: StreamingPixelMetrics | None = None
         self.maps: deque[np.ndarray] = deque()
         self.masks: deque[np.ndarray] = deque()
         self.good = self.defect = 0
@@ -313,11 +319,12 @@ class _Pixels:
     def add(self, anomaly_map: np.ndarray, mask: np.ndarray) -> None:
         defect = int(mask.sum())
         self.good, self.defect = self.good + mask.size - defect, self.defect + defect
-        if self.stream is not None:
-            self.stream.add(anomaly_map, mask)
-            return
         self.maps.append(anomaly_map)
         self.masks.append(mask)
+        if self.good + self.defect > EXACT_PIXELS:
+            self.stream = self.stream or StreamingPixelMetrics()
+            for held, its_mask in zip(_drained(self.maps), _drained(self.masks), strict=True):
+                self.stream.add(held, its_mask)
 
     def metrics(self) -> tuple[PixelMetrics | None, PixelMetrics | None]:
         """(value, error): None where they are undefined, and no error where they are exact. To be asked once."""

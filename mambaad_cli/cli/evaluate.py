@@ -39,6 +39,9 @@ def evaluate(
     model: ModelFile = DEFAULT_MODEL,
     layout: Layout = None,
     format: Format = "table",
+    full_size: Annotated[
+        bool, typer.Option("--full-size", help="Pixel metrics at the size of the photos, not of the model's maps.")
+    ] = False,
     maps: Annotated[Path | None, typer.Option(help="Folder for an overlay of each image.")] = None,
     worst: Annotated[Path | None, typer.Option(help="Folder for contact sheets of the worst mistakes.")] = None,
     report: ReportFile = None,
@@ -76,7 +79,14 @@ def evaluate(
                 kept.add(one, references[one.file.path])
 
         measured = evaluation.evaluate(
-            fitted, samples, batch=batch, workers=workers, maps=maps, pictures=kept is not None, on_result=on_result
+            fitted,
+            samples,
+            batch=batch,
+            workers=workers,
+            full_size=full_size,
+            maps=maps,
+            pictures=kept is not None,
+            on_result=on_result,
         )
     if format == "table":
         console = Console()

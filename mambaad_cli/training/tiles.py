@@ -238,12 +238,6 @@ def _with_defect(
     return drawn.length, float(fused(own, part, close, region[near]).max())
 
 
-def _in_steps(place: tuple[slice, slice], step: int) -> tuple[slice, slice]:
-    """A part of a photo in steps of so many pixels."""
-    rows, columns = (slice(side.start // step, math.ceil(side.stop / step)) for side in place)
-    return rows, columns
-
-
 def whole_map(model: FittedModel, name: str, one: Input) -> Tensor:
     """The map of the whole photo, without padding and cold outside its region of interest."""
     pixels = one.pixels[None].to(model.device)

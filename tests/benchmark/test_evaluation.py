@@ -1,6 +1,7 @@
 """Evaluation against scikit-learn on a tiny real model, and cases worked by hand on one whose map is the brightness."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,24 @@ def test_mask_of_a_letterboxed_image_lies_on_the_image_alone(tmp_path):
     model.settings = Settings(size=SIZE, letterbox=True)
     (one,) = evaluate.evaluate(model, [bad]).classes
     assert one.pixel == PixelMetrics(1.0, 1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("exact_pixels", [evaluate.EXACT_PIXELS, 6000])  # both images', or those of the first
+def test_pixel_metrics_at_the_size_of_the_photos(tmp_path, monkeypatch, exact_pixels):
+    monkeypatch.setattr(evaluate, "EXACT_PIXELS", exact_pixels)
+    samples = [grey(tmp_path, "bent", value, square=slice(9, 22)) for value in (60, 90)]
+    model = tiny_model()
+    shapes = {sample.path: images.read(sample.path).shape[:2] for sample in samples}
+    model.settings = replace(model.settings, size=(32, 32))
+    truths = [cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE) > 0 for sample in samples]
+    with torch.inference_mode():
+        pictures = [images.resize(images.read(sample.path), (32, 32))[None] for sample in samples]
+        maps = [model.anomaly_maps(one)[0].numpy() for one in pictures]
+    large = [cv2.resize(one, shapes[sample.path][::-1]) for sample, one in zip(samples, maps, strict=True)]
+    assert large[0].shape == truths[0].shape != maps[0].shape
+    (one,) = evaluate.evaluate(model, samples, full_size=True).classes
+    assert list(one.pixel[:3]) == pytest.approx(three(np.ravel(truths), np.ravel(large)), abs=1e-4)
+    assert (one.pixel_error is None) == (exact_pixels > 6000)
 
 
 # What is missing or broken
