@@ -14,7 +14,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.model import DETECTORS, onnx_encoder
 from mambaad_cli.model.anomaly_map import residual_statistics
 from mambaad_cli.model.fusion import Fusion, Witness
-from mambaad_cli.model.memory import memory_of, patches_of
+from mambaad_cli.model.memory import memory_of
 from mambaad_cli.model.settings import LOCAL_CONTRAST, PRESETS, Settings
 from mambaad_cli.training.recipe import RECIPES
 
@@ -113,10 +113,9 @@ def as_published(row: Row) -> FittedModel:
 def remember_noise(model: FittedModel) -> None:
     """Give a model with random weights a memory as large as that of fit, of random images."""
     features = model.features(torch.rand(NOISE, 3, *model.settings.size, generator=torch.Generator().manual_seed(0)))
-    patches = patches_of(features).flatten(0, 2)
     preset = "memory" if model.settings.detector == "memory" else "small"
-    memory, _ = memory_of(patches, RECIPES[preset].memory_size, 0)
-    model.memories = {"": memory}
+    size = RECIPES[preset].memory_size
+    model.memories = {"": tuple(memory_of(one.flatten(0, 2), size, 0)[0] for one in model.patches(features))}
     if model.residuals(features):
         model.statistics = {"": residual_statistics(lambda: iter([model.residuals(features)]))}
         model.fusion = {"": Fusion(Witness(), Witness())}

@@ -78,7 +78,8 @@ def fit(
         ),
     ] = None,
     detail: Annotated[
-        float | None, typer.Option(min=1, max=4, help="The memory sees images so many times larger, along a side.")
+        float | None,
+        typer.Option(min=1, max=4, help="The memory also looks closely: at images so many times larger, along a side."),
     ] = None,
     evidence: Annotated[
         Literal["decoder", "memory", "both"] | None,

@@ -51,8 +51,15 @@ def refuse_exported(model: "FittedModel", path: Path) -> None:
 
 def set_size(model: "FittedModel", res: str) -> None:
     """Let the model score at another image size. The limit of recognition holds for one size only, so it is removed:
-    until the model is calibrated, every image counts as known."""
-    model.settings = replace(model.settings, size=parse_size(res), own_aspect=False, detail=1.0)
+    until the model is calibrated, every image counts as known.
+
+    A memory that looks twice still does, closely at images as much larger.
+    """
+    from mambaad_cli.model.settings import scaled_size
+
+    size, detail = parse_size(res), model.settings.detail if model.settings.two_looks else 1.0
+    size = size if detail == 1 else scaled_size(size, detail)
+    model.settings = replace(model.settings, size=size, own_aspect=False, detail=detail)
     model.sizes = {}
     if model.recogniser is not None:
         model.recogniser = model.recogniser._replace(limit=math.inf)

@@ -18,7 +18,7 @@ from mambaad_cli.export.tables import Memories, Weights
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import signature
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, local_contrast, standardised_distances
-from mambaad_cli.model.memory import patches_of
+from mambaad_cli.model.memory import close_patches, looks_of
 
 
 class WholeModel(nn.Module):
@@ -39,6 +39,7 @@ class WholeModel(nn.Module):
         self.recogniser = model.recogniser if len(self.products) > 1 else None
         self.takes_told = len(self.products) > 1  # the input `told`
         self.detail, self.local_contrast = model.settings.detail, model.settings.local_contrast
+        self.two_looks = model.settings.two_looks
         for name, matrix in self._resizing().items():
             self.register_buffer(name, matrix, persistent=False)
         described = [name for name in self.products if name in model.described]
@@ -48,7 +49,8 @@ class WholeModel(nn.Module):
         self.weights = Weights(fusion)
         self.statistics = _stacked(model, self.products) if model.statistics and self.weights.decoder else None
         memories = [model.memories[name] for name in self.products] if model.memories and self.weights.memory else []
-        self.memories = Memories(memories, self._patch_grid()) if memories else None
+        looks = zip(zip(*memories, strict=True), self._patch_grids(), strict=True) if memories else ()
+        self.memories = nn.ModuleList(Memories(own, grid) for own, grid in looks)
         self.judgement = Judgement(model, self.products)
         region = model.rois.get(self.products[0])
         self.has_region = region is not None
@@ -80,22 +82,27 @@ class WholeModel(nn.Module):
         fine = self.encoder(pixels)
         if self.detail == 1:
             return fine
-        scaled = [getattr(self, f"rows_{i}") @ stage @ getattr(self, f"columns_{i}").T for i, stage in enumerate(fine)]
-        return [*scaled, *fine[-2:]]
+        if self.two_looks:
+            return [*self.encoder(self._scaled(pixels, 0)), close_patches(fine)]
+        return [*(self._scaled(stage, i) for i, stage in enumerate(fine)), *fine[-2:]]
+
+    def _scaled(self, stage: Tensor, i: int) -> Tensor:
+        return getattr(self, f"rows_{i}") @ stage @ getattr(self, f"columns_{i}").T
 
     def _resizing(self) -> dict[str, Tensor]:
         if self.detail == 1:
             return {}
         matrices = {}
-        for i, stride in enumerate(self.detector.strides):
+        for i, stride in enumerate((1,) if self.two_looks else self.detector.strides):
             for name, side, smaller in zip(("rows", "columns"), self.size, self.map_size, strict=True):
                 matrices[f"{name}_{i}"] = _resizing_matrix(-(-side // stride), smaller // stride)
         return matrices
 
-    def _patch_grid(self) -> tuple[int, int]:
-        """Positions of the patches that the memory compares: those of the stage before the last."""
-        stride = self.detector.strides[-2]
-        return -(-self.size[0] // stride), -(-self.size[1] // stride)
+    def _patch_grids(self) -> list[tuple[int, int]]:
+        """Positions of the patches that the memory compares in each look, as `looks_of` has them."""
+        *_, fine, coarse = self.detector.strides
+        looks = [(self.map_size, fine), (self.size, coarse)] if self.two_looks else [(self.size, fine)]
+        return [(-(-height // stride), -(-width // stride)) for (height, width), stride in looks]
 
     def _recognised(self, features: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Product, certainty and whether it is known, of each image; where it is told there is no certainty."""
@@ -103,23 +110,25 @@ class WholeModel(nn.Module):
         if self.recogniser is None:
             return told, nan, told == told
         places = torch.tensor([self.products.index(name) for name in self.recogniser.names])
-        far, nearest = self.recogniser.distances(signature(features)).topk(2, largest=False)
+        known_by = signature(features[:-1] if self.two_looks else features)
+        far, nearest = self.recogniser.distances(known_by).topk(2, largest=False)
         given = told >= 0
         certainty = torch.where(given, nan, 1 - far[:, 0] / far[:, 1])
         return torch.where(given, told, places[nearest[:, 0]]), certainty, given | (far[:, 0] <= self.recogniser.limit)
 
     def _map(self, features: list[Tensor], product: Tensor) -> Tensor:
         """(n, H, W), as FittedModel.maps_of."""
-        for_decoder = features if self.detail == 1 else features[:-2]
-        if self.statistics is None and self.memories is None:
+        for_decoder = features if self.detail == 1 else features[: -1 if self.two_looks else -2]
+        if self.statistics is None and not self.memories:
             return self.detector.anomaly_map(for_decoder, self.map_size)
         parts = []
         if self.statistics is not None:
             distances = self._decoder_distances(self.detector.residuals(for_decoder), product)
             parts.append(self.weights.of_decoder(self._smoothed(distances), product))
-        if self.memories is not None:
-            unusual = self.memories(patches_of(features), product)
-            parts.append(self.weights.of_memory(self._smoothed([unusual]), product))
+        if self.memories:
+            looks = zip(self.memories, looks_of(features, self.two_looks), strict=True)
+            unusual = [memory(patches, product) for memory, patches in looks]
+            parts.append(self.weights.of_memory(self._smoothed(unusual), product))
         return parts[0] + parts[1] if len(parts) > 1 else parts[0]
 
     def _smoothed(self, distances: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, lo
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
 from mambaad_cli.model.fusion import Fusion, fuse_witnesses
-from mambaad_cli.model.memory import Memory, patches_of, unusual_patches
+from mambaad_cli.model.memory import Memory, close_patches, looks_of, unusual_patches
 from mambaad_cli.model.settings import Settings, scaled_size
 
 FEW = 16  # images that are scored before a runtime has started
@@ -63,7 +63,8 @@ class FittedModel:
     max_false_reject: float | None = None  # the share that a threshold may reject; None: see calibration.usual_share
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # height, width by class, where each has its own
     statistics: dict[str, list[ResidualStatistics]] = field(default_factory=dict)  # by class; empty: the plain map
-    memories: dict[str, Memory] = field(default_factory=dict)  # of good patches, by class; empty: the decoder alone
+    # of good patches, by class, one for each look; empty: the decoder alone
+    memories: dict[str, tuple[Memory, ...]] = field(default_factory=dict)
     fusion: dict[str, Fusion] = field(default_factory=dict)  # of the decoder's map and the memory's, by class
     photos: dict[str, tuple[int, int]] = field(default_factory=dict)  # median height, width of a class's files
     photo_statistics: dict[str, list[PhotoStatistics]] = field(default_factory=dict)  # of good images, by class
@@ -152,19 +153,27 @@ class FittedModel:
         return self.maps_of(self.features(images), size, classes)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """(b, 3, H, W) in 0 … 1 to the encoder's features, one (b, c, h, w) a stage."""
+        """(b, 3, H, W) in 0 … 1 to features, one (b, c, h, w) a stage: those of the decoder, then of the memory."""
+        size = height, width = self.map_size((images.shape[2], images.shape[3]))
         with rounding(self.precision, images.device.type):
             fine = self.encoder.in_parts(images)
-        if self.settings.detail == 1:
-            return fine
-        height, width = self.map_size((images.shape[2], images.shape[3]))
+            if self.settings.detail == 1:
+                return fine
+            if self.settings.two_looks:
+                return [*self.encoder.in_parts(_scaled(images, size)), close_patches(fine)]
         sizes = [(height // stride, width // stride) for stride in self.detector.strides]
         scaled = [_scaled(stage, size) for stage, size in zip(fine, sizes, strict=True)]
         return [*scaled, *fine[-2:]]
 
     def _for_decoder(self, features: list[Tensor]) -> list[Tensor]:
-        """The stages that the decoder takes: where the memory sees more detail, its own two follow them."""
-        return features if self.settings.detail == 1 else features[:-2]
+        """The stages that the decoder takes: where the memory sees more detail, its own follow them."""
+        if self.settings.detail == 1:
+            return features
+        return features[:-1] if self.settings.two_looks else features[:-2]
+
+    def patches(self, features: list[Tensor]) -> list[Tensor]:
+        """The patches (b, h, w, c) that the memory compares, of each look."""
+        return looks_of(features, self.settings.two_looks)
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the anomaly maps of images of this size: what the decoder sees them at."""
@@ -207,7 +216,8 @@ class FittedModel:
         if fusion is None or fusion.decoder.weight > 0:
             decoder_map = self.decoder_map(features, size, class_name)
         if memory is not None and (fusion is None or fusion.memory.weight > 0):
-            memory_map = self.map_of([unusual_patches(memory, patches_of(features))], size)
+            looks = zip(memory, self.patches(features), strict=True)
+            memory_map = self.map_of([unusual_patches(one, patches) for one, patches in looks], size)
         return decoder_map, memory_map
 
     def decoder_map(self, features: list[Tensor], size: tuple[int, int], class_name: str) -> Tensor | None:
@@ -230,7 +240,11 @@ class FittedModel:
         """The product that each image looks like. Where there is only one product, it is that one."""
         if self.recogniser is None:
             return [Recognised(next(iter(self.described), ""), 1.0, True)] * len(features[0])
-        return self.recogniser(signature(features).cpu())
+        return self.recogniser(self.signature(features).cpu())
+
+    def signature(self, features: list[Tensor]) -> Tensor:
+        """(b, s): what the product of each image is recognised by. A close look at it adds nothing."""
+        return signature(features[:-1] if self.settings.two_looks else features)
 
     def for_inference(self, images: int | None = None) -> "FittedModel":
         """This model with a faster encoder: the same scores, but for rounding.
@@ -361,7 +375,10 @@ class FittedModel:
     def to(self, device: str) -> "FittedModel":
         self.encoder.to(device)
         self.detector.to(device)
-        self.memories = {name: Memory(*(part.to(device) for part in one)) for name, one in self.memories.items()}
+        self.memories = {
+            name: tuple(Memory(*(part.to(device) for part in one)) for one in looks)
+            for name, looks in self.memories.items()
+        }
         self.tiles = {
             name: own._replace(memory=Memory(*(part.to(device) for part in own.memory)))
             for name, own in self.tiles.items()
@@ -375,7 +392,7 @@ class FittedModel:
 
 
 def _scaled(stage: Tensor, size: tuple[int, int]) -> Tensor:
-    """A stage (b, c, h, w) at a smaller size, channels last in memory as the encoder gives it."""
+    """A stage or images (b, c, h, w) at a smaller size, channels last in memory as the encoder gives it."""
     scaled = F.interpolate(stage.float(), size=size, mode="bilinear", antialias=True)
     return scaled.contiguous(memory_format=torch.channels_last)
 

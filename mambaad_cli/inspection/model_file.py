@@ -38,9 +38,10 @@ def save(model: FittedModel, path: Path) -> None:
     for i, scales in enumerate(model.statistics.values()):
         for scale, one in enumerate(scales):
             tensors |= {f"statistics.{i}.{scale}.{part}": tensor for part, tensor in one._asdict().items()}
-    for i, memory in enumerate(model.memories.values()):
-        stored = memory._replace(patches=memory.patches.half())
-        tensors |= {f"memory.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
+    for i, looks in enumerate(model.memories.values()):
+        for look, memory in enumerate(looks):
+            stored = memory._replace(patches=memory.patches.half())
+            tensors |= {f"{_look(i, look)}.{part}": tensor for part, tensor in stored._asdict().items()}
     for i, tiles in enumerate(model.tiles.values()):
         stored = tiles.memory._replace(patches=tiles.memory.patches.half())
         tensors |= {f"tiles.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
@@ -103,7 +104,8 @@ def load(path: Path) -> FittedModel:
     try:
         model.statistics = _statistics(facts, tensors)
         for i, name in enumerate(facts.get("memories", [])):
-            model.memories[name] = _memory(f"memory.{i}", tensors)
+            looks = range(2 if model.settings.two_looks else 1)
+            model.memories[name] = tuple(_memory(_look(i, look), tensors) for look in looks)
         for i, (name, fusion) in enumerate(facts.get("tiles", {}).items()):
             both = Fusion(*(Witness(*one) for one in fusion))
             model.tiles[name] = Tiles(_memory(f"tiles.{i}", tensors), tensors[f"tiles.{i}.places"], both)
@@ -118,6 +120,11 @@ def load(path: Path) -> FittedModel:
     except (KeyError, TypeError, ValueError) as error:
         raise MambaADError(f"{path} is damaged: it lacks {error}: fit it anew") from error
     return model
+
+
+def _look(i: int, look: int) -> str:
+    """The prefix of the tensors of one look of the i-th product's memory; files with one look have no number for it."""
+    return f"memory.{i}.{look}" if look else f"memory.{i}"
 
 
 def _described(facts: dict[str, Any]) -> FittedModel:

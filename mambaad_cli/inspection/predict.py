@@ -23,7 +23,7 @@ from mambaad_cli.inspection import heatmap
 from mambaad_cli.inspection.calibration import exceeds
 from mambaad_cli.inspection.exported_model import ExportedModel, Judged
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.recognition import Recognised, signature
+from mambaad_cli.inspection.recognition import Recognised
 from mambaad_cli.inspection.regions import Region, find_regions
 from mambaad_cli.inspection.tiles import photo_map
 
@@ -257,7 +257,7 @@ def _look_of_untold(model: FittedModel, one: Input, distances: bool) -> _Look:
     far = {}
     for place, name in enumerate(model.recogniser.names):
         seen = seen_as(model, one, name)
-        own = model.recogniser.distances(signature(model.features(seen.pixels[None].to(model.device))).cpu())
+        own = model.recogniser.distances(model.signature(model.features(seen.pixels[None].to(model.device))).cpu())
         far[name] = float(own[0, place])
     nearest, second = sorted(far, key=lambda name: far[name])[:2]
     certainty = 1 - far[nearest] / max(far[second], 1e-12)
@@ -291,7 +291,7 @@ def _distances(model: FittedModel, features: list[Tensor], names: Sequence[str])
     if model.recogniser is None:
         return [None] * len(names)
     known = model.recogniser.names
-    rows = model.recogniser.distances(signature(features).cpu())
+    rows = model.recogniser.distances(model.signature(features).cpu())
     return [float(row[known.index(name)]) if name in known else None for row, name in zip(rows, names, strict=True)]
 
 

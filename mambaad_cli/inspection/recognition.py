@@ -51,7 +51,7 @@ class Recogniser(NamedTuple):
 
 
 def signature(features: Sequence[Tensor]) -> Tensor:
-    """(n, s) from (n, c, h, w) a stage: mean and deviation over the positions of the two coarsest stages."""
+    """(n, s) from (n, c, h, w) a stage: mean and deviation over the positions of the last two stages."""
     parts = [part for stage in features[-2:] for part in torch.var_mean(stage.float(), dim=(2, 3))]
     return torch.cat([part.clamp(min=0).sqrt() if i % 2 == 0 else part for i, part in enumerate(parts)], dim=1)
 

@@ -27,7 +27,7 @@ BLOCK = 256  # positions compared with patches at a time: their distances stay i
 
 
 class Memory(NamedTuple):
-    """Good patches of one product, c channels."""
+    """Good patches of one product, c channels, as one look at it shows them."""
 
     mean: Tensor  # (c,)
     whitening: Tensor  # (c, c)
@@ -41,9 +41,28 @@ def patches_of(features: Sequence[Tensor]) -> Tensor:
 
     features: one (b, c, h, w) a stage, finest first; the last two are used, each averaged over 3×3 positions.
     """
-    fine, coarse = (F.avg_pool2d(stage.float(), 3, 1, 1, count_include_pad=False) for stage in features[-2:])
+    fine, coarse = (_averaged(stage) for stage in features[-2:])
     coarse = F.interpolate(coarse, size=fine.shape[2:], mode="bilinear", align_corners=False)
     return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1)
+
+
+def close_patches(features: Sequence[Tensor]) -> Tensor:
+    """Patches (b, c, h, w) at the coarsest stage, with the stage before it: what a close look remembers.
+
+    A quarter of the positions does, because an object covers more of them in larger images.
+    """
+    fine, coarse = (_averaged(stage) for stage in features[-2:])
+    return torch.cat([F.adaptive_avg_pool2d(fine, (coarse.shape[2], coarse.shape[3])), coarse], dim=1)
+
+
+def _averaged(stage: Tensor) -> Tensor:
+    return F.avg_pool2d(stage.float(), 3, 1, 1, count_include_pad=False)
+
+
+def looks_of(features: Sequence[Tensor], two: bool) -> list[Tensor]:
+    """The patches (b, h, w, c) of each look: of the last two stages, or, where the last one holds those of a close
+    look, of the two before it and these."""
+    return [patches_of(features[:-1]), features[-1].permute(0, 2, 3, 1)] if two else [patches_of(features)]
 
 
 def whitening_of(patches: Tensor) -> tuple[Tensor, Tensor]:

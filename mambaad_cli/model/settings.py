@@ -19,8 +19,14 @@ class Settings:
     detail: float = 1.0  # the memory sees images so many times as large as `size`, along a side
     tiles: tuple[int, int] | None = None  # height, width of tiles in which photos are looked at beside the whole
     scale: float = 1.0  # of the photos, before tiles are cut from them
+    looks: int = 1  # of the memory: 2 where it looks both at what the decoder sees and at the larger images
     local_contrast: float = 0.0  # share of its wider surroundings that is taken off a value, see anomaly_map
     own_aspect: bool = False  # each product has a size of its own, with as many pixels as `size` in its images' aspect
+
+    @property
+    def two_looks(self) -> bool:
+        """Whether the memory looks twice: there are no larger images where the detail is 1."""
+        return self.looks > 1 and self.detail != 1
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -34,26 +40,22 @@ def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def seen_by(settings: Settings, evidence: str) -> Settings:
-    """The settings for a model whose map shows `evidence`: one witness alone needs images at its own size only.
+    """The settings for a model whose map shows `evidence`: the decoder alone needs no larger images.
 
     The decoder alone gains nothing from local contrast.
 
-    >>> seen_by(PRESETS["small"], "memory").size, seen_by(PRESETS["small"], "decoder").detail
-    ((384, 384), 1.0)
+    >>> seen_by(PRESETS["small"], "memory").detail, seen_by(PRESETS["small"], "decoder").detail
+    (2.5, 1.0)
     """
-    if evidence == "decoder":
-        settings = replace(settings, local_contrast=0.0)
-    if settings.detail == 1 or evidence == "both":
-        return settings
-    size = scaled_size(settings.size, settings.detail) if evidence == "memory" else settings.size
-    return replace(settings, size=size, detail=1.0)
+    return replace(settings, local_contrast=0.0, detail=1.0) if evidence == "decoder" else settings
 
 
 # Ours for a laptop, the paper's (section 4.1), and the baselines as published
 PRESETS = {
     "small": Settings(
         own_aspect=True,
-        detail=1.5,
+        detail=2.5,
+        looks=2,
         local_contrast=LOCAL_CONTRAST,
         options={"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
     ),

@@ -14,7 +14,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, residual_statistics
 from mambaad_cli.training.features import features_of_pixels
 from mambaad_cli.training.good import GoodImages
-from mambaad_cli.training.memories import SCORED, Remembered, compare, fusion_of, images_to_score, trial_of
+from mambaad_cli.training.memories import FEW, SCORED, Looks, compare, fusion_of, images_to_score, remember, trial_of
 from mambaad_cli.training.recipe import Recipe, RunOptions
 from mambaad_cli.training.splits import evenly_spread, split
 from mambaad_cli.training.tiles import Photos, describe_tiles
@@ -29,7 +29,7 @@ def describe(
     good: GoodImages,
     recipe: Recipe,
     run: RunOptions,
-    memories: Mapping[str, Remembered],
+    memories: Mapping[str, Looks],
     scored: int = SCORED,
 ) -> None:
     """Set what the model knows of good images besides its weights.
@@ -49,7 +49,7 @@ def describe(
     if len(set(good.names)) > 1:
         signatures: dict[int, Tensor] = {}
         for own, batch in good.features.batches(range(len(good.names)), run.device):
-            signatures |= dict(zip(own, recognition.signature(batch).cpu(), strict=True))
+            signatures |= dict(zip(own, model.signature(batch).cpu(), strict=True))
         known = torch.stack([signatures[i] for i in range(len(good.names))])
         model.recogniser = recognition.learn(known, good.names, good.held_out or split(good.names, seed=0)[1])
     scores |= scores_of(model, good, [i for i in good.held_out or good.train if good.names[i] not in scores], run)
@@ -69,7 +69,7 @@ def _describe_class(
     name: str,
     recipe: Recipe,
     run: RunOptions,
-    remembered: Remembered | None,
+    looks: Looks | None,
     scored: int,
 ) -> dict[str, list[float]]:
     """What good images of one class are like to each witness, and how their maps are fused.
@@ -79,13 +79,20 @@ def _describe_class(
     if recipe.distance == "mahalanobis" and recipe.evidence != "memory":
         own = [i for i in good.train if good.names[i] == name]
         model.statistics[name] = statistics_of(model, good, own, recipe, run)
-    if recipe.evidence == "decoder" or remembered is None:
+    if recipe.evidence == "decoder" or looks is None:
         return {}
     wanted = images_to_score(good, name, scored)
     images = wanted or images_to_score(good, name)
-    compared = compare(remembered, good, images, run)
-    model.memories[name] = remembered.memory._replace(expected=compared.expected)
-    trial = trial_of(model, good, images, remembered, compared, recipe, run)
+    own = sorted({*good.train, *good.held_out})
+    known = [i for i in own if good.names[i] == name]
+
+    def anew(without: int) -> Looks:
+        return remember(good, [i for i in known if i != without], len(looks) > 1, recipe, run)
+
+    compared = compare(looks, good, images, run, anew if 1 < len(known) < FEW else None)
+    pairs = zip(looks, compared, strict=True)
+    model.memories[name] = tuple(own.memory._replace(expected=one.expected) for own, one in pairs)
+    trial = trial_of(model, good, images, looks, compared, recipe, run)
     if recipe.evidence == "both":
         model.fusion[name] = fusion_of(trial)
     model.simulated[name] = trial.scored(model.fusion.get(name), model.photo_scale(name))

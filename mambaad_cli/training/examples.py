@@ -15,8 +15,8 @@ from mambaad_cli.data.loading import Box, Input, Wanted, at_size, blank_outside,
 from mambaad_cli.inspection.fitted_model import Example, FittedModel
 from mambaad_cli.training.splits import evenly_spread
 
-EXAMPLES = 32  # at most, of each class, for training, and as many held-out ones
-QUALITY = 92  # of their JPEGs
+EXAMPLES = 20  # at most, of each class, for training, and as many held-out ones
+QUALITY = 82  # of their JPEGs
 
 
 def examples_to_keep(names: Sequence[str], train: Iterable[int], held_out: Iterable[int]) -> list[int]:

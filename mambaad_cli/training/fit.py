@@ -23,7 +23,7 @@ from mambaad_cli.training.examples import example, examples_to_keep, pixels_of, 
 from mambaad_cli.training.features import Features, Views, features_of_examples, features_of_files
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.loop import OnStep, TrainingLoop, fingerprint, recompute_activations
-from mambaad_cli.training.memories import Remembered, remember
+from mambaad_cli.training.memories import Looks, remember
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_of
 from mambaad_cli.training.sizes import median_shape, own_size, shapes_of
@@ -124,7 +124,8 @@ def _teach(
     mark = "" if run.checkpoint is None else fingerprint(model, files, classes, recipe)
     good, readable = _good_images(model, files, classes, recipe, run, progress)
     rehearsed = len(model.examples)
-    good, memories = _remembered(good, [files[i] for i in readable], rehearsed, recipe, run, progress)
+    two = model.settings.two_looks
+    good, memories = _remembered(good, [files[i] for i in readable], rehearsed, two, recipe, run, progress)
     stopped_before = run.resume and run.checkpoint is not None and run.checkpoint.exists()
     if not stopped_before:
         encoded = len(good.names) * good.features.views
@@ -197,24 +198,30 @@ def _good_images(
 
 
 def _remembered(
-    good: GoodImages, files: Sequence[ImageFile], carried: int, recipe: Recipe, run: RunOptions, progress: Progress
-) -> tuple[GoodImages, dict[str, Remembered]]:
+    good: GoodImages,
+    files: Sequence[ImageFile],
+    carried: int,
+    two: bool,
+    recipe: Recipe,
+    run: RunOptions,
+    progress: Progress,
+) -> tuple[GoodImages, dict[str, Looks]]:
     """Build the memories of the images of each class; tell which new images are least like the others, and leave out as
     many as the recipe says."""
     if recipe.evidence == "decoder" and not recipe.drop_suspects:
         return good, {}
-    memories = {name: _memory(good, name, recipe, run) for name in dict.fromkeys(good.names)}
+    memories = {name: _memory(good, name, two, recipe, run) for name in dict.fromkeys(good.names)}
     found = [one for one in suspects_of(good, memories, run) if one.number >= carried]
     dropped = found if recipe.drop_suspects == "auto" else found[: recipe.drop_suspects]
     progress.suspects([(files[one.number - carried], one.oddness, one.place) for one in found], len(dropped))
     left = without(good, [one.number for one in dropped])
     changed = dict.fromkeys(good.names[one.number] for one in dropped)
-    return left, memories | {name: _memory(left, name, recipe, run) for name in changed}
+    return left, memories | {name: _memory(left, name, two, recipe, run) for name in changed}
 
 
-def _memory(good: GoodImages, name: str, recipe: Recipe, run: RunOptions) -> Remembered:
+def _memory(good: GoodImages, name: str, two: bool, recipe: Recipe, run: RunOptions) -> Looks:
     own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
-    return remember(good, own, recipe, run)
+    return remember(good, own, two, recipe, run)
 
 
 def _balanced(train: Sequence[int], carried: int) -> list[int]:
@@ -247,7 +254,7 @@ def _cross_fitted_scores(
     loop: TrainingLoop,
     run: RunOptions,
     progress: Progress,
-    memories: Mapping[str, Remembered],
+    memories: Mapping[str, Looks],
 ) -> dict[str, list[float]]:
     """Scores of all images, by class, each from a model that was trained on the other folds alone.
 

@@ -4,7 +4,7 @@ Letters: n images, m patches, h × w positions of the memory's maps, H × W pixe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -19,8 +19,8 @@ from mambaad_cli.model.memory import (
     Memory,
     distances,
     expected_distances,
+    looks_of,
     memory_of,
-    patches_of,
     spacing_of,
     unusual_patches,
     without_border,
@@ -33,15 +33,16 @@ from mambaad_cli.training.splits import evenly_spread
 CANDIDATES = 30_000  # random good patches of a product that the memory is chosen from
 SCORED = 100  # good images of a product that give its threshold: held-out ones, and learnt ones where these are fewer
 SIMULATED = 50  # defects of a product that tell what is found, and as many that choose how the maps are fused
+FEW = 15  # images of a product, of which each is compared with a memory that was made without it
 LEAST_HELD_OUT = 20  # images for such a choice; else the weights are PRIOR
 WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (2 / 3, 1 / 3), (0.5, 0.5), (1 / 3, 2 / 3), (0.0, 1.0))  # of decoder and memory
-PRIOR = (0.5, 0.5)
+PRIOR = (1 / 3, 2 / 3)  # the decoder and each look of the memory count alike
 DOUBT = 0.006  # of AU-ROC that a one-sided choice must gain for each natural logarithm of the weights' ratio
 Maps: TypeAlias = "tuple[Tensor | None, Tensor]"  # of the decoder, where it has a say, and of the memory
 
 
 class Remembered(NamedTuple):
-    """A memory of some good images, and which image each of its patches is of."""
+    """A memory of one look at some good images, and which image each of its patches is of."""
 
     memory: Memory
     owners: Tensor  # (m,): numbers of images
@@ -60,21 +61,29 @@ class Remembered(NamedTuple):
         return Remembered(self.memory._replace(patches=patches, spacing=spacing_of(patches)), self.owners[:size])
 
 
-def remember(good: GoodImages, images: Sequence[int], recipe: Recipe, run: RunOptions) -> Remembered:
-    """A memory of some images of one class, and of their views where the class shows them any way round."""
+Looks: TypeAlias = tuple[Remembered, ...]
+
+
+def remember(good: GoodImages, images: Sequence[int], two: bool, recipe: Recipe, run: RunOptions) -> Looks:
+    """The memory of each look at some images of one class, and at their views where it shows them any way round.
+
+    two: whether there are two looks, see `looks_of`.
+    """
     generator = torch.Generator().manual_seed(recipe.seed)
     each = -(-CANDIDATES // len(images))
-    candidates, owners = [], []
+    candidates: list[list[Tensor]] = [[] for _ in range(1 + two)]
     for i in images:
         every = recipe.flips or good.names[i] in good.turned
         views = good.features.all_views(i) if every else good.features[torch.tensor([i])]
-        patches = patches_of([stage.to(run.device) for stage in views])
-        flat = _of_interest(patches, good.features, [i] * len(patches))
-        chosen = torch.randperm(len(flat), generator=generator)[:each]
-        candidates.append(flat[chosen])
-        owners += [i] * len(chosen)
-    memory, kept = memory_of(torch.cat(candidates), recipe.memory_size, recipe.seed)
-    return Remembered(memory, torch.tensor(owners)[kept])
+        for own, patches in zip(candidates, looks_of([stage.to(run.device) for stage in views], two), strict=True):
+            flat = _of_interest(patches, good.features, [i] * len(patches))
+            own.append(flat[torch.randperm(len(flat), generator=generator)[:each]])
+    looks = []
+    for own in candidates:
+        memory, kept = memory_of(torch.cat(own), recipe.memory_size, recipe.seed)
+        owners = torch.tensor([i for i, patches in zip(images, own, strict=True) for _ in patches])
+        looks.append(Remembered(memory, owners[kept]))
+    return tuple(looks)
 
 
 def _of_interest(patches: Tensor, features: Features, images: Sequence[int]) -> Tensor:
@@ -84,7 +93,7 @@ def _of_interest(patches: Tensor, features: Features, images: Sequence[int]) -> 
 
 
 class Compared(NamedTuple):
-    """Good images that were compared with the memory of the others, as if they were new."""
+    """One look at good images that were compared with the memory of the others, as if they were new."""
 
     seen: Tensor  # (n, h, w): their distances
     inside: Tensor | None  # (n, h, w) of bool: their regions of interest
@@ -107,14 +116,29 @@ class Compared(NamedTuple):
         return maps if self.inside is None else cold_outside(maps, self.inside)
 
 
-def compare(remembered: Remembered, good: GoodImages, images: Sequence[int], run: RunOptions) -> Compared:
-    """Compare some images of one class each with the patches of the others."""
-    found = []
+def compare(
+    looks: Looks,
+    good: GoodImages,
+    images: Sequence[int],
+    run: RunOptions,
+    anew: Callable[[int], Looks] | None = None,
+) -> list[Compared]:
+    """Compare some images of one class each with the patches of the others, in each look.
+
+    anew: the memory without an image, made as if the image had never been there. Without it, the patches of an image
+    are left out, but it still has a share in the whitening, which shows where the images are FEW.
+    """
+    found: list[list[Tensor]] = [[] for _ in looks]
     for i in images:
-        own = patches_of([stage.to(run.device) for stage in good.features[torch.tensor([i])]])
-        found.append(distances(remembered.without(i), own))
-    seen = torch.cat(found)
-    inside = good.features.inside(images, (seen.shape[1], seen.shape[2]))
+        patches = looks_of([stage.to(run.device) for stage in good.features[torch.tensor([i])]], len(looks) > 1)
+        others = [one.without(i) for one in looks] if anew is None else [one.memory for one in anew(i)]
+        for seen, memory, own in zip(found, others, patches, strict=True):
+            seen.append(distances(memory, own))
+    return [_compared(torch.cat(seen), good.features, images) for seen in found]
+
+
+def _compared(seen: Tensor, features: Features, images: Sequence[int]) -> Compared:
+    inside = features.inside(images, (seen.shape[1], seen.shape[2]))
     if inside is not None:  # outside, what is usual inside
         inside = inside.to(seen.device)
         seen = torch.where(inside, seen, seen[inside].mean())
@@ -155,8 +179,8 @@ def trial_of(
     model: FittedModel,
     good: GoodImages,
     images: Sequence[int],
-    remembered: Remembered,
-    compared: Compared,
+    looks: Looks,
+    compared: Sequence[Compared],
     recipe: Recipe,
     run: RunOptions,
 ) -> Trial:
@@ -168,7 +192,7 @@ def trial_of(
     size = model.map_size(model.size_of(name))
     inside = good.features.inside(images, size)
     decoder = _decoder_maps(model, good.features, images, name, run)
-    memory = _cold(model.map_of([compared.maps], size), inside)
+    memory = _cold(model.map_of([one.maps for one in compared], size), inside)
     held_out = [i for i in good.held_out if good.names[i] == name]
     drawn = simulated_defects(good, held_out, SIMULATED if decoder is None else 2 * SIMULATED, recipe.seed)
     simulated = [one for one, _ in drawn]
@@ -177,9 +201,13 @@ def trial_of(
     numbers = range(len(simulated))
     unusual = memory.new_empty(len(simulated), *size)
     for number, (_, of) in enumerate(drawn):
-        others = remembered.without(*of)._replace(expected=compared.expected_without(images.index(of[0])))
-        own = patches_of([stage.to(run.device) for stage in features[torch.tensor([number])]])
-        unusual[number] = model.map_of([unusual_patches(others, own)], size)[0]
+        here = images.index(of[0])
+        own = model.patches([stage.to(run.device) for stage in features[torch.tensor([number])]])
+        found = [
+            unusual_patches(remembered.without(*of)._replace(expected=one.expected_without(here)), patches)
+            for remembered, one, patches in zip(looks, compared, own, strict=True)
+        ]
+        unusual[number] = model.map_of(found, size)[0]
     defects = _decoder_maps(model, features, numbers, name, run), _cold(unusual, features.inside(numbers, size))
     values = None if decoder is None else _inside(decoder, inside), _inside(memory, inside)
     return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT, values)
@@ -209,10 +237,15 @@ def fusion_of(trial: Trial) -> Fusion:
     def worth(weights: tuple[float, float]) -> float:
         own = _weighted(fusion, weights)
         scores = [_fused(own, trial.good).flatten(1).amax(1), _fused(own, trial.defects).flatten(1).amax(1)[::2]]
-        one_sided = abs(math.log((weights[0] + 0.1) / (weights[1] + 0.1)))
+        one_sided = abs(_odds(weights) - _odds(PRIOR))
         return float(roc_auc_score(labels, torch.cat(scores).cpu())) - DOUBT * one_sided
 
     return _weighted(fusion, max(WEIGHTS, key=worth))
+
+
+def _odds(weights: tuple[float, float]) -> float:
+    """The logarithm of the weights' ratio, finite for one-sided ones too."""
+    return math.log((weights[0] + 0.1) / (weights[1] + 0.1))
 
 
 def _weighted(fusion: Fusion, weights: tuple[float, float]) -> Fusion:

@@ -36,7 +36,7 @@ class Recipe:
     distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
     expected_distance: bool = False  # Mahalanobis distances are divided by their expected value, see anomaly_map
     evidence: Literal["decoder", "memory", "both"] = "decoder"  # that the anomaly map shows
-    memory_size: int = 3000  # patches of each product that the memory keeps
+    memory_size: int = 2000  # patches of each product that the memory keeps in each look
     folds: int = 0  # shorter trainings that give the threshold; 0: some images are held out for it
     drop_suspects: int | Literal["auto"] = (
         0  # images least like the others that are left out; auto: those that look odd
@@ -49,7 +49,7 @@ class Recipe:
         """Steps of a training on this number of images in batches of `batch`.
 
         >>> [RECIPES["small"].steps_for(n, 8) for n in (10, 100, 10**6)], RECIPES["paper"].steps_for(160, 16)
-        ([302, 325, 1000], 10000)
+        ([202, 220, 1000], 10000)
         """
         if self.epochs is not None:
             return math.ceil(self.epochs * images / batch)
@@ -75,8 +75,8 @@ RECIPES: dict[str, Recipe] = {
         batch=8,
         lr=0.004,
         schedule="cosine",
-        steps=300,
-        steps_per_image=0.25,
+        steps=200,
+        steps_per_image=0.2,
         views=500,
         turns=True,
         cut_paste=True,
@@ -85,7 +85,9 @@ RECIPES: dict[str, Recipe] = {
         expected_distance=True,
         evidence="both",
     ),
-    "memory": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory", views=100, turns=True),
+    "memory": Recipe(
+        batch=8, lr=0.001, schedule="constant", evidence="memory", views=100, turns=True, memory_size=3000
+    ),
     "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
     "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
     "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mambaad_cli.training.good import GoodImages
-from mambaad_cli.training.memories import Remembered, compare
+from mambaad_cli.training.memories import Looks, compare
 from mambaad_cli.training.recipe import RunOptions
 
 SIZE = 1000  # patches of the memory that images are compared with
@@ -27,14 +27,14 @@ class Suspect(NamedTuple):
     place: tuple[float, float]  # x, y of its oddest place, in shares of its width and height
 
 
-def suspects_of(good: GoodImages, memories: Mapping[str, Remembered], run: RunOptions) -> list[Suspect]:
+def suspects_of(good: GoodImages, memories: Mapping[str, Looks], run: RunOptions) -> list[Suspect]:
     """The suspects among all images, the oddest first. memories: of the images of each product."""
     found: list[Suspect] = []
     for name in dict.fromkeys(good.names):
         own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
         if len(own) < FEWEST:
             continue
-        maps = compare(memories[name].first(SIZE), good, own, run).maps
+        maps = compare(tuple(one.first(SIZE) for one in memories[name]), good, own, run)[-1].maps
         peaks = maps.flatten(1).amax(1).clamp(min=1e-6).log().cpu().numpy()
         centre = np.median(peaks)
         spread = 1.4826 * np.median(np.abs(peaks - centre)) or 1.0

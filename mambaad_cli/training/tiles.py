@@ -40,7 +40,7 @@ from mambaad_cli.inspection.tiles import (
 from mambaad_cli.model.fusion import Fusion, witness_of
 from mambaad_cli.model.memory import PRIOR, Memory, distances, memory_of
 from mambaad_cli.model.settings import STEP
-from mambaad_cli.training.memories import CANDIDATES, SIMULATED, Remembered
+from mambaad_cli.training.memories import CANDIDATES, SIMULATED, Looks, Remembered
 from mambaad_cli.training.recipe import Recipe
 from mambaad_cli.training.splits import evenly_spread
 
@@ -61,7 +61,7 @@ class Photos(NamedTuple):
     paths: Sequence[Path]  # of all photos
     train: Sequence[int]  # learnt from
     held_out: Sequence[int]  # kept for the threshold
-    whole: Remembered | None = None  # the memory of whole photos, where there is one
+    whole: Looks | None = None  # the memory of whole photos, where there is one
     turned: bool = False  # the product lies any way round
     flips: bool = False  # good parts may be mirrored
 
@@ -116,7 +116,8 @@ def _of_others(model: FittedModel, photos: Photos, tiles: Remembered, i: int) ->
     """The model, and the memory of tiles, without what they remember of one photo."""
     if photos.whole is None:
         return model, tiles.memory
-    memory = photos.whole.without(i)._replace(expected=model.memories[photos.name].expected)
+    looks = zip(photos.whole, model.memories[photos.name], strict=True)
+    memory = tuple(own.without(i)._replace(expected=one.expected) for own, one in looks)
     return replace(model, memories=model.memories | {photos.name: memory}), tiles.without(i)
 
 

@@ -16,7 +16,13 @@ from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.conftest import TINY, picture
 
 WHOLE = Settings(
-    "mambaad", "test_resnet", (96, 64), options=TINY | {"local_branches": False}, detail=1.5, local_contrast=0.4
+    "mambaad",
+    "test_resnet",
+    (96, 64),
+    options=TINY | {"local_branches": False},
+    detail=1.5,
+    looks=2,
+    local_contrast=0.4,
 )
 
 

@@ -24,6 +24,7 @@ from tests.export.conftest import WHOLE
 DECODER: dict[str, Any] = {"evidence": "decoder", "distance": "published"}
 KINDS: dict[str, tuple[Settings, dict[str, Any]]] = {
     "whole": (WHOLE, {"memory_size": 700}),
+    "one look": (replace(WHOLE, looks=1), {"memory_size": 700}),
     "decoder": (
         Settings("mambaad", "test_resnet", (64, 48), letterbox=True, options=TINY | {"order": "hilbert"}),
         {"evidence": "decoder"},

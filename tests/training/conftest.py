@@ -55,6 +55,7 @@ def run(goods: Path, weights: Path) -> Callable[..., FittedModel]:
         files: list[ImageFile] | None = None,
         letterbox: bool = False,
         drop_path: float = 0.0,
+        two_looks: bool = False,
         on_step: Callable[..., None] = lambda *_: None,
         on_unreadable: Callable[[ImageError], None] = lambda error: None,
         **choices: Any,
@@ -63,7 +64,10 @@ def run(goods: Path, weights: Path) -> Callable[..., FittedModel]:
         options = RunOptions(**{"encoder_weights": weights} | {k: v for k, v in choices.items() if k in OPTIONS})
         recipe = tiny_recipe(**{k: v for k, v in choices.items() if k not in OPTIONS})
         classes = [file.group or "part" for file in files]
-        return fit(files, classes, tiny_settings(letterbox, drop_path), recipe, options, Told(on_step, on_unreadable))
+        settings = tiny_settings(letterbox, drop_path)
+        if two_looks:
+            settings = replace(settings, size=(160, 160), detail=2.5, looks=2)
+        return fit(files, classes, settings, recipe, options, Told(on_step, on_unreadable))
 
     return fitted
 

@@ -185,14 +185,23 @@ def test_features_are_those_of_the_encoder_in_the_order_of_the_images(
 
 
 @pytest.mark.parametrize("letterbox", [False, True])
-@pytest.mark.parametrize("evidence", ["decoder", "memory", "both"])
+@pytest.mark.parametrize(
+    ("evidence", "two_looks"),
+    [("decoder", False), ("memory", False), ("memory", True), ("both", False), ("both", True)],
+)
 def test_the_scores_behind_the_threshold_are_those_that_score_gives(
-    run: Callable[..., FittedModel], goods: Path, letterbox: bool, evidence: str, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., FittedModel],
+    goods: Path,
+    letterbox: bool,
+    evidence: str,
+    two_looks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """But for the image's own patches, which are left out of the memory behind the threshold."""
     monkeypatch.setattr(Remembered, "without", lambda remembered, *_: remembered.memory)
     monkeypatch.setattr(Compared, "expected_without", lambda compared, _: compared.expected)
-    model = run(letterbox=letterbox, evidence=evidence)
+    monkeypatch.setattr(describe, "FEW", 0)
+    model = run(letterbox=letterbox, evidence=evidence, two_looks=two_looks)
     scored = [(one.class_name, one.score) for one in predict(model, images.find([goods]))]
     for name, scores in model.scores.items():
         assert len(scores) == (1 if evidence == "decoder" else 6)
@@ -528,7 +537,7 @@ def test_a_model_carries_images_as_the_encoder_saw_them(run: Callable[..., Fitte
     first = model.examples[0]
     learnt = split(["bolt"] * 6 + ["nut"] * 6, 42)[0][0]
     pixels, box = images.letterbox(images.read(goods / "bolt" / f"{learnt}.png"), model.settings.size)
-    assert (pixels_of(first, (64, 64)) - pixels).abs().mean() < 0.01  # kept as a JPEG
+    assert (pixels_of(first, (64, 64)) - pixels).abs().mean() < 0.015  # kept as a JPEG
     assert first.box == box
     assert not run(keep_examples=False).examples
 

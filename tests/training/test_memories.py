@@ -15,7 +15,7 @@ from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import PredictOptions, predict
 from mambaad_cli.model.memory import memory_of, spacing_of
-from mambaad_cli.training import memories
+from mambaad_cli.training import describe, memories
 from mambaad_cli.training.fit import add, fit
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.memories import PRIOR, WEIGHTS, Remembered, Trial, fusion_of, images_to_score
@@ -40,11 +40,13 @@ def many(tmp_path: Path) -> Path:
     return tmp_path / "many"
 
 
+@pytest.mark.parametrize("two_looks", [False, True])
 def test_a_model_with_both_witnesses_is_the_same_after_it_was_saved(
-    run: Callable[..., FittedModel], goods: Path, tmp_path: Path
+    run: Callable[..., FittedModel], goods: Path, tmp_path: Path, two_looks: bool
 ) -> None:
-    model = run(**BOTH)
+    model = run(two_looks=two_looks, **BOTH)
     assert set(model.memories) == set(model.fusion) == set(model.statistics) == {"bolt", "nut"}
+    assert {len(looks) for looks in model.memories.values()} == {1 + two_looks}
     model.save(tmp_path / "m.safetensors")
     again = model_file.load(tmp_path / "m.safetensors")
     found = [[one.score for one in predict(each, images.find([goods]))] for each in (model, again)]
@@ -107,6 +109,19 @@ def test_each_good_image_is_scored_as_if_it_were_new(run: Callable[..., FittedMo
     assert median(model.scores["part"]) > 1.2 * median(known)
 
 
+def test_few_images_are_compared_with_a_memory_that_was_made_without_them(
+    run: Callable[..., FittedModel], many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise their own share in the whitening would make them look usual."""
+    files = images.find([many])[:5]
+    exact = run(files, evidence="memory", memory_size=2000)
+    monkeypatch.setattr(describe, "FEW", 0)
+    shared = run(files, evidence="memory", memory_size=2000)
+    assert len(exact.scores["part"]) == len(shared.scores["part"]) == 5
+    expected = [float(one.memories["part"][0].expected.mean()) for one in (exact, shared)]
+    assert expected[0] > 1.05 * expected[1]
+
+
 def test_a_product_of_one_image_has_no_threshold_of_its_own(run: Callable[..., FittedModel], goods: Path) -> None:
     files = [file for file in images.find([goods]) if file.group == "nut" or file.path.name == "0.png"]
     model = run(files, **BOTH)
@@ -125,10 +140,10 @@ def test_the_witness_that_sees_the_defects_gets_the_weight() -> None:
     torch.manual_seed(1)
     good = (torch.rand(20, 4, 4), torch.rand(20, 4, 4))
     blind, seeing = torch.rand(20, 4, 4), torch.rand(20, 4, 4)
-    seeing[:, 1, 1] = 5.0
+    seeing[:, 1, 1] = 1.2
     simulated = [Simulated(torch.zeros(3, 4, 4), "spot", 2.0)] * 20
-    assert fusion_of(Trial(good, (seeing, blind), simulated, True, good)).decoder.weight >= 0.5
-    assert fusion_of(Trial(good, (blind, seeing), simulated, True, good)).memory.weight >= 0.5
+    assert fusion_of(Trial(good, (seeing, blind), simulated, True, good)).decoder.weight > PRIOR[0]
+    assert fusion_of(Trial(good, (blind, seeing), simulated, True, good)).memory.weight > PRIOR[1]
     undecided = fusion_of(Trial(good, (blind, seeing), simulated, False, good))
     assert (undecided.decoder.weight, undecided.memory.weight) == PRIOR
 
@@ -147,12 +162,15 @@ def test_a_memory_alone_needs_no_training(goods: Path, weights: Path) -> None:
     assert all(one.score is not None and one.score > 0 for one in predict(model, files))
 
 
-def test_products_of_different_shapes_have_sizes_of_their_own_in_one_model(tmp_path: Path, weights: Path) -> None:
+@pytest.mark.parametrize("looks", [1, 2])
+def test_products_of_different_shapes_have_sizes_of_their_own_in_one_model(
+    tmp_path: Path, weights: Path, looks: int
+) -> None:
     for i in range(6):
         images.write(tmp_path / "in" / "wide" / f"{i}.png", picture(i, 40, 160))
         images.write(tmp_path / "in" / "tall" / f"{i}.png", picture(50 + i, 160, 40))
     files = images.find([tmp_path / "in"])
-    settings = replace(tiny_settings(), own_aspect=True, detail=1.5)
+    settings = replace(tiny_settings(), own_aspect=True, detail=1.5, looks=looks)
     options = RunOptions(encoder_weights=weights)
     model = fit(files, [file.group for file in files], settings, tiny_recipe(**BOTH), options)
     assert model.sizes == {"tall": (192, 96), "wide": (96, 192)}  # 1.5 times 128 and 64, the least of a side
