@@ -154,22 +154,28 @@ class FittedModel:
 
     def features(self, images: Tensor) -> list[Tensor]:
         """(b, 3, H, W) in 0 … 1 to features, one (b, c, h, w) a stage: those of the decoder, then of the memory."""
+        far = self.far_features(images)
+        return [*far, self.close_look(images)] if self.settings.two_looks else far
+
+    def far_features(self, images: Tensor) -> list[Tensor]:
+        """The same without what a second, close look sees."""
         size = height, width = self.map_size((images.shape[2], images.shape[3]))
         with rounding(self.precision, images.device.type):
-            fine = self.encoder.in_parts(images)
-            if self.settings.detail == 1:
-                return fine
-            if self.settings.two_looks:
-                return [*self.encoder.in_parts(_scaled(images, size)), close_patches(fine)]
+            found = self.encoder.in_parts(_scaled(images, size) if self.settings.two_looks else images)
+        if self.settings.detail == 1 or self.settings.two_looks:
+            return found
         sizes = [(height // stride, width // stride) for stride in self.detector.strides]
-        scaled = [_scaled(stage, size) for stage, size in zip(fine, sizes, strict=True)]
-        return [*scaled, *fine[-2:]]
+        scaled = [_scaled(stage, size) for stage, size in zip(found, sizes, strict=True)]
+        return [*scaled, *found[-2:]]
+
+    def close_look(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) in 0 … 1 to the patches (b, c, h, w) of a close look."""
+        with rounding(self.precision, images.device.type):
+            return close_patches(self.encoder.in_parts(images))
 
     def _for_decoder(self, features: list[Tensor]) -> list[Tensor]:
         """The stages that the decoder takes: where the memory sees more detail, its own follow them."""
-        if self.settings.detail == 1:
-            return features
-        return features[:-1] if self.settings.two_looks else features[:-2]
+        return features[: len(self.detector.strides)]
 
     def patches(self, features: list[Tensor]) -> list[Tensor]:
         """The patches (b, h, w, c) that the memory compares, of each look."""

@@ -23,7 +23,7 @@ from mambaad_cli.inspection.recognition import Recogniser
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.fusion import Fusion, Witness
-from mambaad_cli.model.memory import Memory
+from mambaad_cli.model.memory import Memory, restored, stored
 from mambaad_cli.model.settings import Settings
 
 FORMAT = 2  # of the file; newer formats are refused
@@ -40,11 +40,9 @@ def save(model: FittedModel, path: Path) -> None:
             tensors |= {f"statistics.{i}.{scale}.{part}": tensor for part, tensor in one._asdict().items()}
     for i, looks in enumerate(model.memories.values()):
         for look, memory in enumerate(looks):
-            stored = memory._replace(patches=memory.patches.half())
-            tensors |= {f"{_look(i, look)}.{part}": tensor for part, tensor in stored._asdict().items()}
+            tensors |= _parts(_look(i, look), memory)
     for i, tiles in enumerate(model.tiles.values()):
-        stored = tiles.memory._replace(patches=tiles.memory.patches.half())
-        tensors |= {f"tiles.{i}.{part}": tensor for part, tensor in stored._asdict().items()}
+        tensors |= _parts(f"tiles.{i}", tiles.memory)
         tensors[f"tiles.{i}.places"] = tiles.expected
     if model.recogniser is not None:
         tensors |= {"recogniser.means": model.recogniser.means, "recogniser.precision": model.recogniser.precision}
@@ -153,9 +151,17 @@ def _described(facts: dict[str, Any]) -> FittedModel:
     return model
 
 
+def _parts(name: str, memory: Memory) -> dict[str, Tensor]:
+    """The tensors of a memory. Its patches are 8-bit integers, which halves a file."""
+    integers, steps = stored(memory.patches)
+    parts = memory._asdict() | {"patches": integers, "steps": steps}
+    return {f"{name}.{part}": tensor for part, tensor in parts.items()}
+
+
 def _memory(name: str, tensors: dict[str, Tensor]) -> Memory:
-    parts = (tensors[f"{name}.{part}"] for part in Memory._fields)
-    return Memory(*(part.float() if part.is_floating_point() else part for part in parts))
+    memory = Memory(*(tensors[f"{name}.{part}"] for part in Memory._fields))
+    steps = tensors.get(f"{name}.steps")  # earlier files keep patches in half precision
+    return memory._replace(patches=memory.patches.float() if steps is None else restored(memory.patches, steps))
 
 
 def _statistics(facts: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, list[ResidualStatistics]]:

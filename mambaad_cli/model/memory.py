@@ -23,6 +23,7 @@ NEIGHBOURS = 5  # nearest patches whose distances are averaged
 SPACED = 3  # nearest patches of the memory that tell how densely it lies
 PRIOR = 4.0  # images that the mean over all positions counts as, beside those seen at a position
 DEALT = 8  # values of a row in one column while the smallest are searched
+STEPS = 127  # of 8-bit integers, on either side of zero
 BLOCK = 256  # positions compared with patches at a time: their distances stay in the cache
 
 
@@ -98,8 +99,25 @@ def memory_of(patches: Tensor, size: int, seed: int) -> tuple[Memory, Tensor]:
     mean, whitening = whitening_of(patches)
     white = (patches - mean) @ whitening
     chosen = k_centre(white, size, seed)
-    kept = white[chosen].half().float()  # as they are stored
+    kept = restored(*stored(white[chosen]))
     return Memory(mean, whitening, kept, spacing_of(kept), torch.ones(1, 1).to(kept)), chosen
+
+
+def stored(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Patches (m, c) as a file keeps them: 8-bit integers (m, c), and the step (m, 1) of each patch.
+
+    What was stored once is stored again without loss, because a step has few binary digits.
+
+    >>> restored(*stored(torch.tensor([[1.0, -0.5, 0.0]])))
+    tensor([[ 1.0000, -0.5040,  0.0000]])
+    """
+    steps = (patches.abs().amax(1, keepdim=True) / STEPS).clamp(min=1e-6).half()
+    return (patches / steps.float()).round().clamp(-STEPS, STEPS).to(torch.int8), steps
+
+
+def restored(integers: Tensor, steps: Tensor) -> Tensor:
+    """The patches (m, c) that were stored."""
+    return integers.float() * steps.float()
 
 
 def spacing_of(patches: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def statistics_of(
                 present.append(i)
                 yield nudged(pixels, i)
 
-    unseen = features_of_pixels(model, views(), len(some), run)
+    unseen = features_of_pixels(model, views(), len(some), run, for_memory=False)
     unseen.insides = [good.features.insides[i] for i in present]
     size = model.map_size(model.size_of(good.names[chosen[0]]))
 

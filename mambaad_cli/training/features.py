@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,15 +37,40 @@ class Views(NamedTuple):
     flips: bool = False
     turned: frozenset[str] = frozenset()  # classes whose views are rotated by any angle
 
+    def remembered(self, name: str) -> int:
+        """How many views of an image of a class a memory remembers: the image alone, or all where they show the part as
+        new photos may."""
+        return self.number if self.flips or name in self.turned else 1
+
 
 class Group(NamedTuple):
     """Features of the images that the model sees at one size.
 
     stages   (m · views, h, w, c) each: of each of m images itself, then of its moved views
+    close    (r, h, w, c): what a close look sees of each image itself, then of the views that a memory remembers
     """
 
     stages: list[Tensor]
     members: list[int]  # the images' numbers, in the order of the stages
+    remembered: list[int]  # views of each, itself among them, that a memory remembers
+    close: Tensor | None = None  # where the model looks closely too
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The sides of all maps."""
+        maps = self.stages if self.close is None else [*self.stages, self.close]
+        return tuple(side for one in maps for side in one.shape[1:3])
+
+    def and_those_of(self, other: "Group", first: int) -> "Group":
+        """These images, then the other's, whose numbers begin with `first`."""
+        stages = [_joined(own, new) for own, new in zip(self.stages, other.stages, strict=True)]
+        close = None if self.close is None or other.close is None else _joined(self.close, other.close)
+        members = self.members + [first + i for i in other.members]
+        return Group(stages, members, self.remembered + other.remembered, close)
+
+
+def _joined(own: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([own.to(new.dtype), new])
 
 
 class Features:
@@ -66,20 +92,25 @@ class Features:
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
+        self._close_row_of: dict[int, int] = {}
+        for group in self.groups:
+            rows = accumulate(group.remembered, initial=0)
+            self._close_row_of |= dict(zip(group.members, rows, strict=False))
 
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
         """Those of some images of one size: one (b, c, h, w) a stage, channels last in memory, float32."""
-        return self._rows(chosen, torch.zeros_like(chosen))
+        return self._looks(chosen, torch.zeros_like(chosen))
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
-        """The same, of a view of each at random."""
+        """The same for the decoder, of a view of each at random."""
         return self._rows(
             chosen, torch.randint(self.views, chosen.shape) if self.views > 1 else torch.zeros_like(chosen)
         )
 
-    def all_views(self, image: int) -> list[Tensor]:
-        """Those of one image and its moved views: one (views, c, h, w) a stage."""
-        return self._rows(torch.full((self.views,), image), torch.arange(self.views))
+    def remembered_views(self, image: int) -> list[Tensor]:
+        """Those of one image and of its moved views that a memory remembers: one (v, c, h, w) a stage."""
+        views = self.groups[self.group_of[image]].remembered[self._row_of[image]]
+        return self._looks(torch.full((views,), image), torch.arange(views))
 
     def batches(self, chosen: Sequence[int], device: str) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Some images and their features, a batch of one size at a time, on the device."""
@@ -92,16 +123,13 @@ class Features:
     def and_those_of(self, others: "Features") -> "Features":
         """These features, then the others', whose images are numbered on; groups of the same grids become one."""
         first = len(self.boxes)
-        groups = {_grid(group): group for group in self.groups}
+        groups = {group.grid: group for group in self.groups}
         for group in others.groups:
-            members = [first + i for i in group.members]
-            known = groups.get(_grid(group))
+            known = groups.get(group.grid)
             if known is None:
-                groups[_grid(group)] = Group(group.stages, members)
+                groups[group.grid] = group._replace(members=[first + i for i in group.members])
             else:
-                pairs = zip(known.stages, group.stages, strict=True)
-                stages = [torch.cat([own.to(other.dtype), other]) for own, other in pairs]
-                groups[_grid(group)] = Group(stages, known.members + members)
+                groups[group.grid] = known.and_those_of(group, first)
         boxes, insides = [*self.boxes, *others.boxes], [*self.insides, *others.insides]
         return Features(list(groups.values()), boxes, others.views, insides, [*self.photos, *others.photos])
 
@@ -117,11 +145,18 @@ class Features:
         images = chosen.tolist()
         group = self.groups[self.group_of[images[0]]]
         rows = torch.tensor([self._row_of[i] for i in images]) * self.views + view
-        return [stage[rows].float().permute(0, 3, 1, 2) for stage in group.stages]
+        return [_of_rows(stage, rows) for stage in group.stages]
+
+    def _looks(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
+        images, found = chosen.tolist(), self._rows(chosen, view)
+        close = self.groups[self.group_of[images[0]]].close
+        if close is None:
+            return found
+        return [*found, _of_rows(close, torch.tensor([self._close_row_of[i] for i in images]) + view)]
 
 
-def _grid(group: Group) -> tuple[int, ...]:
-    return tuple(side for stage in group.stages for side in stage.shape[1:3])
+def _of_rows(stage: Tensor, rows: Tensor) -> Tensor:
+    return stage[rows].float().permute(0, 3, 1, 2)
 
 
 def features_of_files(
@@ -169,7 +204,7 @@ def _encode_files(
             continue
         turned = classes[i] in views.turned
         own = with_moved(one.pixels, views.number, len(readable) + 1, views.flips, turned)
-        encoders[sizes[i]].add(own, len(readable))
+        encoders[sizes[i]].add(own, len(readable), views.remembered(classes[i]))
         readable.append(i)
         boxes.append(one.box)
         insides.append(None if one.inside is None else at_size(one.inside, model.map_size(sizes[i])))
@@ -187,17 +222,20 @@ def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> F
     photos: list[PhotoStatistics] = []
     for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
         turned, pixels = one.class_name in views.turned, pixels_of(one, size)
-        encoders[size].add(with_moved(pixels, views.number, i, views.flips, turned), i)
+        moved = with_moved(pixels, views.number, i, views.flips, turned)
+        encoders[size].add(moved, i, views.remembered(one.class_name))
         photos.append(photo_statistics(within(pixels, boxes[i])))
     return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, insides, photos)
 
 
-def features_of_pixels(model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions) -> Features:
-    """Features of at most so many pictures (3, H, W) of one size."""
+def features_of_pixels(
+    model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions, for_memory: bool = True
+) -> Features:
+    """Features of at most so many pictures (3, H, W) of one size, or only what the decoder sees of them."""
     encoding = _Encoding(model, most, run)
     count = 0
     for picture in pictures:
-        encoding.add([picture], count)
+        encoding.add([picture], count, int(for_memory))
         count += 1
     return Features([encoding.group()], [None] * count)
 
@@ -206,33 +244,56 @@ class _Encoding:
     """Pictures of one size on their way through the encoder, a few at a time, into a cache for at most so many."""
 
     def __init__(self, model: FittedModel, most: int, run: RunOptions) -> None:
-        self.model, self.most, self.run = model.for_inference(), most, run
-        self.waiting: list[Tensor] = []
+        model = model.for_inference()
         self.members: list[int] = []
-        self.stages: list[Tensor] = []
-        self.done = 0
+        self.remembered: list[int] = []
+        self.all = _Encoded(model.far_features, most, run)
+        self.close = (
+            _Encoded(lambda pixels: [model.close_look(pixels)], most, run) if model.settings.two_looks else None
+        )
 
-    def add(self, pictures: Iterable[Tensor], member: int) -> None:
-        """The views (3, H, W) of one image."""
+    def add(self, pictures: Iterable[Tensor], member: int, remembered: int = 1) -> None:
+        """The views (3, H, W) of one image, of which a memory remembers the first ones, or none."""
         self.members.append(member)
-        for picture in pictures:
-            self.waiting.append(picture)
-            if len(self.waiting) == ENCODED:
-                self._encode()
+        self.remembered.append(remembered)
+        for view, picture in enumerate(pictures):
+            self.all.add(picture)
+            if self.close is not None and view < remembered:
+                self.close.add(picture)
 
     def group(self) -> Group:
         """What was encoded."""
+        close = [] if self.close is None else self.close.finished()
+        return Group(self.all.finished(), self.members, self.remembered, close[0] if close else None)
+
+
+class _Encoded:
+    """Maps (n, h, w, c) of at most so many pictures, which are encoded a few at a time."""
+
+    def __init__(self, encode: Callable[[Tensor], list[Tensor]], most: int, run: RunOptions) -> None:
+        self.encode, self.most, self.run = encode, most, run
+        self.waiting: list[Tensor] = []
+        self.maps: list[Tensor] = []
+        self.done = 0
+
+    def add(self, picture: Tensor) -> None:
+        self.waiting.append(picture)
+        if len(self.waiting) == ENCODED:
+            self._encode()
+
+    def finished(self) -> list[Tensor]:
+        """The maps of all pictures."""
         if self.waiting:
             self._encode()
-        return Group([stage[: self.done] for stage in self.stages], self.members)
+        return [one[: self.done] for one in self.maps]
 
     @torch.inference_mode()
     def _encode(self) -> None:
         pixels = torch.stack(self.waiting).to(self.run.device)
-        maps = [stage.permute(0, 2, 3, 1) for stage in self.model.features(pixels)]
-        self.stages = self.stages or _room(self.most, [tuple(found.shape[1:]) for found in maps], self.run)
-        for stage, found in zip(self.stages, maps, strict=True):
-            stage[self.done : self.done + len(found)] = found
+        maps = [one.permute(0, 2, 3, 1) for one in self.encode(pixels)]
+        self.maps = self.maps or _room(self.most, [tuple(found.shape[1:]) for found in maps], self.run)
+        for own, found in zip(self.maps, maps, strict=True):
+            own[self.done : self.done + len(found)] = found
         self.done += len(self.waiting)
         self.waiting = []
 

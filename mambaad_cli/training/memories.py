@@ -73,9 +73,8 @@ def remember(good: GoodImages, images: Sequence[int], two: bool, recipe: Recipe,
     each = -(-CANDIDATES // len(images))
     candidates: list[list[Tensor]] = [[] for _ in range(1 + two)]
     for i in images:
-        every = recipe.flips or good.names[i] in good.turned
-        views = good.features.all_views(i) if every else good.features[torch.tensor([i])]
-        for own, patches in zip(candidates, looks_of([stage.to(run.device) for stage in views], two), strict=True):
+        views = [stage.to(run.device) for stage in good.features.remembered_views(i)]
+        for own, patches in zip(candidates, looks_of(views, two), strict=True):
             flat = _of_interest(patches, good.features, [i] * len(patches))
             own.append(flat[torch.randperm(len(flat), generator=generator)[:each]])
     looks = []
@@ -122,17 +121,19 @@ def compare(
     images: Sequence[int],
     run: RunOptions,
     anew: Callable[[int], Looks] | None = None,
+    closest: bool = False,
 ) -> list[Compared]:
-    """Compare some images of one class each with the patches of the others, in each look.
+    """Compare some images of one class each with the patches of the others, in each look, or in the closest one alone.
 
     anew: the memory without an image, made as if the image had never been there. Without it, the patches of an image
     are left out, but it still has a share in the whitening, which shows where the images are FEW.
     """
-    found: list[list[Tensor]] = [[] for _ in looks]
+    first = len(looks) - 1 if closest else 0
+    found: list[list[Tensor]] = [[] for _ in looks[first:]]
     for i in images:
         patches = looks_of([stage.to(run.device) for stage in good.features[torch.tensor([i])]], len(looks) > 1)
         others = [one.without(i) for one in looks] if anew is None else [one.memory for one in anew(i)]
-        for seen, memory, own in zip(found, others, patches, strict=True):
+        for seen, memory, own in zip(found, others[first:], patches[first:], strict=True):
             seen.append(distances(memory, own))
     return [_compared(torch.cat(seen), good.features, images) for seen in found]
 

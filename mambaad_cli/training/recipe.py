@@ -36,7 +36,7 @@ class Recipe:
     distance: Literal["published", "mahalanobis"] = "published"  # the distance that the anomaly map measures
     expected_distance: bool = False  # Mahalanobis distances are divided by their expected value, see anomaly_map
     evidence: Literal["decoder", "memory", "both"] = "decoder"  # that the anomaly map shows
-    memory_size: int = 2000  # patches of each product that the memory keeps in each look
+    memory_size: int = 3000  # patches of each product that the memory keeps in each look
     folds: int = 0  # shorter trainings that give the threshold; 0: some images are held out for it
     drop_suspects: int | Literal["auto"] = (
         0  # images least like the others that are left out; auto: those that look odd

@@ -34,7 +34,8 @@ def suspects_of(good: GoodImages, memories: Mapping[str, Looks], run: RunOptions
         own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
         if len(own) < FEWEST:
             continue
-        maps = compare(tuple(one.first(SIZE) for one in memories[name]), good, own, run)[-1].maps
+        looks = tuple(one.first(SIZE) for one in memories[name])
+        maps = compare(looks, good, own, run, closest=True)[0].maps
         peaks = maps.flatten(1).amax(1).clamp(min=1e-6).log().cpu().numpy()
         centre = np.median(peaks)
         spread = 1.4826 * np.median(np.abs(peaks - centre)) or 1.0

@@ -13,7 +13,9 @@ from mambaad_cli.model.memory import (
     k_centre,
     memory_of,
     patches_of,
+    restored,
     smallest,
+    stored,
     unusual_patches,
     whitening_of,
 )
@@ -95,3 +97,11 @@ def test_the_smallest_values_are_those_of_topk(rows: int, m: int) -> None:
     wanted = values.topk(min(5, m), dim=1, largest=False)
     assert torch.equal(found, wanted.values)
     assert torch.equal(values.gather(1, places), found)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-8, 0.01, 1.0, 300.0])
+def test_patches_that_were_stored_are_stored_again_without_loss(size: float) -> None:
+    patches = size * torch.randn(50, 12)
+    kept = restored(*stored(patches))
+    assert torch.equal(kept, restored(*stored(kept)))
+    assert float((kept - patches).abs().max()) <= max(size * 4.0 / 127, 1e-6)
