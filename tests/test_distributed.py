@@ -42,6 +42,7 @@ if os.environ["RANK"] == "0":
 """
 RUNS: dict[str, dict[str, Any]] = {
     "mambaad": {"options": TINY | {"drop_path": 0.5, "loss": "mse"}, "lr": 0.005},
+    "tiles": {"options": TINY, "lr": 0.005, "tiles": (128, 128)},
     "uniad": {"options": {"grid": (4, 4), "width": 16, "layers": 1, "heads": 2, "hidden": 16}, "lr": 1e-3},
 }
 
@@ -49,9 +50,17 @@ RUNS: dict[str, dict[str, Any]] = {
 def losses(name: str, weights: Path, goods: Path, model: Path) -> list[float]:
     """The loss curve of four steps on batches of five; the fitted model is saved where it is calibrated."""
     files = images.find([goods])
-    settings = Settings(name, "test_resnet", (64, 64), False, RUNS[name]["options"])
-    recipe = RECIPES["small" if name == "mambaad" else name]
-    recipe = replace(recipe, epochs=2, batch=5, lr=RUNS[name]["lr"], views=0)
+    own = RUNS[name]
+    detector = "uniad" if name == "uniad" else "mambaad"
+    settings = Settings(detector, "test_resnet", (64, 64), False, own["options"], tiles=own.get("tiles"))
+    recipe = replace(
+        RECIPES["uniad" if name == "uniad" else "small"],
+        epochs=2,
+        batch=5,
+        lr=own["lr"],
+        views=0,
+        memory_size=100,
+    )
     told: list[float] = []
     progress = Told(lambda step, steps, loss, images: told.append(loss))
     fitted = fit(files, [file.group for file in files], settings, recipe, RunOptions(encoder_weights=weights), progress)
@@ -87,6 +96,9 @@ def test_two_processes_learn_as_one_does(name: str, goods: Path, weights: Path, 
     assert len(expected) == 4
     assert json.loads((tmp_path / "two" / "losses.json").read_text()) == pytest.approx(expected, rel=1e-5)
     assert list(load_file(tmp_path / "two" / name)) == list(load_file(tmp_path / name))
+    two, one = (model_file.read_facts(path) for path in (tmp_path / "two" / name, tmp_path / name))
+    assert two["tiles"].keys() == one["tiles"].keys()
+    assert [len(own) for own in two["scores"].values()] == [len(own) for own in one["scores"].values()]
 
 
 def test_two_processes_score_as_one_does(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import app, examples
-from mambaad_cli.cli.options import DEFAULT_MODEL, ClassName
+from mambaad_cli.cli.options import DEFAULT_MODEL, ClassName, RoiDir
 from mambaad_cli.cli.output import check_writable, warn
 from mambaad_cli.files import shown
 
@@ -36,13 +36,15 @@ def export(
     tolerance: Annotated[
         float, typer.Option(min=0.0, help="Largest relative difference of scores and maps that is accepted.")
     ] = 1e-3,
+    roi_dir: RoiDir = None,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Compare nothing. The file may score differently.")
     ] = False,
 ) -> None:
     """Write the model for another runtime, and prove that it scores the same; otherwise no file is left.
 
-    Where the products have several sizes, each gets a file of its own; --class chooses one of them.
+    Where the products have several sizes, regions of interest or tiles, each gets a file of its own; --class chooses
+    one of them.
     """
     from mambaad_cli.export import write
 
@@ -55,6 +57,7 @@ def export(
     check_writable(output)
     fitted = running.load_model(model, "cpu", runtime="torch")
     running.refuse_exported(fitted, model)
+    fitted.masks = running.masks_in(roi_dir)
     options = write.ExportOptions(class_name, image, check, not no_check, tolerance, format)
 
     def doing(what: str) -> None:
@@ -62,8 +65,8 @@ def export(
             typer.echo(f"  {what}", err=True)
 
     for path, products, (height, width), agreement in write.export(fitted, model, output, options, doing):
-        parts = [path] if format == "onnx" else [path, path.with_suffix(".bin")]
-        megabytes = sum(part.stat().st_size for part in parts) / 1e6
+        endings = write.endings(fitted, format)
+        megabytes = sum(path.with_suffix(ending).stat().st_size for ending in endings) / 1e6
         typer.echo(
             f"{shown(path)}: {', '.join(products) or 'any product'}, images {width}x{height}, {megabytes:.1f} MB"
         )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data import roi
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, placed
 from mambaad_cli.inspection.exported_model import ExportedModel
@@ -99,11 +100,11 @@ def compare(model: FittedModel, exported: ExportedModel, files: Sequence[ImageFi
     def examples() -> Iterator[Given]:
         for one, name in zip(own, told, strict=True):
             size = exported.settings.size
-            pixels = (pixels_of(one, size) * 255).round().clamp(0, 255) / 255
-            picture = np.zeros((*size, 0), np.uint8)  # only its size matters
-            region = model.rois.get(one.class_name)
+            pixels = (pixels_of(one, size) * 255).round().clamp(0, 255)
+            picture = pixels.byte().permute(1, 2, 0).contiguous().numpy()  # where there are tiles, they are cut from it
+            region = None if one.inside is None else roi.decoded(one.inside.numpy())
             inside = None if region is None else placed(region, size, None)
-            one_input = Input(pixels, box_of(one, size), picture, size, inside=inside, region=region)
+            one_input = Input(pixels / 255, box_of(one, size), picture, size, picture, inside, region)
             yield ImageFile(Path(), Path(), ""), name, one_input
 
     pairs: list[tuple[Iterable[Prediction], Iterable[Prediction]]] = [

@@ -17,8 +17,9 @@ from mambaad_cli.export.judgement import Found, Judgement
 from mambaad_cli.export.tables import Memories, Weights
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import signature
+from mambaad_cli.inspection.tiles import STRIDE
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, local_contrast, standardised_distances
-from mambaad_cli.model.memory import close_patches, looks_of
+from mambaad_cli.model.memory import close_patches, looks_of, patches_of
 
 
 class WholeModel(nn.Module):
@@ -29,6 +30,8 @@ class WholeModel(nn.Module):
 
     visible: Tensor  # (H, W) bool: the region of interest in the image
     counting: Tensor  # and in the map
+    row_means: Tensor  # (h, H) and
+    column_means: Tensor  # (w, W): average an image's region of interest to that of its map
 
     def __init__(self, model: FittedModel, size: tuple[int, int], class_name: str | None = None) -> None:
         super().__init__()
@@ -52,29 +55,39 @@ class WholeModel(nn.Module):
         looks = zip(zip(*memories, strict=True), self._patch_grids(), strict=True) if memories else ()
         self.memories = nn.ModuleList(Memories(own, grid) for own, grid in looks)
         self.judgement = Judgement(model, self.products)
+        self.takes_inside = model.own_masks  # the input `inside`
         region = model.rois.get(self.products[0])
-        self.has_region = region is not None
-        if region is not None:
+        self.has_region = region is not None and not model.own_masks
+        if region is not None and self.has_region:
             inside = placed(region, size, None)
             self.register_buffer("visible", inside, persistent=False)
             self.register_buffer("counting", at_size(inside, self.map_size), persistent=False)
+        if self.takes_inside:
+            for name, side, smaller in zip(("row_means", "column_means"), size, self.map_size, strict=True):
+                self.register_buffer(name, _averaging_matrix(side, smaller), persistent=False)
 
-    def forward(self, image: Tensor, told: Tensor | None = None, box: Tensor | None = None) -> Found:
+    def forward(
+        self, image: Tensor, told: Tensor | None = None, box: Tensor | None = None, inside: Tensor | None = None
+    ) -> Found:
         """
         image: (n, H, W, 3) RGB in 0 … 255, uint8 or float32.
         told: (n,) int64, the place of each image's product in `products`; −1 has it recognised.
         box: (n, 4) int64: top, left, height, width of each image in its letterbox.
+        inside: (n, H, W) bool: the region of interest in each image.
         """
         pixels = image.permute(0, 3, 1, 2).float() / 255
-        if self.has_region:
+        if inside is not None:
+            pixels = blank_outside(pixels, inside[:, None])
+        elif self.has_region:
             pixels = blank_outside(pixels, self.visible)
         features = self._features(pixels)
         told = image.new_zeros(image.shape[0], dtype=torch.int64) if told is None else told
         seen, certainty, known = self._recognised(features, told)
         anomaly_map = self._map(features, seen.clamp(min=0))
-        if self.has_region:
-            least = torch.where(self.counting, anomaly_map, torch.inf).amin((1, 2), keepdim=True)
-            anomaly_map = torch.where(self.counting, anomaly_map, least)
+        if inside is not None or self.has_region:
+            counting = self.counting if inside is None else self._at_map_size(inside)
+            least = torch.where(counting, anomaly_map, torch.inf).amin((1, 2), keepdim=True)
+            anomaly_map = torch.where(counting, anomaly_map, least)
         return self.judgement(anomaly_map, self._inside(box), seen, certainty, known)
 
     def _features(self, pixels: Tensor) -> list[Tensor]:
@@ -97,6 +110,11 @@ class WholeModel(nn.Module):
             for name, side, smaller in zip(("rows", "columns"), self.size, self.map_size, strict=True):
                 matrices[f"{name}_{i}"] = _resizing_matrix(-(-side // stride), smaller // stride)
         return matrices
+
+    def _at_map_size(self, inside: Tensor) -> Tensor:
+        """Regions of interest (n, H, W) at the size of the map, as `loading.at_size`."""
+        share = self.row_means @ inside.float() @ self.column_means.T
+        return share >= share.amax((1, 2), keepdim=True).clamp(max=0.5) - 1e-6  # a half is not always exact here
 
     def _patch_grids(self) -> list[tuple[int, int]]:
         """Positions of the patches that the memory compares in each look, as `looks_of` has them."""
@@ -153,6 +171,25 @@ class WholeModel(nn.Module):
         return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
+class TileNetwork(nn.Module):
+    """How unusual each position of tiles of one product is: what `tiles.tile_distances` gives."""
+
+    usual: Tensor
+
+    def __init__(self, model: FittedModel, class_name: str) -> None:
+        super().__init__()
+        memory = model.tiles[class_name].memory
+        self.size = height, width = model.tile_size
+        self.encoder, self.products = model.encoder, [class_name]
+        self.memory = Memories([memory], (height // STRIDE, width // STRIDE))
+        self.register_buffer("usual", memory.expected.view(()), persistent=False)
+
+    def forward(self, tile: Tensor) -> Tensor:
+        """tile: (n, H, W, 3) RGB in 0 … 255, uint8 or float32. Returns (n, r, c)."""
+        patches = patches_of(self.encoder(tile.permute(0, 3, 1, 2).float() / 255))
+        return self.memory.distances(patches, tile.new_zeros(tile.shape[0], dtype=torch.int64)) / self.usual
+
+
 def products(model: FittedModel) -> list[str]:
     """The products of a model, those it can describe first, as FittedModel does; [""] where it knows none by name."""
     return list(dict.fromkeys([*model.described, *model.trained_on, *model.scores])) or [""]
@@ -162,6 +199,16 @@ def _stacked(model: FittedModel, names: Sequence[str]) -> list[ResidualStatistic
     """The statistics of each scale, of all products: (k, …)."""
     scales = zip(*(model.statistics[name] for name in names), strict=True)
     return [ResidualStatistics(*(torch.stack(part) for part in zip(*own, strict=True))) for own in scales]
+
+
+def _averaging_matrix(side: int, smaller: int) -> Tensor:
+    """(smaller, side): what averages a side as `F.adaptive_avg_pool2d` does.
+
+    >>> _averaging_matrix(5, 2).tolist()
+    [[0.3333333432674408, 0.3333333432674408, 0.3333333432674408, 0.0, 0.0], \
+[0.0, 0.0, 0.3333333432674408, 0.3333333432674408, 0.3333333432674408]]
+    """
+    return F.adaptive_avg_pool1d(torch.eye(side), smaller).T.contiguous()
 
 
 def _resizing_matrix(side: int, smaller: int) -> Tensor:

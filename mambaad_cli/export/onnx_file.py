@@ -8,25 +8,28 @@ import io
 import json
 import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.data import roi
 from mambaad_cli.export.judgement import Found
-from mambaad_cli.export.network import WholeModel
+from mambaad_cli.export.network import TileNetwork, WholeModel, products
 from mambaad_cli.inspection.exported_model import FORMAT, VERDICTS
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.runtimes import FACTS, INSTALL, sealed_onnx
+from mambaad_cli.inspection.tiles import MARGIN, OVERLAP, PIXELS_A_VALUE, SIGMA, STRIDE, Tiles
 
 OPSET = 18  # that ONNX Runtime ≥ 1.14 and OpenVINO ≥ 2023 read
 
 
 def onnx_bytes(model: FittedModel, source: Path, class_name: str | None = None, image: str = "uint8") -> bytes:
-    """The ONNX file of a model, sealed.
+    """The ONNX file of a model, sealed. Of a model with tiles: of the whole photo's map, which has no verdict yet.
 
     source: the model's own file, whose hash goes into the metadata.
     class_name: the only product that the images show; None: any of the model's, which must all have one size.
@@ -35,12 +38,31 @@ def onnx_bytes(model: FittedModel, source: Path, class_name: str | None = None, 
     Raises MambaADError where the extra `export` is not installed, and for a model that cannot be exported.
     """
     check_installed()
+    judging = replace(model, scores={}, held_out=set()) if model.tiles else model
+    whole = WholeModel(judging.for_inference(), size_of(model, class_name), class_name).eval()
+    height, width = whole.size
+    given = {"image": torch.zeros(2, height, width, 3, dtype=getattr(torch, image))}
+    if whole.takes_told:
+        given["told"] = torch.full((2,), -1)
+    if whole.letterbox:
+        given["box"] = torch.tensor([[0, 0, *whole.map_size]]).expand(2, -1).contiguous()
+    if whole.takes_inside:
+        given["inside"] = torch.ones(2, height, width, dtype=torch.bool)
+    return _sealed(_traced(whole, given, Found._fields), facts_of(model, whole, source, image))
+
+
+def tile_onnx_bytes(model: FittedModel, source: Path, class_name: str | None = None, image: str = "uint8") -> bytes:
+    """The ONNX file of the network that looks at the tiles of one product, sealed. Arguments as for `onnx_bytes`."""
+    check_installed()
+    network = TileNetwork(model.for_inference(), class_name or products(model)[0]).eval()
+    given = {"tile": torch.zeros(2, *network.size, 3, dtype=getattr(torch, image))}
+    facts = _origin(source) | {"products": network.products, "image": image, "tile": network.size}
+    return _sealed(_traced(network, given, ["distances"]), facts)
+
+
+def _sealed(program: Any, facts: dict[str, Any]) -> bytes:
     import onnx_ir
 
-    size = size_of(model, class_name)
-    whole = WholeModel(model.for_inference(), size, class_name).eval()
-    program = _traced(whole, image)
-    facts = facts_of(model, whole, source, image)
     program.metadata_props.update({FACTS: json.dumps(facts)})
     program.producer_name, program.producer_version = "mambaad", __version__
     return sealed_onnx(onnx_ir.to_proto(program).SerializeToString())
@@ -65,31 +87,25 @@ def check_installed() -> None:
             raise MambaADError(f"export needs {package}, which is not installed: {INSTALL}") from error
 
 
-def _traced(whole: WholeModel, image: str) -> Any:
+def _traced(network: nn.Module, given: dict[str, Tensor], outputs: Sequence[str]) -> Any:
     """The network as an onnx_ir.Model. Its tables that are made on first use are made before, on real tensors."""
     from mambaad_cli.export.operators import TRANSLATIONS
 
-    height, width = whole.size
-    given = {"image": torch.zeros(2, height, width, 3, dtype=getattr(torch, image))}
-    if whole.takes_told:
-        given["told"] = torch.full((2,), -1)
-    if whole.letterbox:
-        given["box"] = torch.tensor([[0, 0, *whole.map_size]]).expand(2, -1).contiguous()
     batch = torch.export.Dim("n", min=1)
     for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        whole(**given)
+        network(**given)
         try:
             program = torch.onnx.export(
-                whole,
+                network,
                 (),
                 kwargs=given,
                 dynamo=True,
                 dynamic_shapes={name: {0: batch} for name in given},
                 input_names=list(given),
-                output_names=list(Found._fields),
+                output_names=list(outputs),
                 custom_translation_table=TRANSLATIONS,
                 opset_version=OPSET,
                 verbose=False,
@@ -106,10 +122,7 @@ def facts_of(model: FittedModel, whole: WholeModel, source: Path, image: str) ->
     own = set(whole.products)
     trained = sum(one.numel() for one in model.detector.parameters())
     settings = replace(model.settings, size=whole.size, own_aspect=False)
-    return {
-        "format": FORMAT,
-        "mambaad": __version__,
-        "model_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+    return _origin(source) | {
         "products": whole.products,
         "verdicts": VERDICTS,
         "image": image,
@@ -123,6 +136,26 @@ def facts_of(model: FittedModel, whole: WholeModel, source: Path, image: str) ->
             for name, mask in model.rois.items()
             if name in own
         },
+        "own_masks": model.own_masks,
+        "tiles": {name: _tiles(tiles) for name, tiles in model.tiles.items() if name in own},
         "parameters": [trained + sum(one.numel() for one in model.encoder.parameters()), trained],
-        "torch": torch.__version__,
     }
+
+
+def _tiles(own: Tiles) -> dict[str, Any]:
+    """How the maps of a photo's tiles become one, and join that of the whole photo: see inspection.tiles."""
+    return {
+        "expected": [[float(f"{value:.9g}") for value in row] for row in own.expected.tolist()],
+        "fusion": own.fusion,
+        "stride": STRIDE,
+        "overlap": OVERLAP,
+        "margin": MARGIN,
+        "pixels_a_value": PIXELS_A_VALUE,
+        "sigma": SIGMA,
+    }
+
+
+def _origin(source: Path) -> dict[str, Any]:
+    """Which model a file comes from; the files of one model say the same."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    return {"format": FORMAT, "mambaad": __version__, "model_sha256": digest, "torch": torch.__version__}

@@ -71,14 +71,17 @@ class Memories(nn.Module):
 
     def forward(self, patches: Tensor, product: Tensor) -> Tensor:
         """How unusual each patch (n, h, w, c) is: (n, h, w), as `unusual_patches`."""
+        return without_border(self.distances(patches, product) / rows_of(self.expected, product))
+
+    def distances(self, patches: Tensor, product: Tensor) -> Tensor:
+        """Distance of each patch (n, h, w, c) from the nearest ones, as `distances` of one memory: (n, h, w)."""
         white = (patches.flatten(1, 2) - rows_of(self.mean, product)) @ rows_of(self.whitening, product)  # (n, p, c)
         squared = _less_own_length(white, rows_of(self.patches, product), rows_of(self.lengths, product))  # (n, p, m)
         first = product[:, None]
         nearest, which = squared.topk(self.nearest, dim=-1, largest=False)
         spacing = self.spacing.flatten()[first[:, None] * self.spacing.shape[1] + which]
         nearest = (nearest + white.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
-        found = (nearest / spacing).mean(-1).unflatten(1, patches.shape[1:3])
-        return without_border(found / rows_of(self.expected, product))
+        return (nearest / spacing).mean(-1).unflatten(1, patches.shape[1:3])
 
 
 def _less_own_length(points: Tensor, others: Tensor, lengths: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.export.gate import TOLERANCE, Agreement, compare
-from mambaad_cli.export.onnx_file import check_installed, onnx_bytes
+from mambaad_cli.export.onnx_file import check_installed, onnx_bytes, tile_onnx_bytes
 from mambaad_cli.export.openvino_files import openvino_files
 from mambaad_cli.files import shown, written_whole
 from mambaad_cli.inspection import exported_model
-from mambaad_cli.inspection.exported_model import ExportedModel
+from mambaad_cli.inspection.exported_model import TILE_PART, ExportedModel
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import check_class, class_of
 
@@ -54,11 +54,7 @@ def export(
     Raises MambaADError where a file does not score as the model does, by how much, and for what cannot be exported.
     """
     check_installed()
-    if model.tiles:
-        raise MambaADError("a model with tiles cannot be exported: fit one without --tiles")
-    if model.own_masks:
-        raise MambaADError("a model with a mask for each photo cannot be exported: its masks come with the photos")
-    if model.rois and model.settings.letterbox:
+    if model.has_regions and model.settings.letterbox:
         raise MambaADError("a region of interest in a letterbox cannot be exported: fit without --letterbox")
     check_class(model, options.class_name)
     files = images.find([options.check]) if options.check is not None else []
@@ -67,12 +63,15 @@ def export(
         for name, path in targets(model, output, options.class_name):
             doing(f"{path.name}: exporting")
             half = kept.enter_context(written_whole(path))
-            content = onnx_bytes(model, source, name, options.image)
-            if options.format == "onnx":
-                half.write_bytes(content)
-            else:
-                kept.enter_context(written_with_weights(half, path, openvino_files(content)))
+            networks = [onnx_bytes, tile_onnx_bytes] if model.tiles else [onnx_bytes]
+            contents: list[bytes] = []
+            for network in networks:
+                content = network(model, source, name, options.image)
+                contents += [content] if options.format == "onnx" else openvino_files(content)
+            parts = dict(zip(endings(model, options.format), contents, strict=True))
+            kept.enter_context(written_beside(half, path, parts))
             exported = exported_model.load(half)
+            exported.masks = model.masks
             agreement = None
             if options.compare:
                 doing(f"{path.name}: comparing")
@@ -89,26 +88,34 @@ def export(
     return written
 
 
+def endings(model: FittedModel, form: str) -> list[str]:
+    """How the files of one exported model end: the network of whole photos, then that of tiles, if there is one."""
+    own = [".onnx"] if form == "onnx" else [".xml", ".bin"]
+    return own + [TILE_PART + ending for ending in own if model.tiles]
+
+
 @contextmanager
-def written_with_weights(half: Path, path: Path, contents: tuple[bytes, bytes]) -> Iterator[None]:
-    """OpenVINO's two files: the .xml as `half`, which becomes `path`, and the .bin beside it, whole or not at all."""
-    half_weights = half.with_suffix(".bin")
+def written_beside(half: Path, path: Path, contents: dict[str, bytes]) -> Iterator[None]:
+    """Files by their endings: the first as `half`, which becomes `path`, the others beside it, all of them or none."""
+    others = list(contents)[1:]
     try:
-        half.write_bytes(contents[0])
-        half_weights.write_bytes(contents[1])
+        for ending, content in contents.items():
+            half.with_suffix(ending).write_bytes(content)
         yield
-        half_weights.replace(path.with_suffix(".bin"))
+        for ending in others:
+            half.with_suffix(ending).replace(path.with_suffix(ending))
     finally:
-        half_weights.unlink(missing_ok=True)
+        for ending in others:
+            half.with_suffix(ending).unlink(missing_ok=True)
 
 
 def targets(model: FittedModel, output: Path, class_name: str | None) -> Iterator[tuple[str | None, Path]]:
     """The only product of each file, None for all, and the path of the file.
 
-    Products of several sizes, or with regions of interest, get a file each.
+    Products of several sizes, with regions of interest or with tiles, get a file each.
     """
     sizes = {model.size_of(name) for name in model.trained_on}
-    together = len(sizes) < 2 and (not model.rois or len(model.trained_on) < 2)
+    together = len(model.trained_on) < 2 or (len(sizes) < 2 and not model.rois and not model.tiles)
     if class_name is not None or together:
         yield class_name, output
         return

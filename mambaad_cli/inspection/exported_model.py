@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.data import roi
-from mambaad_cli.data.loading import Input, within
+from mambaad_cli.data.loading import Box, Input, within
 from mambaad_cli.files import shown
 from mambaad_cli.inspection import runtimes
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import Recognised
 from mambaad_cli.inspection.runtimes import Arrays, Runtime
+from mambaad_cli.inspection.tiles import Tiles
+from mambaad_cli.model.fusion import Fusion, Witness
+from mambaad_cli.model.memory import Memory
 from mambaad_cli.model.settings import Settings
 
 FORMAT = 1  # of the description in the file; newer formats are refused
+TILE_PART = ".tile"  # before the ending of a file beside the model's: the network that looks at tiles
 VERDICTS = ("good", "anomalous", "unknown", "uncalibrated", "error")  # by the number that the graph gives
 
 
@@ -43,6 +47,7 @@ class ExportedModel(FittedModel):
 
     runtime: Runtime
     facts: dict[str, Any]  # its description, see export.onnx_file.facts_of
+    tile_runtime: Runtime | None = None  # of its network for tiles
 
     @property
     def device(self) -> str:
@@ -76,13 +81,17 @@ class ExportedModel(FittedModel):
         if images.shape[2:] != self.settings.size:
             height, width = self.settings.size
             raise MambaADError(f"this exported model takes images of {width}x{height} pixels only")
-        found = self._run(images, list(classes) or [""] * len(images), [self._whole] * len(images))
+        found = self._run(images, list(classes) or [""] * len(images))
         return torch.from_numpy(found["map"])
+
+    def tile_distances(self, pixels: Tensor, class_name: str) -> Tensor:
+        assert self.tile_runtime is not None
+        return torch.from_numpy(self.tile_runtime.run({"tile": self._image(pixels)})["distances"])
 
     def judged(self, inputs: Sequence[Input], told: Sequence[str]) -> list[Judged]:
         """What the graph says of a batch; classes that are not told ("") are recognised."""
         pixels = torch.stack([one.pixels for one in inputs])
-        found = self._run(pixels, told, [one.box or self._whole for one in inputs])
+        found = self._run(pixels, told, [one.box for one in inputs], [one.inside for one in inputs])
         return [self._judged(i, one, name, found) for i, (one, name) in enumerate(zip(inputs, told, strict=True))]
 
     def _judged(self, i: int, one: Input, told: str, found: Arrays) -> Judged:
@@ -100,14 +109,26 @@ class ExportedModel(FittedModel):
         """The box of an image that fills the map."""
         return 0, 0, *self.map_size(self.settings.size)
 
-    def _run(self, pixels: Tensor, told: Sequence[str], boxes: Sequence[tuple[int, ...]]) -> Arrays:
-        image = (pixels * 255).permute(0, 2, 3, 1).contiguous()
+    def _run(
+        self,
+        pixels: Tensor,
+        told: Sequence[str],
+        boxes: Sequence[Box | None] = (),
+        insides: Sequence[Tensor | None] = (),
+    ) -> Arrays:
+        whole = torch.ones(self.settings.size, dtype=torch.bool)
         given: Arrays = {
-            "image": (image.round().byte() if self.facts["image"] == "uint8" else image).numpy(),
+            "image": self._image(pixels),
             "told": np.array([self.products.index(name) if name in self.products else -1 for name in told], np.int64),
-            "box": np.array(boxes, np.int64),
+            "box": np.array([one or self._whole for one in boxes or [None] * len(told)], np.int64),
+            "inside": np.stack([whole if one is None else one for one in insides or [None] * len(told)]),
         }
         return self.runtime.run({name: given[name] for name in self.runtime.inputs})
+
+    def _image(self, pixels: Tensor) -> np.ndarray:
+        """Images (n, 3, H, W) in 0 … 1 as its networks take them: (n, H, W, 3) in 0 … 255."""
+        image = (pixels * 255).permute(0, 2, 3, 1).contiguous()
+        return (image.round().byte() if self.facts["image"] == "uint8" else image).numpy()
 
 
 def load(path: Path) -> ExportedModel:
@@ -117,14 +138,29 @@ def load(path: Path) -> ExportedModel:
     if facts["format"] > FORMAT:
         made = facts["mambaad"]
         raise MambaADError(f"{shown(path)} was made by a newer mambaad ({made}): upgrade this one ({__version__})")
-    settings = Settings(**(facts["settings"] | {"size": tuple(facts["settings"]["size"])}))
+    tiles = facts["settings"].get("tiles")
+    settings = Settings(
+        **(facts["settings"] | {"size": tuple(facts["settings"]["size"]), "tiles": tiles and tuple(tiles)})
+    )
     model = ExportedModel(settings, nn.Identity(), nn.Identity())  # type: ignore[arg-type]  # both are in the graph
     model.runtime, model.facts = runtime, facts
     model.sha256 = facts["model_sha256"][:12]
     model.scores, model.held_out, model.trained_on = facts["scores"], set(facts["held_out"]), facts["trained_on"]
     model.max_false_reject = facts["max_false_reject"]
+    model.own_masks = facts.get("own_masks", False)
+    if facts.get("tiles"):
+        beside = path.with_suffix(TILE_PART + path.suffix)
+        model.tile_runtime = runtimes.opened(beside)
+        if json.loads(model.tile_runtime.facts)["model_sha256"] != facts["model_sha256"]:
+            raise MambaADError(f"{shown(beside)} is of another model than {shown(path)}: export the model again")
+        model.tiles = {name: _tiles(own) for name, own in facts["tiles"].items()}
     model.rois = {
         name: roi.decoded(np.frombuffer(base64.b64decode(text), np.uint8))
         for name, text in facts.get("regions", {}).items()
     }
     return model
+
+
+def _tiles(facts: dict[str, Any]) -> Tiles:
+    both = Fusion(*(Witness(*one) for one in facts["fusion"]))
+    return Tiles(Memory(*[torch.empty(0)] * len(Memory._fields)), torch.tensor(facts["expected"]), both)

@@ -21,7 +21,7 @@ from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.data.roi import MaskFolder, scaled
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.recognition import Recognised, Recogniser, signature
-from mambaad_cli.inspection.tiles import Tiles
+from mambaad_cli.inspection.tiles import Tiles, tile_distances
 from mambaad_cli.model import DETECTORS, STRIDES, onnx_encoder
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, local_contrast, standardised_distances
 from mambaad_cli.model.detector import Detector
@@ -180,6 +180,10 @@ class FittedModel:
     def patches(self, features: list[Tensor]) -> list[Tensor]:
         """The patches (b, h, w, c) that the memory compares, of each look."""
         return looks_of(features, self.settings.two_looks)
+
+    def tile_distances(self, pixels: Tensor, class_name: str) -> Tensor:
+        """How unusual the positions of tiles (b, 3, H, W) in 0 … 1 of a class are: (b, r, c)."""
+        return tile_distances(self, self.tiles[class_name].memory, pixels)
 
     def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the anomaly maps of images of this size: what the decoder sees them at."""

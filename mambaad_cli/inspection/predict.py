@@ -208,10 +208,7 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
     """What the model makes of a batch; images of the same size go through it together."""
     if isinstance(model, ExportedModel):
         found = model.judged(inputs, told) if inputs else []
-        return [
-            _Look(*_visible(model, one.anomaly_map, given, ""), one.class_name, one.recognised, None, one)
-            for given, one in zip(inputs, found, strict=True)
-        ]
+        return [_look_of_exported(model, given, one) for given, one in zip(inputs, found, strict=True)]
     looks: dict[int, _Look] = {}
     waiting = list(enumerate(zip(inputs, told, strict=True)))
     if model.rois and model.recogniser is not None:
@@ -235,6 +232,12 @@ def _looks(model: FittedModel, inputs: Sequence[Input], told: Sequence[str], dis
             else:
                 looks[i] = _Look(*_visible(model, anomaly_map, one, name), name, look, distance)
     return [looks[i] for i in range(len(inputs))]
+
+
+def _look_of_exported(model: ExportedModel, given: Input, found: Judged) -> _Look:
+    """What an exported model makes of an image. Its graph judges whole photos, not those with tiles."""
+    seen = _visible(model, found.anomaly_map, given, found.class_name)
+    return _Look(*seen, found.class_name, found.recognised, None, None if model.tiles else found)
 
 
 def _visible(model: FittedModel, anomaly_map: Tensor, one: Input, name: str) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ Letters: h × w pixels of the scaled photo, r × c positions at the stride of th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -35,7 +35,7 @@ BATCH = 8  # tiles that go through the encoder together
 class Tiles(NamedTuple):
     """What good tiles of one product are like."""
 
-    memory: Memory  # its expected distance is that of any tile
+    memory: Memory  # its expected distance is that of any tile; empty in an exported model, whose network has it
     expected: Tensor  # (r, c): what good photos have at each place, in units of that
     fusion: Fusion  # of the whole photo's map, in the decoder's place, and of the tiles'
 
@@ -47,7 +47,8 @@ def photo_map(model: "FittedModel", whole: Tensor, name: str, photo: np.ndarray,
     """
     own = model.tiles[name]
     seen = at_scale(photo, model.settings.scale, region)
-    close = smoothed(expecting(close_grid(model, own.memory, seen), own.expected), map_size(seen))
+    grid = close_grid(lambda pixels: model.tile_distances(pixels, name), model.tile_size, seen)
+    close = smoothed(expecting(grid, own.expected), map_size(seen))
     return fused(own, enlarged(whole, (close.shape[0], close.shape[1])), close, region)
 
 
@@ -75,14 +76,17 @@ def expecting(grid: Tensor, expected: Tensor) -> Tensor:
     return grid / torch.from_numpy(cv2.resize(expected.cpu().numpy(), (columns, rows), interpolation=cv2.INTER_LINEAR))
 
 
-def close_grid(model: "FittedModel", memory: Memory, photo: np.ndarray) -> Tensor:
-    """How unusual each position of a scaled photo (h, w, 3) in 0…255 is for any tile: (r, c), on the CPU."""
+def close_grid(look: Callable[[Tensor], Tensor], tile: tuple[int, int], photo: np.ndarray) -> Tensor:
+    """How unusual each position of a scaled photo (h, w, 3) in 0…255 is for any tile: (r, c), on the CPU.
+
+    look: tiles (b, 3, H, W) in 0 … 1 to how unusual their positions are. tile: height and width of one.
+    """
     size = photo.shape[0], photo.shape[1]
-    padded = padded_to_tiles(photo, model.tile_size)
+    padded = padded_to_tiles(photo, tile)
     rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE
     total, weight = torch.zeros(rows, columns), torch.zeros(rows, columns)
-    for corners, pixels in batches(padded, model.tile_size):
-        found = tile_distances(model, memory, pixels).cpu()
+    for corners, pixels in batches(padded, tile):
+        found = look(pixels).cpu()
         for (top, left), one in zip(corners, found, strict=True):
             window = blending_window((top, left), (one.shape[0], one.shape[1]), (rows, columns))
             place = np.s_[top : top + one.shape[0], left : left + one.shape[1]]
@@ -104,7 +108,7 @@ def tile_distances(model: "FittedModel", memory: Memory, pixels: Tensor) -> Tens
 
 def tile_patches(model: "FittedModel", pixels: Tensor) -> Tensor:
     """Patches (b, r, c, channels) of tiles (b, 3, H, W) in 0 … 1."""
-    return patches_of(model.encoder.in_parts(pixels.to(model.device))[-2:])
+    return patches_of(model.encoder.in_parts(pixels.to(model.device)))
 
 
 def at_scale(photo: np.ndarray, scale: float, region: np.ndarray | None = None) -> np.ndarray:

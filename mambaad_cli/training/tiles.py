@@ -6,6 +6,7 @@ Letters: h × w pixels of the scaled photo, u × v values of its map.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ from mambaad_cli.inspection.tiles import (
     map_size,
     padded_to_tiles,
     smoothed,
+    tile_distances,
     tile_patches,
 )
 from mambaad_cli.model.fusion import Fusion, witness_of
@@ -230,7 +232,7 @@ def _with_defect(
     whole = enlarged(whole, (photo.shape[0] // PIXELS_A_VALUE, photo.shape[1] // PIXELS_A_VALUE))
     rows, columns = (slice(part.start // PIXELS_A_VALUE, part.stop // PIXELS_A_VALUE) for part in near)
     part = whole[rows, columns]
-    grid = close_grid(model, memory, changed[near])
+    grid = close_grid(partial(tile_distances, model, memory), model.tile_size, changed[near])
     whole_grid = (math.ceil(photo.shape[0] / STRIDE), math.ceil(photo.shape[1] / STRIDE))
     expected = enlarged(own.expected, whole_grid)[
         tuple(slice(s.start // STRIDE, math.ceil(s.stop / STRIDE)) for s in near)
@@ -250,7 +252,8 @@ def _seen(model: FittedModel, memory: Memory, name: str, one: Input) -> _Seen:
     assert one.source is not None
     photo = at_scale(one.source, model.settings.scale, one.region)
     whole = enlarged(whole_map(model, name, one), map_size(photo))
-    return _Seen(whole, close_grid(model, memory, photo), one.region)
+    grid = close_grid(partial(tile_distances, model, memory), model.tile_size, photo)
+    return _Seen(whole, grid, one.region)
 
 
 def _close(one: _Seen, expected: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import detectors
 from mambaad_cli.benchmark.passes import scoring_pass
 from mambaad_cli.data import images
-from mambaad_cli.data.roi import parse
+from mambaad_cli.data.roi import MaskFolder, parse
 from mambaad_cli.export import write
 from mambaad_cli.export.gate import LOCAL, Agreement
 from mambaad_cli.export.write import targets
@@ -350,10 +350,63 @@ def test_a_region_of_interest_is_inside_the_graph(
     assert float(found[2]) == pytest.approx(float(found[0]), rel=1e-3)
 
 
-def test_tiles_and_masks_of_photos_are_refused_in_one_line(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value, why in (("tiles", {"nut": None}, "tiles"), ("own_masks", True, "a mask for each photo")):
-        with monkeypatch.context() as changed:
-            changed.setattr(ready.model, name, value)
-            with pytest.raises(MambaADError, match=why):
-                write.export(ready.model, ready.path, Path("out.onnx"), write.ExportOptions())
-    assert not Path("out.onnx").exists()
+def test_tiles_are_looked_at_by_a_network_of_their_own(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("onnx", "onnxscript", "onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    files = images.find([photos / "nut"])
+    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
+    settings = replace(WHOLE, tiles=(128, 128), size=(64, 96))
+    model = fit(files, ["nut"] * len(files), settings, recipe, RunOptions(encoder_weights=weights))
+    model_file.save(model, tmp_path / "model.safetensors")
+    large = np.tile(images.read(files[0].path), (2, 3, 1))
+    large[100:110, 150:160] = 0
+    images.write(tmp_path / "large" / "1.png", large)
+    result = run("export", "model.safetensors", "-o", "out/model.onnx", "--check", "large")
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "model.onnx",
+        "model.onnx.json",
+        "model.tile.onnx",
+    ]
+    ours, theirs = (mambaad_cli.load(path) for path in ("model.safetensors", "out/model.onnx"))
+    for path in (files[0].path, tmp_path / "large" / "1.png"):
+        one, other = ours.predict(path), theirs.predict(path)
+        assert one.anomaly_map is not None
+        assert other.anomaly_map is not None
+        assert one.anomaly_map.shape == other.anomaly_map.shape
+        assert (other.verdict, other.threshold) == (one.verdict, one.threshold)
+        assert other.score == pytest.approx(one.score, rel=1e-3)
+        assert np.allclose(one.anomaly_map, other.anomaly_map, rtol=1e-2, atol=1e-2)
+
+    Path("out/model.tile.onnx").write_bytes(broken(Path("out/model.tile.onnx").read_bytes()))
+    found = mambaad_cli.load("out/model.onnx").predict(tmp_path / "large" / "1.png")
+    assert found.score != pytest.approx(ours.predict(tmp_path / "large" / "1.png").score, rel=1e-3)
+    Path("out/model.tile.onnx").unlink()
+    assert "no model out/model.tile.onnx" in complaint(run("score", "large", "-m", "out/model.onnx"))
+
+
+def test_a_mask_for_each_photo_is_an_input_of_the_graph(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("onnx", "onnxscript", "onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    files = images.find([photos / "nut"])
+    for i, file in enumerate(files):
+        mask = np.zeros((90, 96, 3), np.uint8)
+        mask[10 + 3 * i : 70, 15:80] = 255
+        images.write(tmp_path / "masks" / file.path.name, mask)
+    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
+    options = RunOptions(encoder_weights=weights, masks=MaskFolder(tmp_path / "masks"))
+    model_file.save(fit(files, ["nut"] * len(files), WHOLE, recipe, options), tmp_path / "model.safetensors")
+    given = ("--check", photos / "nut", "--roi-dir", "masks")
+    result = run("export", "model.safetensors", "-o", "model.onnx", *given)
+    assert result.exit_code == 0, result.output
+    disturbed = images.read(files[0].path).copy()
+    disturbed[:8] = 255
+    images.write(tmp_path / "in" / files[0].path.name, disturbed)
+    score = ("score", "--csv", "-m", "model.onnx")
+    found = [rows(run(*score, path, "--roi-dir", "masks").stdout)[0]["score"] for path in (files[0].path, "in")]
+    assert found[0] == found[1]
+    assert "give their folder with --roi-dir" in complaint(run(*score, "in"))

@@ -1,6 +1,7 @@
 """Photos at their own resolution: where tiles lie, how they are stitched, and what they find."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,7 +18,7 @@ from mambaad_cli.data.roi import parse
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import PredictOptions, predict
-from mambaad_cli.inspection.tiles import OVERLAP, close_grid, corners_of, padded_to_tiles, smoothed
+from mambaad_cli.inspection.tiles import OVERLAP, close_grid, corners_of, padded_to_tiles, smoothed, tile_distances
 from mambaad_cli.training import tiles
 from mambaad_cli.training.fit import add, fit
 from mambaad_cli.training.memories import Remembered
@@ -92,7 +93,8 @@ def test_the_map_of_a_good_photo_shows_no_grid(sheets: FittedModel) -> None:
     memory = sheets.tiles["sheet"].memory
     across, elsewhere = [], []
     for seed in range(30, 36):
-        found = smoothed(close_grid(sheets, memory, surface(seed, 128, 1216)), (32, 304)).numpy()
+        look = partial(tile_distances, sheets, memory)
+        found = smoothed(close_grid(look, sheets.tile_size, surface(seed, 128, 1216)), (32, 304)).numpy()
         steps = np.abs(np.diff(found, axis=1)).mean(0)
         borders = {b // 4 for left in corners_of(1216, 128) for b in (left + 16, left + 112) if 16 < b < 1200}
         near = np.zeros(len(steps), bool)
