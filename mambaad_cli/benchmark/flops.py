@@ -1,9 +1,12 @@
-"""FLOP counts: floating-point operations of a call, two a multiply-accumulate."""
+"""FLOP counts: floating-point operations of a call, two a multiply-accumulate.
+
+Once this module is imported, PyTorch's own FlopCounterMode counts the selective scan as well.
+"""
 
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
 from mambaad_cli.benchmark.passes import Task
 from mambaad_cli.model.kernels import selective_scan as scan
@@ -17,6 +20,16 @@ ATTENTION_KERNELS = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
 )
+
+
+@register_flop_formula(torch.ops.mambaad.selective_scan)
+def _forward_flops(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return sum(scan.scan_flops(u, x, A))
+
+
+@register_flop_formula(torch.ops.mambaad.selective_scan_backward)
+def _backward_flops(dy, border, u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return sum(scan.scan_flops(u, x, A, backward=True))
 
 
 def count_flops(task: Task) -> tuple[int, int]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from mambaad_cli.benchmark.flops import FlopCounterMode  # which counts the scan
 from mambaad_cli.model.encoder import build_encoder
 from mambaad_cli.model.losses import cosine_loss
 from mambaad_cli.model.mambaad import HSSBlock, LSSModule, MambaAD, drop_path

@@ -8,6 +8,7 @@ from torch import Tensor, library
 
 from mambaad_cli import MambaADError
 from mambaad_cli.model.kernels import selective_scan as scan
+from mambaad_cli.model.kernels.operators import operator
 
 EPS = 1e-5
 PARTS = 32  # rows are always divided into so many parts, so that sums do not depend on the number of threads
@@ -42,7 +43,6 @@ def _in_kernel(*tensors: Tensor) -> bool:
     return all(not x.is_cuda and x.dtype == torch.float32 for x in tensors) and scan.kernel() is not None
 
 
-@library.custom_op("mambaad::normed_silu", mutates_args=())
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     """The result, and mean and 1 / deviation (b, 2, c) for backward."""
     y, moments = torch.empty_like(x), x.new_empty(x.shape[0], 2, x.shape[3])
@@ -50,20 +50,17 @@ def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, moments
 
 
-@_forward.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor]:
+def _fake(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[0], 2, x.shape[3])
 
 
-@library.custom_op("mambaad::normed_silu_backward", mutates_args=())
 def _backward(dy: Tensor, x: Tensor, moments: Tensor) -> Tensor:
     dx = torch.empty_like(x)
     _call(x, moments, dy=dy, dx=dx)
     return dx
 
 
-@_backward.register_fake
-def _(dy: Tensor, x: Tensor, moments: Tensor) -> Tensor:
+def _fake_backward(dy: Tensor, x: Tensor, moments: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -75,10 +72,10 @@ def _differentiate(ctx, dy: Tensor, _: Tensor) -> Tensor:  # type: ignore[no-unt
     return torch.ops.mambaad.normed_silu_backward(dy.contiguous(), *ctx.saved_tensors)
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+operator("normed_silu_backward", _backward, _fake_backward)
+library.register_autograd(operator("normed_silu", _forward, _fake), _differentiate, setup_context=_save)
 
 
-@library.custom_op("mambaad::gated_norm", mutates_args=())
 def _gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """The result, and mean and 1 / deviation of each row (b, h, w, 2) for backward."""
     y, moments = torch.empty_like(x), x.new_empty(*x.shape[:-1], 2)
@@ -86,12 +83,10 @@ def _gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tenso
     return y, moments
 
 
-@_gated.register_fake
-def _(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(*x.shape[:-1], 2)
 
 
-@library.custom_op("mambaad::gated_norm_backward", mutates_args=())
 def _gated_backward(
     dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, moments: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,8 +96,7 @@ def _gated_backward(
     return dx, d_gate, d_affine.sum(0)
 
 
-@_gated_backward.register_fake
-def _(
+def _fake_gated_backward(
     dy: Tensor, x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, moments: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x), x.new_empty(2, x.shape[-1])
@@ -117,7 +111,8 @@ def _differentiate_gated(ctx, dy: Tensor, _: Tensor) -> tuple[Tensor, ...]:  # t
     return dx, d_gate, d_affine[0], d_affine[1]
 
 
-_gated.register_autograd(_differentiate_gated, setup_context=_save_gated)
+operator("gated_norm_backward", _gated_backward, _fake_gated_backward)
+library.register_autograd(operator("gated_norm", _gated, _fake_gated), _differentiate_gated, setup_context=_save_gated)
 
 
 class _Norm(ctypes.Structure):

@@ -26,9 +26,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library
-from torch.utils.flop_counter import register_flop_formula
 
 from mambaad_cli import MambaADError
+from mambaad_cli.model.kernels.operators import operator
 
 ISA = ("portable", "AVX2", "AVX-512")  # what scan_cpu.c was built for, by number; portable is SSE2 or NEON
 
@@ -111,7 +111,6 @@ def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
 # One operator that autograd, fake tensors and the FLOP counter know
 
 
-@library.custom_op("mambaad::selective_scan", mutates_args=())
 def _scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
@@ -125,15 +124,13 @@ def _scan(
     return _kernel_forward(u, x, dt_weight, dt_bias, A, D, order, keep)
 
 
-@_scan.register_fake
-def _(
+def _fake_scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
     borders = _border_shape(u, A) if keep and u.device.type != "cuda" and kernel() is not None else (0,)
     return torch.empty_like(u), u.new_empty(borders)
 
 
-@library.custom_op("mambaad::selective_scan_backward", mutates_args=())
 def _scan_backward(
     dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     order: Tensor,
@@ -142,8 +139,7 @@ def _scan_backward(
     return _kernel_backward(dy, border, u, x, dt_weight, dt_bias, A, D, order)
 
 
-@_scan_backward.register_fake
-def _(
+def _fake_scan_backward(
     dy: Tensor, border: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor,
     order: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -169,7 +165,8 @@ def _backward(ctx, dy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
     return *grads, None, None
 
 
-_scan.register_autograd(_backward, setup_context=_save)
+operator("selective_scan_backward", _scan_backward, _fake_scan_backward)
+library.register_autograd(operator("selective_scan", _scan, _fake_scan), _backward, setup_context=_save)
 
 
 def chunked_backward(
@@ -202,16 +199,6 @@ def scan_flops(u: Sequence[int], x: Sequence[int], A: Sequence[int], backward: b
     positions = b * l * k * d
     projection, recurrence = 2 * positions * (x[3] - 2 * n), positions * n
     return (3 * projection, BACKWARD * recurrence) if backward else (projection, FORWARD * recurrence)
-
-
-@register_flop_formula(torch.ops.mambaad.selective_scan)
-def _forward_flops(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
-    return sum(scan_flops(u, x, A))
-
-
-@register_flop_formula(torch.ops.mambaad.selective_scan_backward)
-def _backward_flops(dy, border, u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
-    return sum(scan_flops(u, x, A, backward=True))
 
 
 # The fused CPU kernel
