@@ -100,7 +100,9 @@ class WholeModel(nn.Module):
         return [*(self._scaled(stage, i) for i, stage in enumerate(fine)), *fine[-2:]]
 
     def _scaled(self, stage: Tensor, i: int) -> Tensor:
-        return getattr(self, f"rows_{i}") @ stage @ getattr(self, f"columns_{i}").T
+        rows, columns = getattr(self, f"rows_{i}"), getattr(self, f"columns_{i}")
+        # as one row of planes: OpenVINO 2026 takes what is done to each channel afterwards for a part of the product
+        return (rows @ stage.flatten(0, 1) @ columns.T).unflatten(0, (-1, stage.shape[1]))
 
     def _resizing(self) -> dict[str, Tensor]:
         if self.detail == 1:

@@ -92,10 +92,16 @@ def _openvino(path: Path) -> Runtime:
     package = openvino()
     core = package.Core()
     core.set_property("CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    network = core.read_model(str(path))
-    compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # else some CPUs round to bf16
+    version = package.__version__.partition("-")[0]
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}  # else some CPUs round to bf16
+    try:
+        network = core.read_model(str(path))
+        compiled = core.compile_model(network, "CPU", exact)
+    except RuntimeError as error:
+        line = [line for line in str(error).splitlines() if line.strip()][-1]
+        raise MambaADError(f"OpenVINO {version} cannot run {shown(path)}: {line}") from error
     return Runtime(
-        f"OpenVINO {package.__version__.partition('-')[0]}",
+        f"OpenVINO {version}",
         [one.get_any_name() for one in network.inputs],
         str(network.get_rt_info(FACTS.split(".")).astype(str)),
         lambda given: {key.get_any_name(): value for key, value in compiled(given).items()},
