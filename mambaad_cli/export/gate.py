@@ -17,7 +17,7 @@ import numpy as np
 from mambaad_cli import MambaADError
 from mambaad_cli.data import roi
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.data.loading import Input, placed
+from mambaad_cli.data.loading import Input, blank_outside, placed
 from mambaad_cli.inspection.exported_model import ExportedModel
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Given, Prediction, PredictOptions, judged, predict
@@ -100,10 +100,15 @@ def compare(model: FittedModel, exported: ExportedModel, files: Sequence[ImageFi
     def examples() -> Iterator[Given]:
         for one, name in zip(own, told, strict=True):
             size = exported.settings.size
-            pixels = (pixels_of(one, size) * 255).round().clamp(0, 255)
-            picture = pixels.byte().permute(1, 2, 0).contiguous().numpy()  # where there are tiles, they are cut from it
-            region = None if one.inside is None else roi.decoded(one.inside.numpy())
+            pixels = pixels_of(one, size)
+            region = model.rois.get(one.class_name)
+            if model.own_masks and one.inside is not None:
+                region = roi.decoded(one.inside.numpy())
             inside = None if region is None else placed(region, size, None)
+            if inside is not None:  # which may be another than that of fit
+                pixels = blank_outside(pixels, inside)
+            pixels = (pixels * 255).round().clamp(0, 255)
+            picture = pixels.byte().permute(1, 2, 0).contiguous().numpy()  # where there are tiles, they are cut from it
             one_input = Input(pixels / 255, box_of(one, size), picture, size, picture, inside, region)
             yield ImageFile(Path(), Path(), ""), name, one_input
 

@@ -27,6 +27,7 @@ from mambaad_cli.export.write import targets
 from mambaad_cli.inspection import exported_model, model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.runtimes import sealed_onnx
+from mambaad_cli.model.settings import Settings
 from mambaad_cli.training.fit import fit
 from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.cli.test_commands import complaint, run
@@ -322,16 +323,22 @@ def test_every_detector_passes_the_gate(
     assert run("score", photos, "--csv", "-m", tmp_path / f"m.{suffix}").exit_code == 0
 
 
+def nuts(photos: Path, settings: Settings, options: RunOptions) -> FittedModel:
+    """A tiny model of nuts alone, in ./model.safetensors."""
+    files = images.find([photos / "nut"])
+    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
+    model = fit(files, ["nut"] * len(files), settings, recipe, options)
+    model_file.save(model, Path("model.safetensors"))
+    return model
+
+
 def test_a_region_of_interest_is_inside_the_graph(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("onnx", "onnxscript", "onnxruntime")
     monkeypatch.chdir(tmp_path)
     files = images.find([photos / "nut"])
-    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
-    options = RunOptions(encoder_weights=weights, inside=(parse("20%,20%,60%,60%"),))
-    model = fit(files, ["nut"] * len(files), WHOLE, recipe, options)
-    model_file.save(model, tmp_path / "model.safetensors")
+    model = nuts(photos, WHOLE, RunOptions(encoder_weights=weights, inside=(parse("20%,20%,60%,60%"),)))
     result = run("export", "model.safetensors", "-o", "model.onnx", "--check", photos / "nut")
     assert result.exit_code == 0, result.output
     disturbed = images.read(files[0].path).copy()
@@ -349,6 +356,11 @@ def test_a_region_of_interest_is_inside_the_graph(
     # patches of a good image lie in the memory themselves: distances near zero, which rounding moves most
     assert float(found[2]) == pytest.approx(float(found[0]), rel=1e-3)
 
+    model.rois["nut"] = np.roll(model.rois["nut"], 12, axis=0)  # as `calibrate --roi` sets another one
+    model_file.save(model, tmp_path / "model.safetensors")
+    result = run("export", "model.safetensors", "-o", "model.onnx")
+    assert result.exit_code == 0, result.output
+
 
 def test_tiles_are_looked_at_by_a_network_of_their_own(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -356,10 +368,7 @@ def test_tiles_are_looked_at_by_a_network_of_their_own(
     needs("onnx", "onnxscript", "onnxruntime")
     monkeypatch.chdir(tmp_path)
     files = images.find([photos / "nut"])
-    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
-    settings = replace(WHOLE, tiles=(128, 128), size=(64, 96))
-    model = fit(files, ["nut"] * len(files), settings, recipe, RunOptions(encoder_weights=weights))
-    model_file.save(model, tmp_path / "model.safetensors")
+    nuts(photos, replace(WHOLE, tiles=(128, 128), size=(64, 96)), RunOptions(encoder_weights=weights))
     large = np.tile(images.read(files[0].path), (2, 3, 1))
     large[100:110, 150:160] = 0
     images.write(tmp_path / "large" / "1.png", large)
@@ -397,9 +406,7 @@ def test_a_mask_for_each_photo_is_an_input_of_the_graph(
         mask = np.zeros((90, 96, 3), np.uint8)
         mask[10 + 3 * i : 70, 15:80] = 255
         images.write(tmp_path / "masks" / file.path.name, mask)
-    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
-    options = RunOptions(encoder_weights=weights, masks=MaskFolder(tmp_path / "masks"))
-    model_file.save(fit(files, ["nut"] * len(files), WHOLE, recipe, options), tmp_path / "model.safetensors")
+    nuts(photos, WHOLE, RunOptions(encoder_weights=weights, masks=MaskFolder(tmp_path / "masks")))
     given = ("--check", photos / "nut", "--roi-dir", "masks")
     result = run("export", "model.safetensors", "-o", "model.onnx", *given)
     assert result.exit_code == 0, result.output
