@@ -3,12 +3,14 @@
 Once this module is imported, PyTorch's own FlopCounterMode counts the selective scan as well.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula, sdpa_flop_count
 
 from mambaad_cli.benchmark.passes import Task
+from mambaad_cli.model.kernels import depthwise  # noqa: F401 - registers its operator
 from mambaad_cli.model.kernels import selective_scan as scan
 
 # Torch computes attention by one of several kernels, chosen by the device, the shapes and its own version. Each has
@@ -30,6 +32,16 @@ def _forward_flops(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int
 @register_flop_formula(torch.ops.mambaad.selective_scan_backward)
 def _backward_flops(dy, border, u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
     return sum(scan.scan_flops(u, x, A, backward=True))
+
+
+@register_flop_formula(torch.ops.mambaad.depthwise)
+def _depthwise_flops(x, weight, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return int(2 * math.prod(x) * math.prod(weight[2:]))
+
+
+@register_flop_formula(torch.ops.mambaad.depthwise_backward)
+def _depthwise_backward_flops(dy, x, weight, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    return 2 * _depthwise_flops(x, weight)
 
 
 def count_flops(task: Task) -> tuple[int, int]:

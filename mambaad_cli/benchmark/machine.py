@@ -19,6 +19,7 @@ import torch
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.model import onnx_encoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference, pretrained_encoder
+from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.scan_orders import directions
 
@@ -29,8 +30,8 @@ BUSY = 0.1  # share of the cores that they may take before the machine counts as
 def conditions(device: str, precision: str, runtime: str = "torch") -> dict[str, str]:
     """What a benchmark's numbers hold for: the device, the threads and the software."""
     on_gpu = device.startswith("cuda")
-    library = scan.kernel()
-    on_cpu = "chunked PyTorch" if library is None else f"fused C, {scan.ISA[library.mambaad_isa]}"
+    library = cpu.kernels()
+    on_cpu = "chunked PyTorch" if library is None else f"fused C, {cpu.ISA[library.mambaad_isa]}"
     run_by = {} if runtime == "torch" else {"default encoder": f"ONNX Runtime {version('onnxruntime')}"}
     return run_by | {
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
@@ -52,7 +53,7 @@ def say_backend() -> None:
     print(
         f"mambaad of {Path(__file__).parent.parent}; scan: {found['scan']}; {found['threads']} threads", file=sys.stderr
     )
-    if scan.kernel() is None:
+    if cpu.kernels() is None:
         print(
             "mambaad: the compiled scan is missing here, so this is slow: pip install -e . builds it", file=sys.stderr
         )
@@ -122,7 +123,7 @@ def load_fact(taken: float, cores: int) -> str:
 
 def _scan_facts() -> dict[str, Any]:
     """Which scan runs on the CPU, and its speed beside the chunked PyTorch path, in one run."""
-    library = scan.kernel()
+    library = cpu.kernels()
     plain = _nanoseconds(scan.chunked_scan)
     if library is None:
         return {
@@ -132,7 +133,7 @@ def _scan_facts() -> dict[str, Any]:
         }
     fused = _nanoseconds(scan.selective_scan)
     return {
-        "cpu scan": f"compiled kernel, {scan.ISA[library.mambaad_isa]}",
+        "cpu scan": f"compiled kernel, {cpu.ISA[library.mambaad_isa]}",
         "cpu scan threads": "torch's own" if library.mambaad_parallel else "started for each scan: libgomp not found",
         "cpu scan speed": f"{fused:.1f} ns per position, direction and channel; without it {plain / fused:.0f} × that",
     }

@@ -120,6 +120,14 @@ def gated_norm(x: Any, gate: Any, weight: Any, bias: Any) -> Any:
     return op.Mul(y, op.Mul(gate, op.Sigmoid(gate))), op.Concat(mean, scale, axis=3)
 
 
+def depthwise(x: Any, weight: Any, bias: Any) -> Any:
+    """`depthwise.depthwise`: a convolution of (b, h, w, c) with one filter for each channel."""
+    c, _, side, _ = weight.shape
+    rest = [] if bias is None else [bias]
+    y = op.Conv(op.Transpose(x, perm=[0, 3, 1, 2]), weight, *rest, group=c, pads=[side // 2] * 4)
+    return op.Transpose(y, perm=[0, 2, 3, 1])
+
+
 def _standardised(x: Any, axes: list[int]) -> tuple[Any, Any, Any]:
     """x less its mean, the mean, and 1 / deviation."""
     mean = op.ReduceMean(x, axes)
@@ -131,4 +139,5 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.mambaad.selective_scan.default: selective_scan,
     torch.ops.mambaad.normed_silu.default: normed_silu,
     torch.ops.mambaad.gated_norm.default: gated_norm,
+    torch.ops.mambaad.depthwise.default: depthwise,
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mambaad_cli.model.anomaly_map import Residual, fuse, residuals
+from mambaad_cli.model.kernels.depthwise import depthwise
 from mambaad_cli.model.kernels.fused_norms import gated_norm, normed_silu
 from mambaad_cli.model.kernels.selective_scan import selective_scan
 from mambaad_cli.model.losses import LOSSES, cosine_distances
@@ -64,7 +65,7 @@ class HSSBlock(nn.Module):
     def _ss2d(self, x: Tensor) -> Tensor:
         b, h, w, _ = x.shape
         for_scan, for_gate = self.in_proj.weight.chunk(2)  # two products, so that each result is contiguous
-        u = F.silu(convolve(F.linear(x, for_scan), self.conv))
+        u = F.silu(depthwise(F.linear(x, for_scan), self.conv.weight, self.conv.bias))
         selected = F.linear(u, self.x_weight.flatten(0, 1))
         order = _walks_on(x.device, self.order, h, w, self.directions)
         y = selective_scan(
@@ -91,7 +92,7 @@ class LocalBranch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = normed_silu(self.before(x))
-        x = normed_silu(convolve(x, self.depthwise))
+        x = normed_silu(depthwise(x, self.depthwise.weight))
         return normed_silu(self.after(x))
 
 
@@ -297,11 +298,6 @@ def conv_norm(channels: int, out_channels: int, kernel: int, stride: int = 1, bi
     """A convolution that keeps the size (except for its stride), followed by batch norm."""
     conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, bias=bias)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
-
-
-def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Apply a convolution to (b, h, w, c), which is an ordinary channels-last image."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

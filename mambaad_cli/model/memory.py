@@ -16,15 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mambaad_cli.model.anomaly_map import Residual
+from mambaad_cli.model.kernels.nearest import nearest_distances
 
 SHRINKAGE = 0.01  # of the patches' covariance towards a multiple of the identity
 PROJECTED = 48  # dimensions of the random projection in which the coreset is chosen
 NEIGHBOURS = 5  # nearest patches whose distances are averaged
 SPACED = 3  # nearest patches of the memory that tell how densely it lies
 PRIOR = 4.0  # images that the mean over all positions counts as, beside those seen at a position
-DEALT = 8  # values of a row in one column while the smallest are searched
 STEPS = 127  # of 8-bit integers, on either side of zero
-BLOCK = 256  # positions compared with patches at a time: their distances stay in the cache
 
 
 class Memory(NamedTuple):
@@ -132,37 +131,8 @@ def spacing_of(patches: Tensor) -> Tensor:
 def distances(memory: Memory, patches: Tensor) -> Tensor:
     """Distance of each patch (b, h, w, c) from the nearest ones in the memory, in units of their spacing: (b, h, w)."""
     white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
-    lengths = memory.patches.square().sum(1)
-    found = []
-    for block in white.split(BLOCK):
-        squared = torch.addmm(lengths, block, memory.patches.T, alpha=-2)  # less the block's own squared lengths
-        nearest, which = smallest(squared, NEIGHBOURS)
-        nearest = (nearest + block.square().sum(1, keepdim=True)).clamp(min=0).sqrt()
-        found.append((nearest / memory.spacing[which]).mean(1))
-    return torch.cat(found).view(patches.shape[:3])
-
-
-def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` smallest values (p, count) of each row (p, m), smallest first, and their places.
-
-    Each row is dealt into columns. The smallest values lie in the columns with the smallest minima, so that only these
-    are searched: what topk finds, in less time.
-
-    >>> smallest(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 2)
-    (tensor([[1., 2.]]), tensor([[1, 3]]))
-    """
-    rows, m = values.shape
-    dealt = m // DEALT
-    if dealt < 40 * count:  # topk itself is as fast
-        found = values.topk(min(count, m), dim=1, largest=False)
-        return found.values, found.indices
-    table = values[:, : DEALT * dealt].view(rows, DEALT, dealt)
-    columns = table.amin(1).topk(count, dim=1, largest=False).indices
-    places = (columns[:, None] + dealt * torch.arange(DEALT, device=values.device)[:, None]).flatten(1)
-    rest = torch.arange(DEALT * dealt, m, device=values.device).expand(rows, -1)
-    places = torch.cat([places, rest], dim=1)
-    found = values.gather(1, places).topk(count, dim=1, largest=False)
-    return found.values, places.gather(1, found.indices)
+    found = nearest_distances(white, memory.patches, memory.spacing, NEIGHBOURS)
+    return found.view(patches.shape[:3])
 
 
 def expected_distances(good: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_doctor_says_that_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_conditions_name_the_device_the_threads_and_the_software(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.scan, "kernel", lambda: None)
+    monkeypatch.setattr(machine.cpu, "kernels", lambda: None)
     found = machine.conditions("cpu", "bf16")
     assert list(found) == ["device", "threads", "precision", "scan", "mambaad", "torch", "python"]
     assert found["device"]

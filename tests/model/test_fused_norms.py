@@ -6,19 +6,10 @@ import pytest
 import torch
 from torch import Tensor, library
 
-from mambaad_cli.model.kernels import selective_scan as scan
+from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels.fused_norms import gated_norm, gated_norm_ref, normed_silu, normed_silu_ref
 
-compiled = pytest.mark.skipif(scan.kernel() is None, reason="the optional kernel was not built: no C compiler")
-
-
-@pytest.fixture(params=range(3), ids=scan.ISA)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each instruction set that this machine has."""
-    library = scan.kernel()
-    if request.param > library.mambaad_best_isa():
-        pytest.skip(f"no {scan.ISA[request.param]} here")
-    monkeypatch.setattr(library, "mambaad_isa", request.param)
+compiled = pytest.mark.skipif(cpu.kernels() is None, reason="the optional kernels were not built: no C compiler")
 
 
 SHAPES = [(2, 5, 7, 24), (1, 64, 64, 40), (3, 9, 4, 112), (1, 3, 3, 5), (2, 4, 4, 131)]
@@ -30,7 +21,6 @@ def with_gradient(function: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) 
     return [y, *torch.autograd.grad(y, inputs, dy)]
 
 
-@compiled
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernel_equals_pytorch_in_value_and_gradient(shape: tuple[int, ...]) -> None:
@@ -39,7 +29,6 @@ def test_kernel_equals_pytorch_in_value_and_gradient(shape: tuple[int, ...]) -> 
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
-@compiled
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gated_kernel_equals_pytorch_in_value_and_gradients(shape: tuple[int, ...]) -> None:

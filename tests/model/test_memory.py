@@ -14,7 +14,6 @@ from mambaad_cli.model.memory import (
     memory_of,
     patches_of,
     restored,
-    smallest,
     stored,
     unusual_patches,
     whitening_of,
@@ -87,16 +86,6 @@ def test_a_memory_of_one_patch_is_no_trouble() -> None:
     memory, chosen = memory_of(torch.eye(4)[:2], 1, seed=0)
     assert len(chosen) == 1
     assert torch.isfinite(distances(memory, torch.randn(1, 3, 3, 4))).all()
-
-
-@pytest.mark.parametrize(("rows", "m"), [(1, 3), (7, 500), (9, 2000), (300, 3001)])
-def test_the_smallest_values_are_those_of_topk(rows: int, m: int) -> None:
-    values = torch.randn(rows, m)
-    values[0, : m // 2] = math.inf
-    found, places = smallest(values, 5)
-    wanted = values.topk(min(5, m), dim=1, largest=False)
-    assert torch.equal(found, wanted.values)
-    assert torch.equal(values.gather(1, places), found)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-8, 0.01, 1.0, 300.0])

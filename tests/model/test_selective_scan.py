@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, library
 
 from mambaad_cli.benchmark.flops import FlopCounterMode  # which counts the scan
-from mambaad_cli.model.kernels import selective_scan as scan
+from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels.selective_scan import chunked_scan, reference_scan, selective_scan
 from mambaad_cli.model.scan_orders import directions
 
-compiled = pytest.mark.skipif(scan.kernel() is None, reason="the optional kernel was not built: no C compiler")
+compiled = pytest.mark.skipif(cpu.kernels() is None, reason="the optional kernels were not built: no C compiler")
 Scan = Callable[..., Tensor]
 
 
 @pytest.fixture(params=["portable", "AVX2", "AVX-512"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this machine has."""
-    library, level = scan.kernel(), scan.ISA.index(request.param)
+    library, level = cpu.kernels(), cpu.ISA.index(request.param)
     if library is None or level > library.mambaad_best_isa():
         pytest.skip(f"no {request.param} here")
     library.mambaad_isa = level
@@ -40,7 +40,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.fixture
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without a C compiler."""
-    monkeypatch.setattr(scan, "kernel", lambda: None)
+    monkeypatch.setattr(cpu, "kernels", lambda: None)
 
 
 def inputs(b: int, h: int, w: int, k: int, d: int, n: int, r: int, order: str = "hilbert") -> list[Tensor]:
@@ -132,7 +132,7 @@ def test_kernel_equals_the_recurrence_without_libgomp(monkeypatch: pytest.Monkey
     tensors = inputs(2, 6, 6, 2, 96, 16, 3)
     dy = torch.randn_like(tensors[0])
     expected = with_gradients(selective_scan, tensors, dy)
-    monkeypatch.setattr(scan.kernel(), "mambaad_parallel", None)
+    monkeypatch.setattr(cpu.kernels(), "mambaad_parallel", None)
     assert_same(with_gradients(selective_scan, tensors, dy), expected, 0)
 
 

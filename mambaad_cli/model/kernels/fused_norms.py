@@ -1,4 +1,4 @@
-"""Normalisations of (b, h, w, c) fused with their SiLU: on the CPU one kernel (scan_cpu.c) replaces a dozen passes."""
+"""Normalisations of (b, h, w, c) fused with their SiLU: on the CPU one kernel (cpu_norms.h) replaces a dozen passes."""
 
 import ctypes
 
@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from mambaad_cli import MambaADError
-from mambaad_cli.model.kernels import selective_scan as scan
+from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels.operators import operator
 
 EPS = 1e-5
@@ -16,7 +15,7 @@ PARTS = 32  # rows are always divided into so many parts, so that sums do not de
 
 def normed_silu(x: Tensor) -> Tensor:
     """InstanceNorm (no affine) and SiLU: (b, h, w, c) to the same, differentiable."""
-    if not _in_kernel(x):
+    if not cpu.suit(x):
         return normed_silu_ref(x)
     return torch.ops.mambaad.normed_silu(x.contiguous())[0]
 
@@ -29,7 +28,7 @@ def normed_silu_ref(x: Tensor) -> Tensor:
 
 def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """LayerNorm of x (b, h, w, c) over c, with weight and bias (c,), times SiLU of the gate: (b, h, w, c)."""
-    if not _in_kernel(x, gate, weight, bias):
+    if not cpu.suit(x, gate, weight, bias):
         return gated_norm_ref(x, gate, weight, bias)
     return torch.ops.mambaad.gated_norm(x.contiguous(), gate.contiguous(), weight, bias)[0]
 
@@ -37,10 +36,6 @@ def gated_norm(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def gated_norm_ref(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The same in PyTorch's own operators: what the kernel is tested against."""
     return F.layer_norm(x, weight.shape, weight, bias, EPS) * F.silu(gate)
-
-
-def _in_kernel(*tensors: Tensor) -> bool:
-    return all(not x.is_cuda and x.dtype == torch.float32 for x in tensors) and scan.kernel() is not None
 
 
 def _forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,39 +111,23 @@ library.register_autograd(operator("gated_norm", _gated, _fake_gated), _differen
 
 
 class _Norm(ctypes.Structure):
-    """struct Norm of scan_cpu.c."""
+    """struct Norm of cpu.c."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("b", "l", "c")] + [
-        (name, ctypes.c_void_p) for name in ("x", "y", "moments", "dy", "dx")
-    ]
+    _fields_ = cpu.fields("b l c", "x y moments dy dx")
 
 
 class _Gated(ctypes.Structure):
-    """struct Gated of scan_cpu.c."""
+    """struct Gated of cpu.c."""
 
-    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "c", "parts")] + [
-        (name, ctypes.c_void_p)
-        for name in ("x", "gate", "weight", "bias", "y", "moments", "dy", "dx", "d_gate", "d_affine")
-    ]
+    _fields_ = cpu.fields("rows c parts", "x gate weight bias y moments dy dx d_gate d_affine")
 
 
 def _call(x: Tensor, moments: Tensor, **others: Tensor) -> None:
     b, h, w, c = x.shape
-    norm = _Norm(b=b, l=h * w, c=c, **_addresses({"x": x, "moments": moments, **others}))
-    _run("mambaad_normed_silu", norm)
+    cpu.call("mambaad_normed_silu", _Norm, {"x": x, "moments": moments, **others}, b=b, l=h * w, c=c)
 
 
 def _call_gated(x: Tensor, gate: Tensor, weight: Tensor, bias: Tensor, moments: Tensor, **others: Tensor) -> None:
     tensors = {"x": x, "gate": gate, "weight": weight, "bias": bias, "moments": moments, **others}
     c = x.shape[-1]
-    _run("mambaad_gated_norm", _Gated(rows=x.numel() // c, c=c, parts=PARTS, **_addresses(tensors)))
-
-
-def _addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def _run(name: str, work: ctypes.Structure) -> None:
-    library, threads = scan.kernel(), ctypes.c_int64(torch.get_num_threads())
-    if getattr(library, name)(ctypes.byref(work), library.mambaad_isa, threads, library.mambaad_parallel):
-        raise MambaADError("out of memory in a normalisation: try a smaller --batch or --res")
+    cpu.call("mambaad_gated_norm", _Gated, tensors, rows=x.numel() // c, c=c, parts=PARTS)

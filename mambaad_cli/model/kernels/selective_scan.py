@@ -2,7 +2,7 @@
 
 All tensors are in raster order, channels last. A backend visits the positions in the order `order[k]` and adds its
 results in place, so no permuted copy is needed. Four backends give the same numbers: the plain reference here, the
-chunked PyTorch path (any device), the fused CPU kernel (scan_cpu.c) and the GPU's (selective_scan_cuda.py).
+chunked PyTorch path (any device), the fused CPU kernel (cpu_scan.h) and the GPU's (selective_scan_cuda.py).
 
 Letters: b batch, l positions, k directions, d channels, n states, r rank of dt.
     u          (b, l, d)            input
@@ -16,21 +16,15 @@ Letters: b batch, l positions, k directions, d channels, n states, r rank of dt.
 """
 
 import ctypes
-import importlib.machinery
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from mambaad_cli import MambaADError
+from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels.operators import operator
-
-ISA = ("portable", "AVX2", "AVX-512")  # what scan_cpu.c was built for, by number; portable is SSE2 or NEON
 
 
 def selective_scan(
@@ -119,7 +113,7 @@ def _scan(
         from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
         return scan_cuda.selective_scan(u, x, dt_weight, dt_bias, A, D, order), u.new_empty(0)
-    if kernel() is None:
+    if cpu.kernels() is None:
         return chunked_scan(u, x, dt_weight, dt_bias, A, D, order), u.new_empty(0)
     return _kernel_forward(u, x, dt_weight, dt_bias, A, D, order, keep)
 
@@ -127,7 +121,7 @@ def _scan(
 def _fake_scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    borders = _border_shape(u, A) if keep and u.device.type != "cuda" and kernel() is not None else (0,)
+    borders = _border_shape(u, A) if keep and u.device.type != "cuda" and cpu.kernels() is not None else (0,)
     return torch.empty_like(u), u.new_empty(borders)
 
 
@@ -158,7 +152,7 @@ def _backward(ctx, dy: Tensor, _: Tensor):  # type: ignore[no-untyped-def]
         from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
         grads = scan_cuda.selective_scan_backward(dy, *inputs)
-    elif kernel() is None:  # not inside an operator, where autograd does not record
+    elif cpu.kernels() is None:  # not inside an operator, where autograd does not record
         grads = chunked_backward(dy, *inputs)
     else:
         grads = torch.ops.mambaad.selective_scan_backward(dy, border, *inputs)
@@ -205,40 +199,18 @@ def scan_flops(u: Sequence[int], x: Sequence[int], A: Sequence[int], backward: b
 
 
 class _Scan(ctypes.Structure):
-    """struct Scan of scan_cpu.c."""
+    """struct Scan of cpu.c."""
 
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in ("b", "l", "k", "d", "n", "r")]
-        + [(name, ctypes.c_void_p) for name in ("u", "x", "dt_weight", "dt_bias", "A", "D", "order", "y", "border")]
-        + [(name, ctypes.c_void_p) for name in ("dy", "du", "dx", "d_dt_weight", "d_dt_bias", "dA", "dD")]
-        + [("groups", ctypes.c_int64)]
-    )
-
-
-@lru_cache(maxsize=1)
-def kernel() -> Any:
-    """The compiled scan_cpu.c, or None where this installation was made without a C compiler."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_scan_cpu{suffix}")
-        if path.exists():
-            library: Any = ctypes.CDLL(str(path))
-            library.mambaad_isa = library.mambaad_best_isa()
-            library.mambaad_parallel = _torch_team()
-            return library
-    return None
-
-
-def _torch_team() -> ctypes.c_void_p:
-    """libgomp's entry point, if torch has loaded libgomp into the process: then the kernels use the same threads."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
-    except (AttributeError, OSError, TypeError):
-        return ctypes.c_void_p(None)
+    _fields_ = [
+        *cpu.fields("b l k d n r", "u x dt_weight dt_bias A D order y border"),
+        *cpu.fields("", "dy du dx d_dt_weight d_dt_bias dA dD"),
+        *cpu.fields("groups", ""),
+    ]
 
 
 def _border_shape(u: Tensor, A: Tensor) -> tuple[int, ...]:
     (b, l, d), (k, _, n) = u.shape, A.shape
-    library = kernel()
+    library = cpu.kernels()
     assert library is not None
     return b, k, -(-l // library.mambaad_tile()), n, d
 
@@ -275,13 +247,6 @@ def _kernel_backward(
 
 
 def _call(function: str, tensors: dict[str, Tensor], groups: int = 1) -> None:
-    """Pass the tensors' addresses to the kernel; ctypes releases the GIL during the call."""
-    library = kernel()
-    assert library is not None
     u, A, x = tensors["u"], tensors["A"], tensors["x"]
     (b, l, d), (k, _, n) = u.shape, A.shape
-    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
-    scan = _Scan(b=b, l=l, k=k, d=d, n=n, r=x.shape[3] - 2 * n, groups=groups, **addresses)
-    threads = ctypes.c_int64(torch.get_num_threads())
-    if getattr(library, function)(ctypes.byref(scan), library.mambaad_isa, threads, library.mambaad_parallel):
-        raise MambaADError("out of memory in the selective scan: try a smaller --batch or --res")
+    cpu.call(function, _Scan, tensors, b=b, l=l, k=k, d=d, n=n, r=x.shape[3] - 2 * n, groups=groups)

@@ -1,12 +1,13 @@
-/* The selective scan on a CPU, forward and backward, fused, float32; and beside it two normalisations with SiLU.
+/* What a CPU does in one pass of our own, in float32: the selective scan (cpu_scan.h), two normalisations with SiLU
+   (cpu_norms.h), the depthwise convolution (cpu_depthwise.h), all of them forward and backward, and the nearest patches
+   of a memory (cpu_nearest.h).
 
-   One pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
-   directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists.
-
-   Letters: b batch, k directions, d channels, l positions, n states, r rank of dt. Lanes of a vector are channels, so
+   The scan's pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
+   directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists. Its
+   letters: b batch, k directions, d channels, l positions, n states, r rank of dt. Lanes of a vector are channels, so
    that rows are read as they lie; a task owns one image and a block of channels and walks all k directions.
 
-   Plain C without Python or torch, called over raw pointers. The same source (scan_cpu_kernel.h) is compiled for each
+   Plain C without Python or torch, called over raw pointers. The same source (cpu_kernels.h) is compiled for each
    instruction set and one is chosen at run time. */
 
 #include <pthread.h>
@@ -19,6 +20,8 @@ enum {
     BLOCK = 64,  /* channels of a task at most */
     AHEAD = 8,   /* positions that rows are asked for ahead */
     WIDEST = 32, /* channels that go backward at once at most */
+    BAND = 16,   /* rows of a depthwise convolution's task */
+    MOST_NEIGHBOURS = 16,
 };
 
 typedef struct {
@@ -64,10 +67,32 @@ typedef struct {
     float *d_affine;            /* (parts, 2, c) of weight and bias, to be summed over parts */
 } Gated;
 
+/* Depthwise convolution, stride 1, zeros around the image */
+typedef struct {
+    int64_t b, h, w, c, size; /* size × size taps: 3, 5 or 7 */
+    int64_t flipped;          /* 1: with the filter turned by 180°, as a gradient goes back through it */
+    const float *x;           /* (b, h, w, c) */
+    const float *weight;      /* (size, size, c) */
+    const float *bias;        /* (c), or null */
+    float *y;                 /* (b, h, w, c) */
+    const float *dy;          /* (b, h, w, c): from here on for the gradient of the weight alone */
+    float *d_weight;          /* (b, size * size + 1, c) of the taps and the bias, to be summed over b */
+} Depthwise;
+
+/* Mean distance to the nearest patches, in units of their spacing */
+typedef struct {
+    int64_t rows, m, count, parts; /* the `count` nearest of m patches; a task owns one part of the rows */
+    const float *products;         /* (rows, m) of each row and each patch */
+    const float *own;              /* (rows) squared lengths */
+    const float *lengths;          /* (m) squared lengths */
+    const float *spacing;          /* (m) */
+    float *distances;              /* (rows) */
+} Nearest;
+
 typedef void Task(const void *work, int64_t width, int64_t task, float *scratch);
 
 typedef struct {
-    const void *work; /* Scan, Norm or Gated */
+    const void *work; /* one of the structs above */
     int64_t width;    /* channels of a block: 16, 32 or 64 */
     int64_t tasks;
     int64_t next; /* the first task that nobody has taken, changed atomically */
@@ -86,6 +111,12 @@ static size_t backward_scratch(const Scan *s) {
     return BLOCK * (7 * TILE + 4 * s->n + 2 * s->r + 4) + (2 * TILE + 1) * 8 * WIDEST + TILE * (2 * s->n + s->r) + 16;
 }
 
+/* The taps, and as many padded rows as the filter is high, and one more. */
+static size_t depthwise_scratch(const Depthwise *s) {
+    enum { LANES_AT_MOST = 16, ACROSS_AT_MOST = 8 };
+    return LANES_AT_MOST * (s->size * s->size + (s->size + 1) * (s->w + ACROSS_AT_MOST + s->size));
+}
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define FN(name) JOIN(name, ISA)
@@ -96,7 +127,8 @@ static size_t backward_scratch(const Scan *s) {
 #define STEPS 2
 #define HALF 2
 #define VECS 1
-#include "scan_cpu_kernel.h"
+#define ACROSS 4
+#include "cpu_kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -114,7 +146,8 @@ static size_t backward_scratch(const Scan *s) {
 #define STEPS 2
 #define HALF 4
 #define VECS 1
-#include "scan_cpu_kernel.h"
+#define ACROSS 4
+#include "cpu_kernels.h"
 #undef AVX2
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -131,7 +164,8 @@ static size_t backward_scratch(const Scan *s) {
 #define STEPS 2
 #define HALF 8
 #define VECS 2
-#include "scan_cpu_kernel.h"
+#define ACROSS 8
+#include "cpu_kernels.h"
 #undef AVX512
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -228,12 +262,15 @@ int mambaad_best_isa(void) {
 
 /* What each instruction set has, by its number. */
 static const struct {
-    Task *forward, *backward, *norm, *gated;
+    Task *forward, *backward, *norm, *gated, *depthwise, *depthwise_weight, *nearest;
 } kernels[] = {
-    {forward_portable, backward_portable, norm_portable, gated_portable},
+#define ALL_OF(ISA)                                                                                                    \
+    {JOIN(forward, ISA), JOIN(backward, ISA),  JOIN(norm, ISA),   JOIN(gated, ISA), JOIN(depthwise, ISA),                \
+     JOIN(depthwise_weight, ISA), JOIN(nearest, ISA)}
+    ALL_OF(portable),
 #if defined(__x86_64__)
-    {forward_avx2, backward_avx2, norm_avx2, gated_avx2},
-    {forward_avx512, backward_avx512, norm_avx512, gated_avx512},
+    ALL_OF(avx2),
+    ALL_OF(avx512),
 #endif
 };
 
@@ -259,5 +296,18 @@ int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parall
 /* Forward, or backward where g->dx is given. */
 int mambaad_gated_norm(const Gated *g, int isa, int64_t threads, Parallel parallel) {
     Job job = {g, 0, g->parts, 0, 0, kernels[isa].gated, 16};
+    return run(&job, threads, parallel);
+}
+
+/* Forward, or the gradient of the weight where s->d_weight is given. */
+int mambaad_depthwise(const Depthwise *s, int isa, int64_t threads, Parallel parallel) {
+    int64_t images = s->d_weight ? s->b : s->b * ceil_div(s->h, BAND), width = block_width(s->c, images, threads);
+    Task *task = s->d_weight ? kernels[isa].depthwise_weight : kernels[isa].depthwise;
+    Job job = {s, width, images * ceil_div(s->c, width), 0, 0, task, depthwise_scratch(s)};
+    return run(&job, threads, parallel);
+}
+
+int mambaad_nearest(const Nearest *s, int isa, int64_t threads, Parallel parallel) {
+    Job job = {s, 0, s->parts, 0, 0, kernels[isa].nearest, 16};
     return run(&job, threads, parallel);
 }

@@ -1,0 +1,75 @@
+"""Mean distance to the nearest patches of a memory: a kernel (cpu_nearest.h) on the CPU.
+
+Letters: p points, m patches of the memory, c channels.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from mambaad_cli.model.kernels import cpu
+
+BLOCK = 256  # points compared with patches at a time
+DEALT = 8  # values of a row in one column while the smallest are searched
+MOST = 16  # neighbours that the kernel keeps
+
+
+def nearest_distances(points: Tensor, patches: Tensor, spacing: Tensor, count: int) -> Tensor:
+    """Mean distance of points (p, c) to the `count` nearest of patches (m, c), each in units of its spacing (m,): (p,).
+
+    A block of points is compared at a time, so that their products with the patches stay in the cache.
+    """
+    count, lengths = min(count, len(patches)), patches.square().sum(1)
+    own, found = points.square().sum(1), points.new_empty(len(points))
+    compiled = count <= MOST and cpu.suit(points, patches, spacing)
+    products = points.new_empty(min(BLOCK, len(points)), len(patches))
+    for start in range(0, len(points), BLOCK):
+        block = slice(start, start + BLOCK)
+        dots = torch.mm(points[block], patches.T, out=products[: len(points[block])])
+        nearest = _nearest if compiled else nearest_ref
+        nearest(dots, own[block], lengths, spacing, count, found[block])
+    return found
+
+
+def nearest_ref(products: Tensor, own: Tensor, lengths: Tensor, spacing: Tensor, count: int, found: Tensor) -> None:
+    """What the kernel does with the products (p, m) of a block and squared lengths (p,) and (m,), into found (p,)."""
+    squared, which = smallest(lengths - 2 * products, count)
+    distances = (squared + own[:, None]).clamp(min=0).sqrt()
+    torch.mean(distances / spacing[which], 1, out=found)
+
+
+def _nearest(products: Tensor, own: Tensor, lengths: Tensor, spacing: Tensor, count: int, found: Tensor) -> None:
+    rows, m = products.shape
+    tensors = {"products": products, "own": own, "lengths": lengths, "spacing": spacing, "distances": found}
+    parts = min(rows, 4 * torch.get_num_threads())
+    cpu.call("mambaad_nearest", _Nearest, tensors, rows=rows, m=m, count=count, parts=parts)
+
+
+def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` smallest values (p, count) of each row (p, m), smallest first, and their places.
+
+    Each row is dealt into columns. The smallest values lie in the columns with the smallest minima, so that only these
+    are searched: what topk finds, in less time.
+
+    >>> smallest(torch.tensor([[4.0, 1.0, 3.0, 2.0]]), 2)
+    (tensor([[1., 2.]]), tensor([[1, 3]]))
+    """
+    rows, m = values.shape
+    dealt = m // DEALT
+    if dealt < 40 * count:  # topk itself is as fast
+        found = values.topk(min(count, m), dim=1, largest=False)
+        return found.values, found.indices
+    table = values[:, : DEALT * dealt].view(rows, DEALT, dealt)
+    columns = table.amin(1).topk(count, dim=1, largest=False).indices
+    places = (columns[:, None] + dealt * torch.arange(DEALT, device=values.device)[:, None]).flatten(1)
+    rest = torch.arange(DEALT * dealt, m, device=values.device).expand(rows, -1)
+    places = torch.cat([places, rest], dim=1)
+    found = values.gather(1, places).topk(count, dim=1, largest=False)
+    return found.values, places.gather(1, found.indices)
+
+
+class _Nearest(ctypes.Structure):
+    """struct Nearest of cpu.c."""
+
+    _fields_ = cpu.fields("rows m count parts", "products own lengths spacing distances")

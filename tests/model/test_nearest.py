@@ -1,0 +1,47 @@
+"""Distances to the nearest patches against brute force."""
+
+import math
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from mambaad_cli.model.kernels import nearest
+from mambaad_cli.model.kernels.nearest import nearest_distances, nearest_ref, smallest
+
+
+def brute_force(points: Tensor, patches: Tensor, spacing: Tensor, count: int) -> Tensor:
+    found = torch.cdist(points.double(), patches.double()).topk(min(count, len(patches)), largest=False)
+    return (found.values / spacing[found.indices]).mean(1).float()
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize(("p", "m", "count"), [(600, 3000, 5), (3, 3, 5), (1, 77, 9), (20, 16, 16), (20, 7, 1)])
+def test_kernel_equals_brute_force(p: int, m: int, count: int) -> None:
+    points, patches, spacing = torch.randn(p, 20), torch.randn(m, 20), torch.rand(m) + 0.5
+    found = nearest_distances(points, patches, spacing, count)
+    torch.testing.assert_close(found, brute_force(points, patches, spacing, count), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("p", "m", "count"), [(600, 3000, 5), (3, 3, 5), (20, 40, 20)])
+def test_pytorchs_operators_equal_brute_force(p: int, m: int, count: int) -> None:
+    points, patches, spacing = torch.randn(p, 20), torch.randn(m, 20), torch.rand(m) + 0.5
+    with patch.object(nearest, "_nearest", nearest_ref):
+        found = nearest_distances(points, patches, spacing, count)
+    torch.testing.assert_close(found, brute_force(points, patches, spacing, count), rtol=1e-4, atol=1e-4)
+
+
+def test_a_point_of_the_memory_is_no_distance_from_itself() -> None:
+    patches = 100 * torch.randn(50, 8)
+    assert nearest_distances(patches, patches, torch.ones(50), 1).max() < 0.2  # the rounding of squared lengths
+
+
+@pytest.mark.parametrize(("rows", "m"), [(1, 3), (7, 500), (9, 2000), (300, 3001)])
+def test_the_smallest_values_are_those_of_topk(rows: int, m: int) -> None:
+    values = torch.randn(rows, m)
+    values[0, : m // 2] = math.inf
+    found, places = smallest(values, 5)
+    wanted = values.topk(min(5, m), dim=1, largest=False)
+    assert torch.equal(found, wanted.values)
+    assert torch.equal(values.gather(1, places), found)
