@@ -56,6 +56,7 @@ def fit(
     known = {one.name for one in fields(Recipe)}
     if unknown := sorted(set(choices) - known):
         raise MambaADError(f"a recipe has no {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
+    recipe = recipe.showing(choices.get("evidence", recipe.evidence))
     files, classes = good_images(Path(folder))
     if size is not None or letterbox:
         settings = replace(settings, size=size or (256, 256), letterbox=letterbox, own_aspect=False, detail=1.0)

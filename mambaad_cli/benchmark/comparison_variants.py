@@ -72,7 +72,7 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
     if others or base.detector != "mambaad":
         raise MambaADError("the ablation is of one MambaAD: choose mambaad-small or mambaad-paper")
 
-    decoder = replace(base.recipe, evidence="decoder")  # the paper's ablation knows no memory
+    decoder = base.recipe.showing("decoder")  # the paper's ablation knows no memory
 
     def step(name: str, order: str, directions: int, local_branches: bool = True) -> Variant:
         changed = {"order": order, "directions": directions, "local_branches": local_branches}
@@ -98,7 +98,7 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
     base, *others = choose(names or ["mambaad-small"], encoder)
     if others or base.detector != "mambaad":
         raise MambaADError("the recipes are of one MambaAD: choose mambaad-small or mambaad-paper")
-    recipe, depths = replace(base.recipe, evidence="decoder"), base.options["depths"]
+    recipe, depths = base.recipe.showing("decoder"), base.options["depths"]
 
     def trained(name: str, **changed: Any) -> Variant:
         return base._replace(name=name, recipe=replace(recipe, **changed))

@@ -200,7 +200,7 @@ def fit(
     settings, recipe = _chosen(name, network if detector == "mambaad" else {})
     settings = replace(settings, encoder=encoder or settings.encoder, letterbox=letterbox)
     if evidence is not None:
-        recipe = replace(recipe, evidence=evidence)
+        recipe = recipe.showing(evidence)
     settings = _sized(settings, size, pixels, detail)
     if tiles or tile_size is not None or given(ctx, ("scale",)):
         settings = replace(settings, tiles=parse_tile(tile_size or "384"), scale=scale)

@@ -49,11 +49,21 @@ class Recipe:
         """Steps of a training on this number of images in batches of `batch`.
 
         >>> [RECIPES["small"].steps_for(n, 8) for n in (10, 100, 10**6)], RECIPES["paper"].steps_for(160, 16)
-        ([202, 220, 1000], 10000)
+        ([101, 110, 1000], 10000)
         """
         if self.epochs is not None:
             return math.ceil(self.epochs * images / batch)
         return min(MOST_STEPS, self.steps + round(self.steps_per_image * images))
+
+    def showing(self, evidence: Literal["decoder", "memory", "both"]) -> "Recipe":
+        """This recipe for a map that shows this evidence: a decoder without a memory is trained twice as long.
+
+        >>> RECIPES["small"].showing("decoder").steps, RECIPES["small"].showing("both").steps
+        (200, 100)
+        """
+        longer = 2 if evidence == "decoder" and self.evidence == "both" else 1
+        steps, more = longer * self.steps, longer * self.steps_per_image
+        return replace(self, evidence=evidence, steps=steps, steps_per_image=more)
 
     def for_adding(self) -> "Recipe":
         """How a product is added to a model that was trained by this recipe."""
@@ -75,8 +85,8 @@ RECIPES: dict[str, Recipe] = {
         batch=8,
         lr=0.004,
         schedule="cosine",
-        steps=200,
-        steps_per_image=0.2,
+        steps=100,
+        steps_per_image=0.1,
         views=500,
         turns=True,
         cut_paste=True,
