@@ -20,7 +20,7 @@ import numpy as np
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.benchmark import comparison_results as kept_results
 from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark import machine
+from mambaad_cli.benchmark import machine, peers
 from mambaad_cli.benchmark.comparison_results import Kept
 from mambaad_cli.benchmark.comparison_variants import Variant
 from mambaad_cli.benchmark.evaluation_tables import notes
@@ -30,6 +30,7 @@ from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.files import sha256_of, shown
 from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model.settings import PRESETS, Settings
 from mambaad_cli.training import fit as training
 from mambaad_cli.training.progress import Progress
@@ -193,6 +194,8 @@ def _key(variant: Variant, size: tuple[int, int] | None, seed: int, context: dic
 
 
 def _settings(variant: Variant, size: tuple[int, int] | None) -> Settings:
+    if variant.detector == peers.PATCHCORE:
+        return Settings(variant.detector, variant.encoder, size or PRESETS[variant.preset].size)
     if size is not None:
         return Settings(variant.detector, variant.encoder, size, options=variant.options)
     return replace(PRESETS[variant.preset], encoder=variant.encoder, options=variant.options)
@@ -223,14 +226,7 @@ def _record(
     recipe = conditions.budget.limited(replace(variant.recipe, seed=seed, keep_examples=False))
     told = _Told(doing, on_progress)
     start = time.perf_counter()
-    model = training.fit(
-        [ImageFile(sample.path, sample.path, sample.class_name) for sample in data.train],
-        [sample.class_name for sample in data.train],
-        settings,
-        recipe,
-        RunOptions(conditions.device, encoder_weights=conditions.encoder_weights),
-        told,
-    )
+    model = _fitted(variant, data, settings, recipe, conditions, told)
     fit_seconds = time.perf_counter() - start
     on_progress(f"{doing}: {len(data.test)} test images")
     evaluation = evaluate.evaluate(model, data.test)
@@ -248,6 +244,18 @@ def _record(
         "score_seconds": _seconds_an_image(model),
         "notes": [*told.left_out, *notes(evaluation)],
     }
+
+
+def _fitted(
+    variant: Variant, data: Dataset, settings: Settings, recipe: Recipe, conditions: Conditions, told: Progress
+) -> FittedModel:
+    paths, classes = [sample.path for sample in data.train], [sample.class_name for sample in data.train]
+    if variant.detector == peers.PATCHCORE:
+        weights = None if conditions.encoder_weights is None else read_state_dict(conditions.encoder_weights)
+        return peers.fit(paths, classes, settings, recipe.seed, told, conditions.device, weights)
+    files = [ImageFile(path, path, name) for path, name in zip(paths, classes, strict=True)]
+    run = RunOptions(conditions.device, encoder_weights=conditions.encoder_weights)
+    return training.fit(files, classes, settings, recipe, run, told)
 
 
 def _seconds_an_image(model: FittedModel) -> float:

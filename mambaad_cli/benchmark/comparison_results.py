@@ -13,7 +13,15 @@ from mambaad_cli import MambaADError
 from mambaad_cli.files import shown
 
 # what a fit's result depends on, in the package's folder
-SOURCES = ("model", "data", "inspection", "training", "benchmark/evaluation.py", "benchmark/metrics.py")
+SOURCES = (
+    "model",
+    "data",
+    "inspection",
+    "training",
+    "benchmark/evaluation.py",
+    "benchmark/metrics.py",
+    "benchmark/peers.py",
+)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WITH_DATA = "With --data"  # a panel of help
 FOR_DATA = (
-    "layout", "ablation", "recipes", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results",
+    "layout", "ablation", "recipes", "peers", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results",
 )  # fmt: skip
 FOR_SPEED = ("model", "batch", "precision", "runtime", "train", "seconds", "plot")
 
@@ -82,6 +82,12 @@ def bench(
         bool,
         typer.Option(
             "--recipes", help="Compare the recipe with variants that change one choice each.", rich_help_panel=WITH_DATA
+        ),
+    ] = False,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers", help="Also compare PatchCore of anomalib, where that is installed.", rich_help_panel=WITH_DATA
         ),
     ] = False,
     encoder: Annotated[
@@ -152,8 +158,13 @@ def bench(
     conditions = comparison.Conditions(
         comparison.Budget(epochs, minutes), None if res is None else parse_size(res), seeds, encoder_weights, where
     )
+    variants = chosen(names, encoder)
+    if peers:
+        from mambaad_cli.benchmark.peers import peers as of_anomalib
+
+        variants += of_anomalib(encoder)
     set_threads(threads)
-    compared = compare(chosen(names, encoder), comparison.read_dataset(data, layout), conditions, results)
+    compared = compare(variants, comparison.read_dataset(data, layout), conditions, results)
     publish(comparison_tables, compared, format, output)
     raise typer.Exit(USER_CAN_MEND if any(outcome.error for outcome in compared.outcomes) else 0)
 

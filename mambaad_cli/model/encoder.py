@@ -94,7 +94,7 @@ def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -
             f"no weights for encoder {name!r} ({reason}): connect once so that timm can fetch them, give a file "
             f"with --encoder-weights, or use the default {DEFAULT}, whose weights are installed"
         ) from error
-    _cut(net)
+    cut(net)
     config = net.pretrained_cfg
     return Encoder(net, net.feature_info.channels(), config["mean"], config["std"])
 
@@ -192,7 +192,7 @@ def _do_not_wait_for_a_network() -> None:
         hub.HF_HUB_OFFLINE = True
 
 
-def _cut(net: Any) -> None:
+def cut(net: Any) -> None:
     """Remove the blocks behind the last stage that is used: timm's EfficientNet feature nets keep and run them."""
     blocks = getattr(net, "blocks", None)
     module = net.feature_info.module_name()[-1]  # of the last stage that is used

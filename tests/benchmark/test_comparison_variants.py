@@ -55,6 +55,6 @@ def test_each_recipe_differs_from_the_first_in_one_choice(name: str) -> None:
     assert len(others) >= 5
     for one in others:
         options = {name for name in {**one.options, **base.options} if one.options.get(name) != base.options.get(name)}
-        alone = base.recipe if one.name.endswith("alone") else replace(base.recipe, evidence="decoder")
+        alone = replace(base.recipe.showing("decoder"), evidence="both" if one.name.endswith("alone") else "decoder")
         choices = dict(as_dict(one.recipe).items() ^ as_dict(alone).items())
         assert len(options) + len(choices) == 1, one.name

@@ -1,0 +1,152 @@
+"""Detectors of anomalib (https://github.com/open-edge-platform/anomalib) beside ours, where it is installed.
+
+They are used through anomalib's public API, with our encoder and weights, on images that are read as ours are.
+EfficientAD is not among them: it has no encoder of choice, and its teacher and its penalty images are downloads.
+"""
+
+import importlib.util
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark.comparison_variants import Variant
+from mambaad_cli.data.images import ImageError
+from mambaad_cli.data.loading import BATCH, Wanted, read_ahead
+from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.model.anomaly_map import Residual
+from mambaad_cli.model.efficientnet_lite import FACTORS
+from mambaad_cli.model.encoder import DEFAULT, Encoder, cut, load_weights, pretrained_encoder
+from mambaad_cli.model.settings import Settings
+from mambaad_cli.training.progress import Progress
+from mambaad_cli.training.recipe import RECIPES
+
+PATCHCORE = "patchcore"
+STRIDES = (8, 16)  # that PatchCore compares: its paper's layers 2 and 3
+CLOSE = 1e-3  # largest difference of a feature from our encoder's, in units of the stage's largest value
+
+
+def peers(encoder: str | None = None) -> list[Variant]:
+    """The rows of anomalib's detectors. Raises MambaADError where anomalib is not installed."""
+    if importlib.util.find_spec("anomalib") is None:
+        raise MambaADError("--peers compares with anomalib, which is not installed: pip install anomalib")
+    chosen = DEFAULT if encoder in (None, "own") else encoder
+    assert chosen is not None
+    return [Variant("PatchCore of anomalib", PATCHCORE, chosen, {}, RECIPES["memory"], "memory")]
+
+
+def fit(
+    paths: Sequence[Path],
+    classes: Sequence[str],
+    settings: Settings,
+    seed: int,
+    progress: Progress,
+    device: str = "cpu",
+    weights: dict[str, Tensor] | None = None,
+) -> FittedModel:
+    """PatchCore with anomalib's defaults (a coreset of 10 %, 9 neighbours) and one memory for all classes.
+
+    It has no threshold: its scores of the images that it remembers say nothing of new ones.
+
+    Raises MambaADError where anomalib's encoder does not give our features, and where no image can be read.
+    """
+    torch.manual_seed(seed)
+    encoder = pretrained_encoder(settings.encoder, STRIDES, weights)
+    peer = _patchcore(settings.encoder, encoder).to(device)
+    found, batch = Counter[str](), []
+    images = read_ahead(paths, Wanted(settings.size))
+    for name, one in zip(classes, images, strict=True):
+        if isinstance(one, ImageError):
+            progress.unreadable(one)
+            continue
+        found[name] += 1
+        batch.append(one.pixels)
+        if len(batch) == BATCH:
+            _remember(peer, encoder, batch)
+            batch = []
+    if not found:
+        raise MambaADError("no training image can be read")
+    if batch:
+        _remember(peer, encoder, batch)
+    with _quiet():
+        peer.fit()
+    shown = Normalised(nn.Identity(), [3], encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
+    detector = PatchCore(peer.eval())
+    return FittedModel(settings, shown.to(device), detector, trained_on=dict(found))
+
+
+def _patchcore(name: str, encoder: Encoder) -> Any:
+    """anomalib's detector on this encoder with its weights."""
+    with _quiet():
+        import timm
+        from anomalib.models import Patchcore
+
+        timms = f"tf_{name}" if name in FACTORS else name
+        whole: Any = timm.create_model(timms, features_only=True)
+        reductions = whole.feature_info.reduction()
+        stages = [reductions.index(stride) for stride in STRIDES]
+        peer = Patchcore(backbone=timms, layers=stages, pre_trained=False)
+    own = peer.model.feature_extractor.feature_extractor
+    cut(own)
+    load_weights(own, encoder.net.state_dict(), name)
+    probe = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pairs = zip(encoder(probe), own.eval()((probe - encoder.mean) / encoder.std), strict=True)
+        if not all(bool((a - b).abs().max() <= CLOSE * a.abs().max()) for a, b in pairs):
+            raise MambaADError(f"anomalib's {timms} gives other features than our {name}")
+    return peer
+
+
+def _remember(peer: Any, encoder: Encoder, batch: list[Tensor]) -> None:
+    images = torch.stack(batch).to(encoder.mean)
+    peer.train()
+    peer.model((images - encoder.mean) / encoder.std)
+
+
+class Normalised(Encoder):
+    """Hands on the images as anomalib's own preprocessing would: its detector holds the encoder."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, H, W) in 0 … 1 to one (b, 3, H, W)."""
+        return [(images - self.mean) / self.std]
+
+
+class PatchCore(nn.Module):
+    """A fitted PatchCore of anomalib as a detector of ours."""
+
+    strides: ClassVar[tuple[int, ...]] = (1,)
+
+    def __init__(self, peer: Any) -> None:
+        super().__init__()
+        self.peer = peer
+
+    def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
+        raise NotImplementedError("a memory is not trained")
+
+    def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """anomalib's smoothed map (b, *size) of normalised images."""
+        found: Tensor = self.peer.model(features[0]).anomaly_map
+        return found[:, 0]
+
+    def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
+        """None: it reconstructs nothing."""
+        return []
+
+    def optimizer(self, lr: float | None = None) -> torch.optim.Optimizer:
+        raise NotImplementedError("a memory is not trained")
+
+
+class _quiet(warnings.catch_warnings):
+    """anomalib and lightning log and warn of what does not concern us."""
+
+    def __enter__(self) -> Any:
+        logging.getLogger("anomalib").setLevel(logging.ERROR)
+        found = super().__enter__()
+        warnings.simplefilter("ignore")
+        return found
