@@ -3,10 +3,13 @@
 import os
 import sys
 
+from mambaad_cli.allocator import keep_freed_memory
+
 
 def main() -> None:
     from mambaad_cli.cli import app
 
+    keep_freed_memory()
     try:
         app(prog_name="mambaad")
     except BrokenPipeError:  # the reader of our output has closed it, as in `mambaad score … | head`

@@ -7,7 +7,7 @@ import mambaad_cli
 
 ROOT = Path(mambaad_cli.__file__).parent
 FLOORS = [
-    {"", "files", "distributed"},
+    {"", "allocator", "files", "distributed"},
     {"model"},
     {"data"},
     {"inspection"},

@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.allocator import keep_freed_memory
 from mambaad_cli.model import onnx_encoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference, pretrained_encoder
 from mambaad_cli.model.kernels import cpu
@@ -49,6 +50,7 @@ def say_backend() -> None:
 
     In a checkout whose kernel was not built they run many times slower, which must not go unnoticed.
     """
+    keep_freed_memory()  # as the command does
     found = conditions("cpu", "fp32")
     print(
         f"mambaad of {Path(__file__).parent.parent}; scan: {found['scan']}; {found['threads']} threads", file=sys.stderr

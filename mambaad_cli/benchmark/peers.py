@@ -4,11 +4,13 @@ They are used through anomalib's public API, with our encoder and weights, on im
 EfficientAD is not among them: it has no encoder of choice, and its teacher and its penalty images are downloads.
 """
 
+import contextlib
 import importlib.util
+import io
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -142,11 +144,10 @@ class PatchCore(nn.Module):
         raise NotImplementedError("a memory is not trained")
 
 
-class _quiet(warnings.catch_warnings):
-    """anomalib and lightning log and warn of what does not concern us."""
-
-    def __enter__(self) -> Any:
-        logging.getLogger("anomalib").setLevel(logging.ERROR)
-        found = super().__enter__()
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """anomalib and lightning log, warn and draw bars of what does not concern us."""
+    logging.getLogger("anomalib").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return found
+        yield
