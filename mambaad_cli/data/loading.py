@@ -3,12 +3,14 @@
 Letters: h × w pixels of the file's image, H × W pixels of the model's input.
 """
 
+import ctypes
 import itertools
 import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -154,7 +156,7 @@ def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) ->
 
     waiting: deque[Future[Input | ImageError]] = deque()
     remaining = enumerate(paths)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=one_thread_alone) as pool:
         try:
             for place, path in itertools.islice(remaining, 4 * workers + BATCH):
                 waiting.append(pool.submit(load, place, path))
@@ -167,6 +169,17 @@ def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) ->
             for future in waiting:
                 future.cancel()
             memory.close()
+
+
+def one_thread_alone() -> None:
+    """Keep what torch does in this thread to this thread. Else each thread that reads images would have threads of its
+    own, beside those of the model, which then wait for each other.
+
+    `torch.set_num_threads` would also change what the model's matrix products use.
+    """
+    torch.get_num_threads()  # torch sets the number of a new thread when it is first asked for
+    with suppress(AttributeError, OSError, TypeError):  # torch without OpenMP
+        ctypes.CDLL(None).omp_set_num_threads(1)
 
 
 def bytes_kept(one: Input | ImageError) -> int:
