@@ -38,8 +38,7 @@ def peers(encoder: str | None = None) -> list[Variant]:
     """The rows of anomalib's detectors. Raises MambaADError where anomalib is not installed."""
     if importlib.util.find_spec("anomalib") is None:
         raise MambaADError("--peers compares with anomalib, which is not installed: pip install anomalib")
-    chosen = DEFAULT if encoder in (None, "own") else encoder
-    assert chosen is not None
+    chosen = DEFAULT if encoder is None or encoder == "own" else encoder
     return [Variant("PatchCore of anomalib", PATCHCORE, chosen, {}, RECIPES["memory"], "memory")]
 
 

@@ -1,6 +1,6 @@
 """Python functions as operators of PyTorch, in the library `mambaad`: autograd, fake tensors and exporters know them.
 
-`torch.library.custom_op` does the same, but imports all of `torch._dynamo` at its first call, which takes longer than
+PyTorch's own `custom_op` does the same, but imports all of `torch._dynamo` at its first call, which takes longer than
 scoring an image, and checks each result for aliases.
 """
 
