@@ -19,7 +19,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.recognition import signature
 from mambaad_cli.inspection.tiles import STRIDE
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, local_contrast, standardised_distances
-from mambaad_cli.model.memory import close_patches, looks_of, patches_of
+from mambaad_cli.model.memory import close_patches, fuse_looks, looks_of, patches_of
 
 
 class WholeModel(nn.Module):
@@ -41,7 +41,7 @@ class WholeModel(nn.Module):
         self.size, self.map_size = size, model.map_size(size)
         self.recogniser = model.recogniser if len(self.products) > 1 else None
         self.takes_told = len(self.products) > 1  # the input `told`
-        self.detail, self.local_contrast = model.settings.detail, model.settings.local_contrast
+        self.settings, self.detail = model.settings, model.settings.detail
         self.two_looks = model.settings.two_looks
         for name, matrix in self._resizing().items():
             self.register_buffer(name, matrix, persistent=False)
@@ -96,7 +96,7 @@ class WholeModel(nn.Module):
         if self.detail == 1:
             return fine
         if self.two_looks:
-            return [*self.encoder(self._scaled(pixels, 0)), close_patches(fine)]
+            return [*self.encoder(self._scaled(pixels, 0)), close_patches(fine, self.settings.binomial)]
         return [*(self._scaled(stage, i) for i, stage in enumerate(fine)), *fine[-2:]]
 
     def _scaled(self, stage: Tensor, i: int) -> Tensor:
@@ -144,16 +144,16 @@ class WholeModel(nn.Module):
         parts = []
         if self.statistics is not None:
             distances = self._decoder_distances(self.detector.residuals(for_decoder), product)
-            parts.append(self.weights.of_decoder(self._smoothed(distances), product))
+            parts.append(self.weights.of_decoder(self._contrasted(fuse(distances, self.map_size)), product))
         if self.memories:
             looks = zip(self.memories, looks_of(features, self.two_looks), strict=True)
             unusual = [memory(patches, product) for memory, patches in looks]
-            parts.append(self.weights.of_memory(self._smoothed(unusual), product))
+            found = fuse_looks(unusual, self.map_size, self.settings.far_weight, self.settings.memory_sigma)
+            parts.append(self.weights.of_memory(self._contrasted(found), product))
         return parts[0] + parts[1] if len(parts) > 1 else parts[0]
 
-    def _smoothed(self, distances: Sequence[Tensor]) -> Tensor:
-        """(n, H, W), as FittedModel.map_of."""
-        return local_contrast(fuse(distances, self.map_size), self.local_contrast)
+    def _contrasted(self, maps: Tensor) -> Tensor:
+        return local_contrast(maps, self.settings.local_contrast)
 
     def _decoder_distances(self, found: Sequence[Residual], product: Tensor) -> list[Tensor]:
         """Each image's residuals, standardised by the statistics of its product."""

@@ -27,7 +27,7 @@ from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, lo
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
 from mambaad_cli.model.fusion import Fusion, fuse_witnesses
-from mambaad_cli.model.memory import Memory, close_patches, looks_of, unusual_patches
+from mambaad_cli.model.memory import Memory, close_patches, fuse_looks, looks_of, unusual_patches
 from mambaad_cli.model.settings import Settings, scaled_size
 
 FEW = 16  # images that are scored before a runtime has started
@@ -171,7 +171,7 @@ class FittedModel:
     def close_look(self, images: Tensor) -> Tensor:
         """(b, 3, H, W) in 0 … 1 to the patches (b, c, h, w) of a close look."""
         with rounding(self.precision, images.device.type):
-            return close_patches(self.encoder.in_parts(images))
+            return close_patches(self.encoder.in_parts(images), self.settings.binomial)
 
     def _for_decoder(self, features: list[Tensor]) -> list[Tensor]:
         """The stages that the decoder takes: where the memory sees more detail, its own follow them."""
@@ -227,7 +227,7 @@ class FittedModel:
             decoder_map = self.decoder_map(features, size, class_name)
         if memory is not None and (fusion is None or fusion.memory.weight > 0):
             looks = zip(memory, self.patches(features), strict=True)
-            memory_map = self.map_of([unusual_patches(one, patches) for one, patches in looks], size)
+            memory_map = self.memory_map([unusual_patches(one, patches) for one, patches in looks], size)
         return decoder_map, memory_map
 
     def decoder_map(self, features: list[Tensor], size: tuple[int, int], class_name: str) -> Tensor | None:
@@ -235,11 +235,13 @@ class FittedModel:
         statistics = self.statistics.get(class_name)
         if statistics is None:
             return None
-        return self.map_of(standardised_distances(self.residuals(features), statistics), size)
-
-    def map_of(self, distances: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """One witness's map (b, *size) from its distances (b, h, w) at each scale."""
+        distances = standardised_distances(self.residuals(features), statistics)
         return local_contrast(fuse(distances, size), self.settings.local_contrast)
+
+    def memory_map(self, unusual: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """The memory's maps (b, *size) from how unusual the patches (b, h, w) of each look are."""
+        own = self.settings
+        return local_contrast(fuse_looks(unusual, size, own.far_weight, own.memory_sigma), own.local_contrast)
 
     @property
     def described(self) -> dict[str, Any]:

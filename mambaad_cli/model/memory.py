@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambaad_cli.model.anomaly_map import Residual
+from mambaad_cli.model.anomaly_map import Residual, fuse
 from mambaad_cli.model.kernels.nearest import nearest_distances
 
 SHRINKAGE = 0.01  # of the patches' covariance towards a multiple of the identity
@@ -46,17 +46,23 @@ def patches_of(features: Sequence[Tensor]) -> Tensor:
     return torch.cat([fine, coarse], dim=1).permute(0, 2, 3, 1)
 
 
-def close_patches(features: Sequence[Tensor]) -> Tensor:
+def close_patches(features: Sequence[Tensor], binomial: bool = False) -> Tensor:
     """Patches (b, c, h, w) at the coarsest stage, with the stage before it: what a close look remembers.
 
-    A quarter of the positions does, because an object covers more of them in larger images.
+    A quarter of the positions does, because an object covers more of them in larger images. Averaged with `binomial`
+    weights, a patch is more of its own position and shows smaller defects.
     """
-    fine, coarse = (_averaged(stage) for stage in features[-2:])
+    fine, coarse = (_binomial(stage) if binomial else _averaged(stage) for stage in features[-2:])
     return torch.cat([F.adaptive_avg_pool2d(fine, (coarse.shape[2], coarse.shape[3])), coarse], dim=1)
 
 
 def _averaged(stage: Tensor) -> Tensor:
     return F.avg_pool2d(stage.float(), 3, 1, 1, count_include_pad=False)
+
+
+def _binomial(stage: Tensor) -> Tensor:
+    """The mean over 3×3 positions with the weights 1, 2, 1 along each side: two means over 2×2."""
+    return F.avg_pool2d(F.avg_pool2d(stage.float(), 2, 1, 1, count_include_pad=False), 2, 1)
 
 
 def looks_of(features: Sequence[Tensor], two: bool) -> list[Tensor]:
@@ -156,6 +162,15 @@ def unusual_patches(memory: Memory, patches: Tensor) -> Tensor:
     if expected.shape != found.shape[1:]:  # another size than that of fit
         expected = F.interpolate(expected[None, None], size=found.shape[1:], mode="bilinear")[0, 0]
     return without_border(found / expected)
+
+
+def fuse_looks(unusual: Sequence[Tensor], size: tuple[int, int], far_weight: float, sigma: float) -> Tensor:
+    """What all looks find, (b, h, w) each, as one map (b, *size), smoothed by a Gaussian of `sigma` pixels.
+
+    Of two looks the far one comes first, and counts by its weight.
+    """
+    weighted = [far_weight * unusual[0], *unusual[1:]] if len(unusual) > 1 else unusual
+    return fuse(weighted, size, sigma)
 
 
 def without_border(maps: Tensor) -> Tensor:

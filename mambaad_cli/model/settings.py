@@ -20,6 +20,9 @@ class Settings:
     tiles: tuple[int, int] | None = None  # height, width of tiles in which photos are looked at beside the whole
     scale: float = 1.0  # of the photos, before tiles are cut from them
     looks: int = 1  # of the memory: 2 where it looks both at what the decoder sees and at the larger images
+    far_weight: float = 1.0  # of what the look at what the decoder sees finds, beside the close look
+    binomial: bool = False  # a close look averages 3×3 positions with binomial weights, else evenly
+    memory_sigma: float = 4.0  # pixels of the map: the Gaussian that smooths what the memory finds
     local_contrast: float = 0.0  # share of its wider surroundings that is taken off a value, see anomaly_map
     own_aspect: bool = False  # each product has a size of its own, with as many pixels as `size` in its images' aspect
 
@@ -56,6 +59,9 @@ PRESETS = {
         own_aspect=True,
         detail=2.5,
         looks=2,
+        far_weight=0.5,
+        binomial=True,
+        memory_sigma=2.5,
         local_contrast=LOCAL_CONTRAST,
         options={"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
     ),

@@ -193,7 +193,7 @@ def trial_of(
     size = model.map_size(model.size_of(name))
     inside = good.features.inside(images, size)
     decoder = _decoder_maps(model, good.features, images, name, run)
-    memory = _cold(model.map_of([one.maps for one in compared], size), inside)
+    memory = _cold(model.memory_map([one.maps for one in compared], size), inside)
     held_out = [i for i in good.held_out if good.names[i] == name]
     drawn = simulated_defects(good, held_out, SIMULATED if decoder is None else 2 * SIMULATED, recipe.seed)
     simulated = [one for one, _ in drawn]
@@ -208,7 +208,7 @@ def trial_of(
             unusual_patches(remembered.without(*of)._replace(expected=one.expected_without(here)), patches)
             for remembered, one, patches in zip(looks, compared, own, strict=True)
         ]
-        unusual[number] = model.map_of(found, size)[0]
+        unusual[number] = model.memory_map(found, size)[0]
     defects = _decoder_maps(model, features, numbers, name, run), _cold(unusual, features.inside(numbers, size))
     values = None if decoder is None else _inside(decoder, inside), _inside(memory, inside)
     return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT, values)

@@ -22,6 +22,9 @@ WHOLE = Settings(
     options=TINY | {"local_branches": False},
     detail=1.5,
     looks=2,
+    far_weight=0.5,
+    binomial=True,
+    memory_sigma=2.5,
     local_contrast=0.4,
 )
 

@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from scipy.ndimage import correlate1d, gaussian_filter
 from scipy.spatial.distance import cdist
 
 from mambaad_cli.model.memory import (
     Memory,
+    close_patches,
     distances,
     expected_distances,
+    fuse_looks,
     k_centre,
     memory_of,
     patches_of,
@@ -30,6 +33,23 @@ def test_patches_lie_on_the_middle_stage_and_hold_the_two_coarsest_stages() -> N
     found = patches_of(features)
     assert found.shape == (2, 8, 8, 9)
     assert torch.equal(found[0, 0, 0], torch.tensor([4.0] * 4 + [5.0] * 5))
+
+
+def test_a_close_look_averages_positions_with_binomial_weights() -> None:
+    coarse = torch.randn(2, 5, 7, 6)
+    found = close_patches([torch.randn(2, 4, 14, 12), coarse], binomial=True)[:, 4:].numpy()
+    expected = coarse.numpy()
+    for axis in (2, 3):
+        expected = correlate1d(expected, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_far_look_counts_by_its_weight_and_the_gaussian_is_as_wide_as_asked() -> None:
+    far, close = torch.zeros(1, 8, 8), torch.rand(1, 8, 8)
+    alone = fuse_looks([close], (8, 8), far_weight=0.5, sigma=1.5)
+    assert alone[0].numpy() == pytest.approx(gaussian_filter(close[0].numpy(), 1.5), abs=1e-6)
+    torch.testing.assert_close(fuse_looks([far, close], (8, 8), 0.5, 1.5), alone)
+    torch.testing.assert_close(fuse_looks([close, far], (8, 8), 0.5, 1.5), 0.5 * alone)
 
 
 def test_whitened_patches_vary_alike_in_all_directions() -> None:
