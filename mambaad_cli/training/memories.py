@@ -3,18 +3,16 @@
 Letters: n images, m patches, h × w positions of the memory's maps, H × W pixels.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from mambaad_cli.data.loading import cold_outside
 from mambaad_cli.data.simulated_defects import KINDS, Simulated, simulate
 from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.model.fusion import Fusion, Witness, fuse_witnesses, witness_of
+from mambaad_cli.model.fusion import Fusion, fuse_witnesses, witness_of
 from mambaad_cli.model.memory import (
     Memory,
     distances,
@@ -32,12 +30,9 @@ from mambaad_cli.training.splits import evenly_spread
 
 CANDIDATES = 30_000  # random good patches of a product that the memory is chosen from
 SCORED = 100  # good images of a product that give its threshold: held-out ones, and learnt ones where these are fewer
-SIMULATED = 50  # defects of a product that tell what is found, and as many that choose how the maps are fused
+SIMULATED = 50  # defects of a product that tell what is found
 FEW = 15  # images of a product, of which each is compared with a memory that was made without it
-LEAST_HELD_OUT = 20  # images for such a choice; else the weights are PRIOR
-WEIGHTS = ((1.0, 0.0), (0.8, 0.2), (2 / 3, 1 / 3), (0.5, 0.5), (1 / 3, 2 / 3), (0.0, 1.0))  # of decoder and memory
-PRIOR = (1 / 3, 2 / 3)  # the decoder and each look of the memory count alike
-DOUBT = 0.006  # of AU-ROC that a one-sided choice must gain for each natural logarithm of the weights' ratio
+WEIGHTS = (1 / 3, 2 / 3)  # of decoder and memory; choosing them by simulated defects gained nothing on eight products
 Maps: TypeAlias = "tuple[Tensor | None, Tensor]"  # of the decoder, where it has a say, and of the memory
 
 
@@ -161,7 +156,6 @@ class Trial(NamedTuple):
     good: Maps
     defects: Maps
     simulated: list[Simulated]
-    enough: bool  # whether so many images are held out that a choice between the witnesses means something
     values: Maps  # of the maps of good images, in their regions of interest
 
     def of_good(self, fusion: Fusion | None) -> Tensor:
@@ -169,11 +163,10 @@ class Trial(NamedTuple):
         return _fused(fusion, self.good)
 
     def scored(self, fusion: Fusion | None, scale: float) -> list[tuple[str, float, float]]:
-        """Kind, length in pixels of the photo, and image score of the defects that were not used for the choice."""
+        """Kind, length in pixels of the photo, and image score of the defects."""
         scores = _fused(fusion, self.defects).flatten(1).amax(1).tolist()
         rows = zip(self.simulated, scores, strict=True)
-        found = [(one.kind, round(one.length * scale, 1), score) for one, score in rows]
-        return found if fusion is None else found[1::2]
+        return [(one.kind, round(one.length * scale, 1), score) for one, score in rows]
 
 
 def trial_of(
@@ -195,7 +188,7 @@ def trial_of(
     decoder = _decoder_maps(model, good.features, images, name, run)
     memory = _cold(model.memory_map([one.maps for one in compared], size), inside)
     held_out = [i for i in good.held_out if good.names[i] == name]
-    drawn = simulated_defects(good, held_out, SIMULATED if decoder is None else 2 * SIMULATED, recipe.seed)
+    drawn = simulated_defects(good, held_out, SIMULATED, recipe.seed)
     simulated = [one for one, _ in drawn]
     features = features_of_pixels(model, (one.pixels for one in simulated), len(simulated), run)
     features.insides = [one.inside for one in simulated]
@@ -211,7 +204,7 @@ def trial_of(
         unusual[number] = model.memory_map(found, size)[0]
     defects = _decoder_maps(model, features, numbers, name, run), _cold(unusual, features.inside(numbers, size))
     values = None if decoder is None else _inside(decoder, inside), _inside(memory, inside)
-    return Trial((decoder, memory), defects, simulated, len(held_out) >= LEAST_HELD_OUT, values)
+    return Trial((decoder, memory), defects, simulated, values)
 
 
 def _cold(maps: Tensor, inside: Tensor | None) -> Tensor:
@@ -224,33 +217,10 @@ def _inside(maps: Tensor, regions: Tensor | None) -> Tensor:
 
 
 def fusion_of(trial: Trial) -> Fusion:
-    """The fusion that tells simulated defects best from good images: of WEIGHTS, those with the highest image AU-ROC.
-
-    A one-sided choice must gain DOUBT. Where hardly any images are held out the weights are PRIOR.
-    """
-    usual, usual_of_memory = trial.values
-    assert usual is not None
-    fusion = Fusion(witness_of(usual), witness_of(usual_of_memory))
-    if not trial.enough:
-        return _weighted(fusion, PRIOR)
-    labels = [0] * len(trial.good[1]) + [1] * len(trial.simulated[::2])
-
-    def worth(weights: tuple[float, float]) -> float:
-        own = _weighted(fusion, weights)
-        scores = [_fused(own, trial.good).flatten(1).amax(1), _fused(own, trial.defects).flatten(1).amax(1)[::2]]
-        one_sided = abs(_odds(weights) - _odds(PRIOR))
-        return float(roc_auc_score(labels, torch.cat(scores).cpu())) - DOUBT * one_sided
-
-    return _weighted(fusion, max(WEIGHTS, key=worth))
-
-
-def _odds(weights: tuple[float, float]) -> float:
-    """The logarithm of the weights' ratio, finite for one-sided ones too."""
-    return math.log((weights[0] + 0.1) / (weights[1] + 0.1))
-
-
-def _weighted(fusion: Fusion, weights: tuple[float, float]) -> Fusion:
-    return Fusion(*(Witness(one.centre, one.spread, weight) for one, weight in zip(fusion, weights, strict=True)))
+    """The fusion of both witnesses, each in units of its values on good images."""
+    decoder, memory = trial.values
+    assert decoder is not None
+    return Fusion(witness_of(decoder, WEIGHTS[0]), witness_of(memory, WEIGHTS[1]))
 
 
 def _fused(fusion: Fusion | None, maps: Maps) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mambaad_cli.data import images
-from mambaad_cli.data.simulated_defects import KINDS, Simulated
+from mambaad_cli.data.simulated_defects import KINDS
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import PredictOptions, predict
@@ -18,7 +18,7 @@ from mambaad_cli.model.memory import memory_of, spacing_of
 from mambaad_cli.training import describe, memories
 from mambaad_cli.training.fit import add, fit
 from mambaad_cli.training.good import GoodImages
-from mambaad_cli.training.memories import PRIOR, WEIGHTS, Remembered, Trial, fusion_of, images_to_score
+from mambaad_cli.training.memories import WEIGHTS, Remembered, Trial, fusion_of, images_to_score
 from mambaad_cli.training.recipe import RunOptions, recipe_of
 from mambaad_cli.training.sizes import own_size
 from tests.conftest import picture
@@ -55,18 +55,9 @@ def test_a_model_with_both_witnesses_is_the_same_after_it_was_saved(
     assert again.simulated == model.simulated
 
 
-def test_few_held_out_images_choose_nothing(run: Callable[..., FittedModel]) -> None:
-    model = run(**BOTH)
-    for fusion in model.fusion.values():
-        assert (fusion.decoder.weight, fusion.memory.weight) == PRIOR
-
-
-def test_held_out_images_and_simulated_defects_choose_and_report(run: Callable[..., FittedModel], many: Path) -> None:
-    model = run(images.find([many]), **BOTH)
-    fusion = model.fusion["part"]
-    assert (fusion.decoder.weight, fusion.memory.weight) in WEIGHTS
-    rows = model.simulated["part"]
-    assert len(rows) == 10  # as many have chosen the fusion
+def test_simulated_defects_of_all_kinds_are_scored(run: Callable[..., FittedModel], many: Path) -> None:
+    rows = run(images.find([many]), **BOTH).simulated["part"]
+    assert len(rows) == 10
     assert {kind for kind, _, _ in rows} == set(KINDS)
     assert all(length > 0 for _, length, _ in rows)
 
@@ -136,16 +127,12 @@ def test_folds_of_a_product_with_fewer_images_than_folds(run: Callable[..., Fitt
     assert {name: len(scores) for name, scores in model.scores.items()} == {"bolt": 2, "nut": 6}
 
 
-def test_the_witness_that_sees_the_defects_gets_the_weight() -> None:
-    torch.manual_seed(1)
-    good = (torch.rand(20, 4, 4), torch.rand(20, 4, 4))
-    blind, seeing = torch.rand(20, 4, 4), torch.rand(20, 4, 4)
-    seeing[:, 1, 1] = 1.2
-    simulated = [Simulated(torch.zeros(3, 4, 4), "spot", 2.0)] * 20
-    assert fusion_of(Trial(good, (seeing, blind), simulated, True, good)).decoder.weight > PRIOR[0]
-    assert fusion_of(Trial(good, (blind, seeing), simulated, True, good)).memory.weight > PRIOR[1]
-    undecided = fusion_of(Trial(good, (blind, seeing), simulated, False, good))
-    assert (undecided.decoder.weight, undecided.memory.weight) == PRIOR
+def test_each_witness_counts_in_units_of_its_values_on_good_images() -> None:
+    decoder, memory = torch.rand(20, 4, 4), 100 + 7 * torch.rand(20, 4, 4)
+    fusion = fusion_of(Trial((decoder, memory), (decoder, memory), [], (decoder, memory)))
+    assert (fusion.decoder.weight, fusion.memory.weight) == WEIGHTS
+    assert fusion.memory.centre == pytest.approx(103.5, abs=0.5)
+    assert fusion.memory.spread / fusion.decoder.spread == pytest.approx(7, rel=0.1)
 
 
 def test_a_memory_alone_needs_no_training(goods: Path, weights: Path) -> None:
