@@ -1,31 +1,43 @@
-"""What the header bytes of PNG, JPEG, BMP, TIFF and WebP tell: completeness, size, orientation and transparency.
+"""The header of a PNG, JPEG, BMP, TIFF or WebP: is the file complete, its size, orientation and transparency.
 
 OpenCV decodes, but it does not say why a file failed, returns grey or random pixels for some broken files and believes
 any size. These few bytes are therefore read first. Each reader raises EOFError, struct.error or IndexError where the
 file ends too early, and ValueError where the file is damaged or of a kind that OpenCV decodes wrongly.
+
+Why not Pillow: it finds a truncated JPEG, BMP or TIFF only by decoding it, reads the whole of a PNG to find its Exif
+block (96 ms instead of 4 ms for 5 megapixels), and keeps 8 of the 16 bits of a colour picture.
 """
 
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from operator import add
 from typing import NamedTuple
+
+import numpy as np
+
+from mambaad_cli.data import heif
+
+NOT_AN_IMAGE = "not an image: expected PNG, JPEG, BMP, TIFF or WebP"
 
 
 class Header(NamedTuple):
     """What has to be known of an image file before and after it is decoded."""
 
-    width: int
+    width: int  # as OpenCV decodes it
     height: int
     body: bytes  # what OpenCV is to decode
     orientation: int = 1  # Exif orientation still to be applied: OpenCV turns a TIFF itself
     alpha: str = "straight"  # meaning of a fourth channel: straight, premultiplied, or none (no transparency)
     clear_grey: int | None = None  # the decoded grey that counts as transparent
     white_is_zero: bool = False
+    lossy: bool = False  # the pixels are about what was saved, as in a JPEG
+    is_heif: bool = False  # HEIC or AVIF: Pillow decodes it, not OpenCV
 
 
 def read_header(data: bytes) -> Header:
-    """Read the header of an image file. Raises ValueError also for what is none of our formats."""
+    """Read the header of an image file. Raises ValueError also for a file of another format."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png(data)
     if data.startswith(b"\xff\xd8\xff"):
@@ -36,7 +48,9 @@ def read_header(data: bytes) -> Header:
         return _tiff(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
-    raise ValueError("not an image: expected PNG, JPEG, BMP, TIFF or WebP")
+    if heif.is_heif(data):
+        return _heif(data)
+    raise ValueError(NOT_AN_IMAGE)
 
 
 def _png(data: bytes) -> Header:
@@ -79,12 +93,12 @@ def _jpeg(data: bytes) -> Header:
     width = height = 0
     orientation, at = 1, 2
     while True:
-        found = _JPEG_MARKER.search(data, at)
-        if found is None:
+        match = _JPEG_MARKER.search(data, at)
+        if match is None:
             raise EOFError
-        marker, at = data[found.end() - 1], found.end()
+        marker, at = data[match.end() - 1], match.end()
         if marker == 0xD9:
-            return Header(width, height, data, orientation)
+            return Header(width, height, data, orientation, lossy=True)
         (length,) = struct.unpack_from(">H", data, at)
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack_from(">HH", data, at + 3)
@@ -93,30 +107,75 @@ def _jpeg(data: bytes) -> Header:
         at += length
 
 
+# values of a bitmap's compression
+PLAIN, COLOUR_MASKS, COLOUR_MASKS_WITH_ALPHA = 0, 3, 6
+# red, green, blue: the masks that OpenCV decodes, by the bits of a pixel
+USUAL_MASKS = {16: ((0x7C00, 0x3E0, 0x1F), (0xF800, 0x7E0, 0x1F)), 32: ((0xFF0000, 0xFF00, 0xFF),)}
+USUAL_ALPHA = {16: (0,), 32: (0, 0xFF000000)}
+
+
 def _bmp(data: bytes) -> Header:
-    """Read a bitmap header of OS/2 (12 bytes, 16-bit sizes) or Windows (40 or more; negative height: top row first)."""
+    """Read a bitmap header of OS/2 (12 bytes, 16-bit sizes) or Windows (40 or more; negative height: top row first).
+
+    The fourth byte of a 32-bit pixel is opacity only where a mask says so; otherwise it is unused, and often 0.
+    """
     offset, size = struct.unpack_from("<II", data, 10)
     if size not in (12, 40, 52, 56, 64, 108, 124):
-        raise ValueError("not an image: expected PNG, JPEG, BMP, TIFF or WebP")
+        raise ValueError(NOT_AN_IMAGE)
     width, height, _, bits = struct.unpack_from("<HHHH" if size == 12 else "<iiHH", data, 18)
-    compression = 0 if size == 12 else struct.unpack_from("<I", data, 30)[0]
+    compression = PLAIN if size == 12 else struct.unpack_from("<I", data, 30)[0]
     row = (width * bits + 31) // 32 * 4
-    if compression in (0, 3) and offset + row * abs(height) > len(data):
+    if compression in (PLAIN, COLOUR_MASKS, COLOUR_MASKS_WITH_ALPHA) and offset + row * abs(height) > len(data):
         raise EOFError
     if size == 12 and bits == 24:  # OpenCV decodes it as grey, but not with the newer header
         newer = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, 0, 0, 0, 0, 0)
         return Header(width, height, struct.pack("<2sIII", b"BM", 0, 0, 54) + newer + data[offset:])
-    return Header(width, abs(height), data)
+    if compression not in (COLOUR_MASKS, COLOUR_MASKS_WITH_ALPHA) or bits not in USUAL_MASKS:
+        return Header(width, abs(height), data, alpha="none")
+    *masks, alpha_mask = struct.unpack_from("<4I", data, 54)
+    if size in (40, 52, 64) and compression == COLOUR_MASKS:
+        alpha_mask = 0  # the header ends after three masks
+    alpha = "straight" if alpha_mask else "none"
+    usual = tuple(masks) in USUAL_MASKS[bits] and alpha_mask in USUAL_ALPHA[bits]
+    if (usual and compression == COLOUR_MASKS) or width <= 0 or height == 0:
+        return Header(width, abs(height), data, alpha=alpha)
+    pixels = np.frombuffer(data, f"<u{bits // 8}", row * 8 // bits * abs(height), offset)
+    pixels = pixels.reshape(abs(height), -1)[:, :width]
+    body = _bitmap_of_usual_masks(pixels, (masks[2], masks[1], masks[0], alpha_mask), top_down=height < 0)
+    return Header(width, abs(height), body, alpha=alpha)
+
+
+def _bitmap_of_usual_masks(pixels: np.ndarray, masks: Sequence[int], top_down: bool) -> bytes:
+    """Pixels (h, w), with masks of blue, green, red and opacity, as a 32-bit bitmap that OpenCV decodes."""
+    height, width = pixels.shape
+    info = struct.pack("<IiiHHIIiiII", 108, width, -height if top_down else height, 1, 32, COLOUR_MASKS, 0, 0, 0, 0, 0)
+    info += struct.pack("<4I52x", *USUAL_MASKS[32][0], 0xFF000000)
+    channels = np.stack([_masked(pixels, mask) for mask in masks], 2)
+    return struct.pack("<2sIII", b"BM", 0, 0, 14 + len(info)) + info + channels.tobytes()
+
+
+def _masked(pixels: np.ndarray, mask: int) -> np.ndarray:
+    """The bits of each pixel under a mask, scaled to 0…255.
+
+    >>> _masked(np.array([0x3FF00000, 0x00100000], np.uint32), 0x3FF00000).tolist()
+    [255, 0]
+    """
+    if mask == 0:
+        return np.zeros(pixels.shape, np.uint8)
+    lowest = mask & -mask
+    values = (pixels & pixels.dtype.type(mask)) // lowest
+    return (values.astype(np.float32) * (255 / (mask // lowest))).round().astype(np.uint8)
 
 
 def _webp(data: bytes) -> Header:
     """Walk the RIFF chunks (WebP container specification): one of three kinds gives the size, EXIF the orientation."""
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     width = height = 0
-    orientation, start = 1, 12
+    orientation, start, lossy = 1, 12, False
     while start + 8 <= end:
         kind, length = struct.unpack_from("<4sI", data, start)
         at = start + 8
+        lossy = lossy or kind == b"VP8 "
         if at + length > len(data):
             raise EOFError
         if kind == b"VP8X":
@@ -129,12 +188,18 @@ def _webp(data: bytes) -> Header:
         elif kind == b"EXIF":
             orientation = _orientation(data[at : at + length].removeprefix(b"Exif\0\0"))
         start = at + length + length % 2
-    return Header(width, height, data, orientation)
+    return Header(width, height, data, orientation, lossy=lossy)
+
+
+def _heif(data: bytes) -> Header:
+    width, height, orientation = heif.size_and_orientation(data)
+    return Header(width, height, data, orientation, lossy=True, is_heif=True)
 
 
 # the TIFF tags that matter here, by their numbers in TIFF 6.0
-WIDTH, HEIGHT, BITS, PHOTOMETRIC, STRIPS, ORIENTATION, CHANNELS = 256, 257, 258, 262, 273, 274, 277
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, ORIENTATION, CHANNELS = 256, 257, 258, 259, 262, 273, 274, 277
 STRIP_BYTES, PLANES, TILES, TILE_BYTES, EXTRA_CHANNEL = 279, 284, 324, 325, 338
+LOSSY_COMPRESSIONS = (6, 7, 34712, 50001)  # JPEG, JPEG 2000 and WebP within a TIFF
 
 
 def _tiff(data: bytes) -> Header:
@@ -155,14 +220,18 @@ def _tiff(data: bytes) -> Header:
     extra, alpha = tags.get(EXTRA_CHANNEL, (0,))[0], "none"
     if extra in (1, 2):  # libtiff multiplies 8-bit colours by their alpha, OpenCV leaves others as they are
         alpha = "premultiplied" if extra == 1 or bits == 8 else "straight"
-    return Header(tags[WIDTH][0], tags[HEIGHT][0], data, alpha=alpha, white_is_zero=colours == 0)
+    width, height = tags[WIDTH][0], tags[HEIGHT][0]
+    if tags.get(ORIENTATION, (1,))[0] in (5, 6, 7, 8):  # OpenCV turns it upright while it decodes
+        width, height = height, width
+    lossy = tags.get(COMPRESSION, (1,))[0] in LOSSY_COMPRESSIONS
+    return Header(width, height, data, alpha=alpha, white_is_zero=colours == 0, lossy=lossy)
 
 
 def _orientation(exif: bytes) -> int:
     """The orientation in an Exif block, 1…8; 1 (upright) where the block has none or is damaged."""
     try:
         orientation = _tags(exif)[ORIENTATION][0]
-    except (KeyError, IndexError, struct.error):
+    except (KeyError, IndexError, OverflowError, struct.error):
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 

@@ -8,7 +8,8 @@ OpenCV decodes, after image_headers has read what OpenCV does not check: complet
 import os
 import stat
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,32 +17,53 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from natsort import natsort_keygen, ns
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data import heif
+from mambaad_cli.data.image_files import (
+    EXPECTED,
+    HEIF_SUFFIXES,
+    SUFFIXES,
+    ImageFile,
+    describe_unread,
+    find,
+    is_hidden,
+    natural_order,
+    unread_suffix,
+)
 from mambaad_cli.data.image_headers import Header, read_header
 from mambaad_cli.files import shown, written_whole
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-EXPECTED = f"expected {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+__all__ = [
+    "EXPECTED",
+    "SUFFIXES",
+    "ImageError",
+    "ImageFile",
+    "Opened",
+    "as_rgb",
+    "decoded_bytes",
+    "describe_unread",
+    "errors_of",
+    "find",
+    "is_hidden",
+    "letterbox",
+    "natural_order",
+    "opened",
+    "read",
+    "resize",
+    "shape_of",
+    "unread_suffix",
+    "write",
+]
+
 MAX_PIXELS = 2**28  # 268 million: 16384 × 16384
 OPENCV_PIXELS = 2**30  # its own limit, which can only be changed before it is imported
 MAX_BYTES = 2**31 - 1  # OpenCV counts bytes in an int
-
-_natural_parts = natsort_keygen(alg=ns.IGNORECASE)
 
 # OpenCV's warnings repeat, without a file name, what ImageError says with one.
 if "OPENCV_LOG_LEVEL" not in os.environ:
     quiet = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # by the version of OpenCV
     quiet(0)
-
-
-class ImageFile(NamedTuple):
-    """One image file that was asked for; whether it can be read is not known yet."""
-
-    path: Path  # to open and to print, as the user gave it: given/sub/x.png
-    relative: Path  # below the folder it was found in: sub/x.png; the name of a file that was named itself
-    group: str  # the first folder below the given one: sub; '' for an image right in it or named itself
 
 
 class ImageError(MambaADError):
@@ -56,88 +78,24 @@ class ImageError(MambaADError):
         return f"{shown(self.path)}: {self.reason}"
 
 
-# ---- find ----
-
-
-def natural_order(name: str) -> tuple[Any, str]:
-    """Sort key of a file name: numbers by value, letters whatever their case; the name itself decides between equals.
-
-    >>> sorted(["b10.png", "b02.png", "B2.png"], key=natural_order)
-    ['B2.png', 'b02.png', 'b10.png']
-    """
-    return _natural_parts(name), name
-
-
-def find(paths: Sequence[Path]) -> list[ImageFile]:
-    """List the image files in folders (with all their sub-folders) and those named themselves, in the order given.
-
-    Inside a folder the order is natural: img_2 before img_10. Symbolic links are followed, loops are not; a file that
-    is reached twice is listed once, where it was reached first. Hidden files and folders are left out, unless named.
-    A file named itself is listed whatever it is: `read` says what is wrong with it.
-
-    Raises MambaADError for a given folder without images, and for any folder that cannot be listed.
-    """
-    found: dict[str, ImageFile] = {}
-    for given in paths:
-        if not os.path.isdir(given):  # noqa: PTH112 (Path.is_dir raises where a folder above is closed)
-            found.setdefault(os.path.realpath(given), ImageFile(given, Path(given.name), ""))
-            continue
-        inside = list(_walk(given))
-        if not inside:
-            raise MambaADError(f"no images in {shown(given)}: {EXPECTED} files")
-        for real, path in inside:
-            relative = path.relative_to(given)
-            found.setdefault(real, ImageFile(path, relative, relative.parts[0] if len(relative.parts) > 1 else ""))
-    return list(found.values())
-
-
-def _walk(top: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (real path, path) of each image below `top`, entering each real folder once."""
-    entered: set[str] = set()
-    waiting = [(os.fspath(top), os.path.realpath(top), True)]
-    while waiting:
-        path, real, is_folder = waiting.pop()
-        if not is_folder:
-            yield real, Path(path)
-        elif real not in entered:
-            entered.add(real)
-            waiting += reversed(_entries(path, real))
-
-
-def _entries(folder: str, real: str) -> list[tuple[str, str, bool]]:
-    """(path, real path, is a folder) of the visible sub-folders and images right in a folder, in natural order."""
-    try:
-        with os.scandir(folder) as listed:
-            visible = [entry for entry in listed if not entry.name.startswith(".")]
-    except OSError as error:
-        raise MambaADError(f"cannot list {shown(folder)}: {error.strerror}") from error
-    entries = []
-    for entry in sorted(visible, key=lambda entry: natural_order(entry.name)):
-        if entry.is_symlink():
-            # os.path.isdir, for DirEntry.is_dir raises where a link points to itself
-            target, is_folder = os.path.realpath(entry.path), os.path.isdir(entry.path)  # noqa: PTH112
-        else:  # without realpath, which would take most of the time for 20,000 files
-            target, is_folder = os.path.join(real, entry.name), entry.is_dir()  # noqa: PTH118
-        if is_folder or entry.name.lower().endswith(SUFFIXES):
-            entries.append((entry.path, target, is_folder))
-    return entries
-
-
 # ---- read ----
 
 
 def read(path: Path) -> np.ndarray:
     """Read an image file as RGB (h, w, 3): uint8, or float32 in 0…255 where the file holds more than 8 bits.
 
-    - The content decides on the format, not the name: PNG, JPEG, BMP, TIFF (its first page) or WebP.
+    - The content decides on the format, not the name: PNG, JPEG, BMP, TIFF (its first page) or WebP; with the optional
+      extra `heif` also HEIC and AVIF, at 8 bits.
     - 16 bits are divided by 257, so that 65535 becomes 255: nothing is clipped, nothing stretched.
     - Floats (TIFF) count as 0…1, as in scikit-image; other values are refused, for their white is unknown.
     - Transparent pixels are shown on white, as a viewer shows them; a colour stored under full transparency is lost.
+      A fourth channel that is unused, or 0 all over, is not transparency.
     - Exif orientation is applied, wherever the format has one.
 
     Thread-safe; other threads run while OpenCV decodes.
-    Raises ImageError, and MambaADError where MAMBAAD_MAX_PIXELS (default 268435456) is not a number. Damage in the
-    middle of a JPEG, TIFF or WebP can go unnoticed, because the decoders themselves hide it (libjpeg warns on stderr).
+    Raises ImageError whatever the file holds, and MambaADError where MAMBAAD_MAX_PIXELS (default 268435456) is not a
+    number. Damage in the middle of a JPEG, TIFF or WebP can go unnoticed, because the decoders themselves hide it
+    (libjpeg warns on stderr).
     """
     return opened(path).decoded()
 
@@ -151,8 +109,7 @@ class Opened(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the image, upright."""
-        turned = self.header.orientation >= 5
-        return (self.header.width, self.header.height) if turned else (self.header.height, self.header.width)
+        return _upright(self.header)
 
     def reduction(self, at_least: tuple[int, int]) -> int:
         """By how much a JPEG may be decoded smaller, 1, 2, 4 or 8, if `at_least` (height, width) must be left of it."""
@@ -163,7 +120,13 @@ class Opened(NamedTuple):
     def decoded(self, at_least: tuple[int, int] | None = None) -> np.ndarray:
         """The image as `read` gives it. A JPEG that is much larger than `at_least` is decoded smaller, in less time."""
         by = 1 if at_least is None else self.reduction(at_least)
-        return _decoded(self.path, self.header, _REDUCED[by])
+        with errors_of(self.path):
+            return _rgb(_scaled(_decoded(self.header, by)), self.header)
+
+    def stored_pixels(self) -> np.ndarray:
+        """The values as the file stores them, upright: (h, w) or (h, w, c) of any type; transparency is not applied."""
+        with errors_of(self.path):
+            return _decoded(self.header)
 
 
 _REDUCED = {
@@ -180,22 +143,8 @@ def _leaves(shape: tuple[int, int], by: int, at_least: tuple[int, int]) -> bool:
 
 def opened(path: Path) -> Opened:
     """Read and check a file without decoding it. Raises as `read` does."""
-    return Opened(path, _checked_header(path))
-
-
-def _decoded(path: Path, header: Header, mode: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(header.body, np.uint8), mode)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise ImageError(path, "damaged, or of a kind that OpenCV does not decode")
-    if header.clear_grey is not None:
-        image = _with_alpha(image, header.clear_grey)
-    try:
-        return _rgb(_scaled(_oriented(image, header.orientation)), header)
-    except ValueError as error:
-        raise ImageError(path, str(error)) from None
+    with errors_of(path):
+        return Opened(path, _checked_header(_content(path)))
 
 
 def shape_of(path: Path) -> tuple[int, int]:
@@ -203,15 +152,71 @@ def shape_of(path: Path) -> tuple[int, int]:
     return opened(path).shape
 
 
-def _checked_header(path: Path) -> Header:
-    data = _content(path)
+def decoded_bytes(data: bytes | np.ndarray) -> np.ndarray:
+    """A picture that a model file stores, from the bytes of its PNG or JPEG, as `read` gives it.
+
+    Raises ValueError where they are damaged, or claim more pixels than MAMBAAD_MAX_PIXELS.
+    """
+    try:
+        return Opened(Path("stored picture"), _checked_header(bytes(data))).decoded()
+    except ImageError as error:
+        raise ValueError(error.reason) from None
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with one file into its ImageError: no file may end a run of thousands.
+
+    Other MambaADErrors pass: they are about a setting, not about the file.
+    """
+    try:
+        yield
+    except MambaADError:
+        raise
+    except ValueError as error:
+        raise ImageError(path, str(error)) from None
+    except MemoryError:
+        raise ImageError(path, "cannot be read: not enough memory") from None
+    except Exception as error:
+        raise ImageError(path, f"cannot be read: {type(error).__name__}: {error}".partition("\n")[0]) from error
+
+
+def _decoded(header: Header, by: int = 1) -> np.ndarray:
+    """The decoded pixels, upright; a JPEG smaller by a factor. Raises ValueError where it cannot be decoded."""
+    image = heif.decoded(header.body) if header.is_heif else _decoded_by_opencv(header.body, _REDUCED[by])
+    if header.clear_grey is not None:
+        image = _with_alpha(image, header.clear_grey)
+    image = _oriented(image, header.orientation)
+    expected = tuple(-(-side // by) for side in _upright(header))
+    if image.shape[:2] != expected:
+        claimed = f"{expected[1]}×{expected[0]}"
+        raise ValueError(f"damaged: decoded to {image.shape[1]}×{image.shape[0]} pixels, claims {claimed}")
+    return image
+
+
+def _decoded_by_opencv(body: bytes, mode: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(body, np.uint8), mode)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise ValueError("damaged, or of a kind that OpenCV does not decode")
+    return image
+
+
+def _upright(header: Header) -> tuple[int, int]:
+    """(height, width) of an image once its orientation is applied."""
+    return (header.width, header.height) if header.orientation >= 5 else (header.height, header.width)
+
+
+def _checked_header(data: bytes) -> Header:
+    if not data:
+        raise ValueError("empty: the file has zero bytes")
     try:
         header = read_header(data)
     except (EOFError, struct.error, IndexError):
-        raise ImageError(path, "truncated: the file ends before the image does") from None
-    except ValueError as error:
-        raise ImageError(path, str(error)) from None
-    _check_size(path, header.width, header.height)
+        raise ValueError("truncated: the file ends before the image does") from None
+    _check_size(header.width, header.height)
     return header
 
 
@@ -220,33 +225,30 @@ def _content(path: Path) -> bytes:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(path, "is a folder")
+            raise ValueError("is a folder")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(path, "not a regular file")
+            raise ValueError("not a regular file")
         if status.st_size > MAX_BYTES:
-            raise ImageError(path, "larger than 2 GiB")
-        data = path.read_bytes()
+            raise ValueError("larger than 2 GiB")
+        return path.read_bytes()
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
     except OSError as error:
         raise ImageError(path, (error.strerror or str(error)).lower()) from None
-    if not data:
-        raise ImageError(path, "empty: the file has zero bytes")
-    return data
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(width: int, height: int) -> None:
     """Refuse a size that no image has, or that would take all memory: a small file may claim any size."""
     limit = os.environ.get("MAMBAAD_MAX_PIXELS", str(MAX_PIXELS))
     if not limit.isdecimal():
         raise MambaADError(f"MAMBAAD_MAX_PIXELS is {limit!r}: expected a number of pixels, such as {MAX_PIXELS}")
     pixels, claim = width * height, f"claims {width}×{height} pixels"
     if pixels <= 0:
-        raise ImageError(path, f"damaged: {claim}")
+        raise ValueError(f"damaged: {claim}")
     if pixels > OPENCV_PIXELS:
-        raise ImageError(path, f"{claim}, more than OpenCV decodes, {OPENCV_PIXELS}")
+        raise ValueError(f"{claim}, more than OpenCV decodes, {OPENCV_PIXELS}")
     if pixels > int(limit):
-        raise ImageError(path, f"{claim}, more than {limit}: to read it all the same, set MAMBAAD_MAX_PIXELS={pixels}")
+        raise ValueError(f"{claim}, more than {limit}: to read it all the same, set MAMBAAD_MAX_PIXELS={pixels}")
 
 
 def _with_alpha(grey: np.ndarray, clear: int) -> np.ndarray:
@@ -296,8 +298,15 @@ def _rgb(image: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _on_white(rgb: np.ndarray, alpha: np.ndarray, premultiplied: bool = False) -> np.ndarray:
-    """Colours (h, w, 3) with their opacity (h, w, 1), both in 0…255, on white: of the same type."""
+    """Colours (h, w, 3) with their opacity (h, w, 1), both in 0…255, on white: of the same type.
+
+    Opacity that is 0 all over is none: cameras leave the fourth byte of a pixel unused.
+    """
     if alpha.min() == 255:
+        return np.ascontiguousarray(rgb)
+    if alpha.max() == 0:
+        if premultiplied:
+            raise ValueError("is transparent all over, and its colours are lost")
         return np.ascontiguousarray(rgb)
     opacity = alpha.astype(np.float32) / 255
     on_white = (rgb if premultiplied else rgb * opacity) + 255 * (1 - opacity)
@@ -311,7 +320,8 @@ def as_rgb(picture: Any) -> np.ndarray:
     """A picture as `read` would give it: (h, w, 3) RGB, uint8, or float32 in 0…255 where it holds more than 8 bits.
 
     picture: an array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4), colours in the order RGB, of uint8, of uint16 with
-        white at 65535, or of floats in 0…1; or a PIL image. A fourth channel is opacity: the picture lies on white.
+        white at 65535, or of floats in 0…1; or a PIL image. A fourth channel is opacity, unless it is 0 all over: the
+        picture lies on white.
 
     Raises MambaADError for anything else.
 
@@ -374,13 +384,14 @@ def letterbox(image: np.ndarray, size: tuple[int, int]) -> tuple[torch.Tensor, t
 def write(path: Path, image: np.ndarray) -> None:
     """Write uint8 RGB (h, w, 3) or grey (h, w) of uint8 or uint16, whole or not at all, in the format of the suffix.
 
-    Raises MambaADError for a suffix that is not in SUFFIXES, 16 bits in a format of 8, and where the disk refuses.
+    Raises MambaADError for a format that is not written, 16 bits in a format of 8, and where the disk refuses.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in SUFFIXES or suffix in HEIF_SUFFIXES:
         raise MambaADError(f"cannot write {shown(path)}: {EXPECTED}")
     if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
         raise MambaADError(f"cannot write {shown(path)}: 16 bits need .png, .tif or .tiff")
-    _, encoded = cv2.imencode(suffix, image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    in_opencvs_order = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    _, encoded = cv2.imencode(".jpg" if suffix == ".jfif" else suffix, in_opencvs_order)
     with written_whole(path) as half:
         half.write_bytes(encoded.data)

@@ -20,18 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambaad_cli.data import images, roi
-from mambaad_cli.data.images import ImageError
+from mambaad_cli.data.images import ImageError, errors_of
 
 BATCH = 8  # images that a model takes at once
 WORKERS = 2
-DETAIL = 2  # a JPEG is decoded so many times as large as the model sees it, along a side, or larger
+DETAIL = 2  # a JPEG is decoded at this many times the model's input size, along a side, or larger
 BYTES_AHEAD = 512 * 2**20  # what images that are decoded or wait to be taken may occupy
 Box = tuple[int, int, int, int]  # top, left, height, width
 Size = tuple[int, int]  # height, width
 SizeOf = Callable[[int, Size], Size]  # of an image by its place among the paths and its height and width as read
-RegionOf = Callable[
-    [int, Path, Size], "np.ndarray | None"
-]  # by its place, path, height and width: a mask, see data.roi
+# the mask of an image (see data.roi) by its place among the paths, its path, and its height and width
+RegionOf = Callable[[int, Path, Size], "np.ndarray | None"]
 
 
 class Input(NamedTuple):
@@ -84,25 +83,25 @@ class Wanted(NamedTuple):
     letterbox: bool = False
     pictures: bool = False  # an Input keeps its picture
     sources: bool = False  # an Input keeps what was scaled
-    largest: Size | None = None  # (H, W) that any size of the model fits into; None: the image's own size
-    region: RegionOf | None = None  # of interest
-    scale: float = 0.0  # of the image, which must be left of it for tiles
+    largest: Size | None = None  # upper bound of the model's input sizes (H, W); None: `size` itself
+    region: RegionOf | None = None  # the region of interest of each image
+    scale: float = 0.0  # a JPEG is decoded at this share of its sides or larger: tiles need it
 
     def of_file(self, place: int, path: Path) -> tuple[Input, int]:
         """A file's Input, and how many bytes were decoded for it. Raises ImageError."""
         file = images.opened(path)
         size = self.size(place, file.shape) if callable(self.size) else self.size
         sides = zip(self.largest or size, file.shape, strict=True)
-        height, width = (max(DETAIL * side, math.ceil(self.scale * own)) for side, own in sides)
+        height, width = (max(DETAIL * input_side, math.ceil(self.scale * side)) for input_side, side in sides)
         source = file.decoded((height, width))
         picture = source
         if self.pictures and source.shape[:2] != file.shape:
             picture = file.decoded()
         region = None if self.region is None else self.region(place, path, file.shape)
-        one = prepared(source, size, self.letterbox, region=region)
+        image = prepared(source, size, self.letterbox, region=region)
         decoded = source.nbytes + (0 if picture is source else picture.nbytes)
         kept = source if self.sources else None
-        return one._replace(picture=picture if self.pictures else None, source=kept, shape=file.shape), decoded
+        return image._replace(picture=picture if self.pictures else None, source=kept, shape=file.shape), decoded
 
 
 def within(anomaly_map: Tensor, box: Box | None, inside: Tensor | None = None) -> Tensor:
@@ -137,22 +136,24 @@ def cold_outside(maps: Tensor, inside: Tensor) -> Tensor:
 def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) -> Iterator[Input | ImageError]:
     """Read and scale images in worker threads, ahead of the code that takes them, in the order given.
 
-    A file that cannot be read comes out as its ImageError. What is ahead is limited in number, to 4 for each worker and
-    a batch, and in bytes, to BYTES_AHEAD; images that are larger than that are still read, `workers` of them at once.
+    A file that cannot be read comes out as its ImageError, whatever went wrong with it. What is ahead is limited in
+    number, to 4 for each worker and a batch, and in bytes, to BYTES_AHEAD; images that are larger than that are still
+    read, `workers` of them at once.
     """
     memory = _Memory(BYTES_AHEAD, workers)
 
     def load(place: int, path: Path) -> Input | ImageError:
         memory.wait(place)
-        whole, kept = 0, 0
+        decoded_bytes, kept = 0, 0
         try:
-            one, whole = wanted.of_file(place, path)
-            kept = bytes_kept(one)
-            return one
+            with errors_of(path):
+                image, decoded_bytes = wanted.of_file(place, path)
+            kept = bytes_kept(image)
+            return image
         except ImageError as error:
             return ImageError(error.path, error.reason)  # the one caught holds the file's bytes, in its traceback
         finally:
-            memory.finish(whole, kept)
+            memory.finish(decoded_bytes, kept)
 
     waiting: deque[Future[Input | ImageError]] = deque()
     remaining = enumerate(paths)
@@ -172,8 +173,8 @@ def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) ->
 
 
 def one_thread_alone() -> None:
-    """Keep what torch does in this thread to this thread. Else each thread that reads images would have threads of its
-    own, beside those of the model, which then wait for each other.
+    """Let torch use one thread here. Otherwise each thread that reads images would start threads of its own, beside
+    those of the model, and all would wait for each other.
 
     `torch.set_num_threads` would also change what the model's matrix products use.
     """
@@ -182,12 +183,12 @@ def one_thread_alone() -> None:
         ctypes.CDLL(None).omp_set_num_threads(1)
 
 
-def bytes_kept(one: Input | ImageError) -> int:
-    """What an image occupies while it waits to be taken."""
-    if isinstance(one, ImageError):
+def bytes_kept(image: Input | ImageError) -> int:
+    """How many bytes an image occupies while it waits to be taken."""
+    if isinstance(image, ImageError):
         return 0
-    kept = {id(array): array.nbytes for array in (one.picture, one.source) if array is not None}
-    return one.pixels.nbytes + sum(kept.values())
+    kept = {id(array): array.nbytes for array in (image.picture, image.source) if array is not None}
+    return image.pixels.nbytes + sum(kept.values())
 
 
 class _Memory:
@@ -215,21 +216,21 @@ class _Memory:
         expected = self.waiting_bytes + (self.decoding + 1) * self.largest
         return place < self.taken + self.always or expected <= self.limit
 
-    def finish(self, whole: int, kept: int) -> None:
-        """An image of `whole` bytes is decoded; `kept` of its bytes wait to be taken."""
+    def finish(self, decoded_bytes: int, kept: int) -> None:
+        """An image of `decoded_bytes` bytes is decoded; `kept` of its bytes wait to be taken."""
         with self.changed:
             self.decoding -= 1
-            self.largest = max(self.largest, whole)
+            self.largest = max(self.largest, decoded_bytes)
             self.waiting_bytes += kept
             self.changed.notify_all()
 
-    def take(self, one: Input | ImageError) -> Input | ImageError:
+    def take(self, image: Input | ImageError) -> Input | ImageError:
         """Hand an image over to the code that asked for it: it no longer counts."""
         with self.changed:
             self.taken += 1
-            self.waiting_bytes -= bytes_kept(one)
+            self.waiting_bytes -= bytes_kept(image)
             self.changed.notify_all()
-        return one
+        return image
 
     def close(self) -> None:
         """End the workers that wait: nobody takes images any more."""
