@@ -3,9 +3,10 @@
 import resource
 import struct
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mambaad_cli.data.images import ImageError, read
-from tests.data.image_files import FORMATS, bmp32, difference, encoded, photo, png, reason, saved, tiff, upright
+from mambaad_cli.data import images
+from mambaad_cli.data.images import ImageError, opened, read, shape_of
+from tests.data.image_files import FORMATS, bmp32, chunk, difference, encoded, photo, png, reason, saved, tiff, upright
 
 # ---- orientation ----
 
@@ -202,3 +204,201 @@ def test_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path, kind: st
         "claims 30000×30000 pixels, more than 268435456: to read it all the same, set MAMBAAD_MAX_PIXELS=900000000"
     )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 1024  # KiB; the image would take 2.7 GB
+
+
+# ---- whatever a file holds, it is an error of that file ----
+
+HUGE_OFFSET = b"II+\0" + struct.pack("<HHQ", 8, 0, 2**63 + 5) + bytes(64)  # a BigTIFF whose directory lies beyond all
+
+
+def test_an_offset_beyond_all_memory_is_an_error_of_the_file(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.tif", HUGE_OFFSET)
+    assert reason(path).startswith("cannot be read: OverflowError")
+    with pytest.raises(ImageError):
+        shape_of(path)
+
+
+def test_an_exif_block_with_such_an_offset_leaves_the_image_as_it_is(tmp_path: Path) -> None:
+    exif = chunk(b"eXIf", HUGE_OFFSET)
+    assert read(saved(tmp_path / "a.png", png(1, 1, 8, 0, b"\0\7", exif))).tolist() == [[[7, 7, 7]]]
+    plain = encoded(photo(), "JPEG")
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + len(HUGE_OFFSET)) + b"Exif\0\0" + HUGE_OFFSET
+    image = read(saved(tmp_path / "a.jpg", plain[:2] + segment + plain[2:]))
+    assert np.array_equal(image, read(saved(tmp_path / "b.jpg", plain)))
+
+
+@pytest.mark.parametrize("error", [OverflowError("too\nlarge"), KeyError("x"), MemoryError(), RecursionError()])
+def test_any_exception_of_one_file_is_its_image_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    path = saved(tmp_path / "a.png", encoded(photo(), "PNG"))
+    for name in ("read_header", "_scaled"):
+        with monkeypatch.context() as patched:
+            patched.setattr(images, name, fails)
+            assert reason(path).startswith("cannot be read: ")
+
+
+def test_a_file_that_decodes_to_another_size_than_it_claims_is_damaged(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 1
+    content = bytearray(encoded(photo(), "WEBP", exif=exif))
+    at = content.index(b"VP8X") + 8 + 4
+    content[at : at + 3] = (99).to_bytes(3, "little")  # a canvas of 100 pixels around a picture of 60
+    assert "damaged" in reason(saved(tmp_path / "a.webp", bytes(content)))
+
+
+# ---- the upright size, known before decoding ----
+
+
+def encoded_tiff(image: Any, **options: Any) -> Callable[[int], bytes]:
+    """By its orientation."""
+    return lambda turn: encoded(image, "TIFF", tiffinfo={274: turn}, **options)
+
+
+TIFF_KINDS = {
+    "rgb": encoded_tiff(photo()),
+    "rgb-lzw": encoded_tiff(photo(), compression="tiff_lzw"),
+    "rgb-jpeg": encoded_tiff(photo(), compression="jpeg", quality=95),
+    "grey": encoded_tiff(photo()[..., 0]),
+    "bits": encoded_tiff(Image.fromarray(photo()).convert("1")),
+    "palette": encoded_tiff(Image.fromarray(photo()).convert("P")),
+    "rgba": encoded_tiff(np.dstack([photo(), np.full((40, 60), 255, np.uint8)])),
+    "cmyk": encoded_tiff(Image.fromarray(photo()).convert("CMYK")),
+    "grey16": lambda turn: tiff(photo()[..., 1] * np.uint16(257), t274=turn),
+    "rgb16": lambda turn: tiff(photo() * np.uint16(257), ">", t274=turn),
+    "float": lambda turn: tiff(photo()[..., 2].astype(np.float32) / 255, t274=turn),
+}
+
+
+@pytest.mark.parametrize("kind", TIFF_KINDS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_kind_of_tiff_is_turned_and_tells_its_upright_size(tmp_path: Path, kind: str, orientation: int) -> None:
+    upright_photo = read(saved(tmp_path / "1.tif", TIFF_KINDS[kind](1)))
+    stored = TIFF_KINDS[kind](orientation)
+    file = opened(saved(tmp_path / "a.tif", stored))
+    assert file.shape == ((40, 60) if orientation < 5 else (60, 40))
+    turned = {
+        1: upright_photo,
+        2: upright_photo[:, ::-1],
+        3: upright_photo[::-1, ::-1],
+        4: upright_photo[::-1],
+        5: upright_photo.swapaxes(0, 1),
+        6: np.rot90(upright_photo, -1),
+        7: np.rot90(upright_photo, 2).swapaxes(0, 1),
+        8: np.rot90(upright_photo, 1),
+    }[orientation]
+    assert difference(file.decoded(), turned) == 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_from_the_header_is_that_of_the_pixels(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    path = saved(tmp_path / "a", encoded(photo(), kind, exif=exif))
+    assert shape_of(path) == read(path).shape[:2]
+
+
+# ---- bitmaps: bytes that mean nothing ----
+
+STANDARD = (0xFF0000, 0xFF00, 0xFF)
+
+
+def bitmap(
+    pixels: np.ndarray, header: int = 40, compression: int = 0, masks: tuple[int, ...] = (), top_down: bool = True
+) -> bytes:
+    """A bitmap of 16 or 32 bits from pixels (h, w) of unsigned integers; masks of red, green, blue and opacity."""
+    height, width = pixels.shape
+    bits = 8 * pixels.itemsize
+    padding = np.zeros((height, width * pixels.itemsize // 2 % 2), pixels.dtype)
+    rows = np.hstack([pixels, padding]) if bits == 16 else pixels
+    body = (rows if top_down else rows[::-1]).tobytes()
+    packed = struct.pack(f"<{len(masks)}I", *masks)
+    info = struct.pack(
+        "<IiiHHIIiiII", header, width, -height if top_down else height, 1, bits, compression, len(body), 0, 0, 0, 0
+    )
+    info += packed if header == 40 else packed.ljust(header - 40, b"\0")
+    return b"BM" + struct.pack("<IHHI", 14 + len(info) + len(body), 0, 0, 14 + len(info)) + info + body
+
+
+def in_32_bits(rgb: np.ndarray, fourth: int, masks: tuple[int, ...] = STANDARD) -> np.ndarray:
+    pixels = np.full(rgb.shape[:2], fourth << 24 if masks == STANDARD else 0, np.uint32)
+    for channel, mask in zip(np.moveaxis(rgb, 2, 0), masks, strict=False):
+        lowest = mask & -mask
+        pixels |= ((channel.astype(np.float64) * (mask // lowest) / 255).round().astype(np.uint32)) * np.uint32(lowest)
+    return pixels
+
+
+@pytest.mark.parametrize("fourth", [0, 7, 255])
+@pytest.mark.parametrize("top_down", [True, False])
+@pytest.mark.parametrize(
+    ("header", "compression", "masks"),
+    [
+        (40, 0, ()),
+        (108, 0, (*STANDARD, 0xFF000000)),  # masks count only with a compression that says so
+        (40, 3, STANDARD),
+        (52, 3, STANDARD),
+        (56, 3, (*STANDARD, 0)),
+        (108, 3, (*STANDARD, 0)),
+        (124, 3, (*STANDARD, 0)),
+        (40, 6, (*STANDARD, 0)),
+    ],
+)
+def test_the_unused_byte_of_a_32_bit_bitmap_changes_nothing(
+    tmp_path: Path, header: int, compression: int, masks: tuple[int, ...], top_down: bool, fourth: int
+) -> None:
+    content = bitmap(in_32_bits(photo(), fourth), header, compression, masks, top_down)
+    assert np.array_equal(read(saved(tmp_path / "a.bmp", content)), photo())
+
+
+@pytest.mark.parametrize(("header", "compression"), [(56, 3), (108, 3), (124, 3), (40, 6)])
+def test_a_bitmap_with_a_mask_of_opacity_is_transparent_unless_it_is_0_all_over(
+    tmp_path: Path, header: int, compression: int
+) -> None:
+    half = in_32_bits(np.full((1, 2, 3), 100, np.uint8), 255)
+    half[0, 0] &= 0x00FFFFFF
+    content = bitmap(half, header, compression, (*STANDARD, 0xFF000000))
+    assert read(saved(tmp_path / "a.bmp", content)).tolist() == [[[255] * 3, [100] * 3]]
+    unused = bitmap(in_32_bits(photo(), 0), header, compression, (*STANDARD, 0xFF000000))
+    assert np.array_equal(read(saved(tmp_path / "b.bmp", unused)), photo())
+
+
+@pytest.mark.parametrize(
+    ("masks", "within"),
+    [
+        ((0xFF, 0xFF00, 0xFF0000), 0),  # red and blue the other way round
+        ((0xFF000000, 0xFF0000, 0xFF00), 0),
+        ((0x3FF00000, 0xFFC00, 0x3FF), 0.5),  # 10 bits a colour
+    ],
+)
+@pytest.mark.parametrize("header", [40, 124])
+def test_a_bitmap_of_other_colour_masks_has_its_colours(
+    tmp_path: Path, header: int, masks: tuple[int, ...], within: float
+) -> None:
+    content = bitmap(in_32_bits(photo(), 0, masks), header, 3, (*masks, 0)[: 3 if header == 40 else 4])
+    assert difference(read(saved(tmp_path / "a.bmp", content)), photo()) <= within
+
+
+def test_bitmaps_of_16_bits_have_their_colours(tmp_path: Path) -> None:
+    pixels = np.array([[0x8F00, 0x00F0, 0x000F]], np.uint16)  # opacity 8 of 15; the others fully transparent
+    opaque = bitmap(pixels, 40, 3, (0xF00, 0xF0, 0xF))
+    assert read(saved(tmp_path / "a.bmp", opaque)).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    transparent = bitmap(pixels, 108, 3, (0xF00, 0xF0, 0xF, 0xF000))
+    assert read(saved(tmp_path / "b.bmp", transparent)).tolist() == [[[255, 119, 119], [255] * 3, [255] * 3]]
+    green = bitmap(np.array([[0x07E0]], np.uint16), 40, 3, (0xF800, 0x7E0, 0x1F))
+    assert read(saved(tmp_path / "c.bmp", green))[0, 0].tolist() == [0, 252, 0]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_opacity_that_is_0_all_over_is_an_unused_channel(tmp_path: Path, kind: str) -> None:
+    content = encoded(np.dstack([photo(), np.zeros((40, 60), np.uint8)]), kind, lossless=True, exact=True)
+    assert np.array_equal(read(saved(tmp_path / "a", content)), photo())
+    assert np.array_equal(images.as_rgb(np.dstack([photo(), np.zeros((40, 60), np.uint8)])), photo())
+
+
+def test_a_picture_whose_colours_are_lost_under_full_transparency_is_refused(tmp_path: Path) -> None:
+    content = tiff(np.zeros((4, 4, 4), np.uint8), t338=1)
+    assert reason(saved(tmp_path / "a", content)) == "is transparent all over, and its colours are lost"

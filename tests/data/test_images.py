@@ -4,7 +4,9 @@ import resource
 import struct
 import subprocess
 import sys
+import types
 import zlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from mambaad_cli import MambaADError
-from mambaad_cli.data.images import SUFFIXES, ImageError, ImageFile, find, letterbox, opened, read, resize, write
+from mambaad_cli.data.images import (
+    SUFFIXES,
+    ImageError,
+    ImageFile,
+    decoded_bytes,
+    describe_unread,
+    find,
+    letterbox,
+    opened,
+    read,
+    resize,
+    write,
+)
 from tests.data.image_files import FORMATS, bmp32, chunk, difference, encoded, photo, png, reason, saved, tiff, upright
 
 # ---- find ----
@@ -53,6 +67,45 @@ def test_hidden_files_and_folders_are_left_out_unless_named(tmp_path: Path) -> N
     touch(tmp_path, ".a.png", ".hidden/b.png", "sub/.c.png", "sub/._d.png", "Thumbs.db", "e.png")
     assert names(find([tmp_path]), tmp_path) == ["e.png"]
     assert names(find([tmp_path / ".hidden", tmp_path / ".a.png"]), tmp_path) == [".hidden/b.png", ".a.png"]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        *("@eaDir/1.jpg", "#recycle", "#Snapshot", "@Recycle", ".@__thumb", ".AppleDouble", "__MACOSX/parts"),
+        *("$RECYCLE.BIN", "$Recycle.Bin/S-1-5", "System Volume Information", "lost+found", ".Trash-1000"),
+    ],
+)
+def test_what_a_system_adds_to_a_folder_is_left_out_unless_named(tmp_path: Path, folder: str) -> None:
+    touch(tmp_path, f"{folder}/a.png", "nut/a.png", f"nut/{folder}/a.png", "#12/a.png", "@home/a.png")
+    assert sorted(names(find([tmp_path]), tmp_path)) == ["#12/a.png", "@home/a.png", "nut/a.png"]
+    assert names(find([tmp_path / folder]), tmp_path) == [f"{folder}/a.png"]
+
+
+def test_pictures_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.GIF", "sub/c.jp2", "sub/d.JP2", "notes.txt", "Thumbs.db", ".e.gif", "@eaDir/f.gif")
+    unread: Counter[str] = Counter()
+    assert names(find([tmp_path, tmp_path / "b.GIF"], unread), tmp_path) == ["a.png", "b.GIF"]
+    assert unread == {".gif": 1, ".jp2": 2}
+    assert describe_unread(unread) == "3 pictures of kinds that are not read: 2 .jp2, 1 .gif"
+
+
+def test_a_folder_of_other_pictures_alone_says_what_it_holds(tmp_path: Path) -> None:
+    touch(tmp_path, "a.dng", "b.DNG", "notes.txt")
+    with pytest.raises(MambaADError, match=r"files; it holds 2 pictures of kinds that are not read: 2 \.dng$"):
+        find([tmp_path])
+
+
+def test_phone_pictures_name_the_extra_that_reads_them() -> None:
+    assert "pip install 'mambaad[heif]'" in describe_unread(Counter({".heic": 1}))
+    assert describe_unread(Counter()) == ""
+
+
+def test_every_name_of_a_jpeg_is_found_and_written(tmp_path: Path) -> None:
+    for suffix in (".jpg", ".jpeg", ".jpe", ".jfif", ".JFIF"):
+        write(tmp_path / f"a{suffix}", photo())
+        assert Image.open(tmp_path / f"a{suffix}").format == "JPEG"
+    assert len(find([tmp_path])) == 5
 
 
 def test_a_file_knows_its_relative_path_and_its_group(tmp_path: Path) -> None:
@@ -564,3 +617,63 @@ def test_other_formats_and_small_jpegs_are_decoded_whole(tmp_path: Path) -> None
         write(tmp_path / name, picture)
         least = (16, 16) if name != "a.jpg" else (33, 33)
         assert np.array_equal(opened(tmp_path / name).decoded(least), read(tmp_path / name))
+
+
+# ---- stored bytes ----
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_stored_bytes_are_decoded_as_a_file_is(tmp_path: Path, kind: str) -> None:
+    content = encoded(photo(), kind)
+    whole = read(saved(tmp_path / "a", content))
+    assert np.array_equal(decoded_bytes(content), whole)
+    assert np.array_equal(decoded_bytes(np.frombuffer(content, np.uint8)), whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", encoded(photo(), "PNG")[:-20], png(60000, 60000, 8, 0, b"")])
+def test_stored_bytes_that_are_damaged_or_too_large_are_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match="empty|not an image|truncated|claims 60000×60000"):
+        decoded_bytes(content)
+
+
+# ---- HEIC and AVIF ----
+
+HEIC = struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(100)
+
+
+def test_a_heic_without_its_extra_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert "pip install 'mambaad[heif]'" in reason(saved(tmp_path / "a.heic", HEIC))
+
+
+def test_a_damaged_heic_is_an_image_error(tmp_path: Path, with_heif: None) -> None:
+    assert reason(saved(tmp_path / "a.heic", HEIC)).startswith("damaged")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_avif_is_read_with_its_extra(tmp_path: Path, with_heif: None, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    content = encoded(photo(), "AVIF", quality=95, exif=exif)
+    path = saved(tmp_path / "a.avif", content)
+    assert opened(path).shape == read(path).shape[:2] == ((40, 60) if orientation == 1 else (60, 40))
+    assert difference(read(path), upright(content)) <= 1
+
+
+def test_a_heic_is_read_with_its_extra(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    path = tmp_path / "a.heic"
+    pillow_heif.from_pillow(Image.fromarray(photo())).save(path, quality=95)
+    assert difference(read(path), photo()) <= 12
+
+
+@pytest.fixture
+def with_heif(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if pillow-heif were installed, which only registers itself with Pillow."""
+    try:
+        import pillow_heif  # noqa: F401
+    except ImportError:
+        module = types.ModuleType("pillow_heif")
+        module.register_heif_opener = lambda: None  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "pillow_heif", module)

@@ -1,5 +1,6 @@
 """Images are read ahead in order, and what is ahead fits into memory whatever the size of the photos."""
 
+import struct
 import threading
 import time
 import weakref
@@ -203,6 +204,25 @@ def test_a_wrong_setting_ends_the_stream_and_its_workers(monkeypatch, tmp_path: 
     with pytest.raises(MambaADError, match="MAMBAAD_MAX_PIXELS"):
         list(read_ahead([tmp_path / "0.png"] * 30, Wanted((8, 8)), workers=2))
     assert threading.active_count() == before
+
+
+def test_whatever_goes_wrong_with_one_file_the_others_come(monkeypatch, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file in files:
+        images.write(file, np.zeros((4, 4, 3), np.uint8))
+    files[0].write_bytes(b"II+\0" + struct.pack("<HHQ", 8, 0, 2**63 + 5) + bytes(64))
+
+    def region(place: int, path: Path, shape: tuple[int, int]) -> None:
+        if place == 1:
+            raise ZeroDivisionError("of the second file")
+
+    first, second, third = read_ahead(files, Wanted((8, 8), region=region))
+    assert isinstance(first, ImageError)
+    assert isinstance(second, ImageError)
+    assert (first.path, first.reason.partition(":")[0]) == (files[0], "cannot be read")
+    assert str(second) == f"{files[1]}: cannot be read: ZeroDivisionError: of the second file"
+    assert (second.__traceback__, second.__context__) == (None, None)
+    assert isinstance(third, Input)
 
 
 def test_the_part_of_a_map_within_a_box_is_the_image() -> None:
