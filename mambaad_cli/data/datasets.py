@@ -1,18 +1,21 @@
 """A folder or a list of images -> labelled samples, whatever the benchmark's layout."""
 
+from collections import Counter
 from pathlib import Path
 
 from mambaad_cli import MambaADError
+from mambaad_cli.data.image_files import describe_unread
 from mambaad_cli.data.layouts import (
     LAYOUTS,
     MARKS,
+    Unread,
     class_folders,
     folders_in,
     is_class,
     is_pair,
     realiad_lists,
 )
-from mambaad_cli.data.lists import is_csv_list, is_meta
+from mambaad_cli.data.lists import is_csv_list, is_meta, visible_files
 from mambaad_cli.data.masks import read_mask, resize_mask
 from mambaad_cli.data.samples import Sample
 from mambaad_cli.files import shown
@@ -20,8 +23,10 @@ from mambaad_cli.files import shown
 __all__ = ["Sample", "is_dataset", "load", "read_mask", "recognise", "resize_mask", "training_images"]
 
 
-def load(root: Path, layout: str | None = None) -> list[Sample]:
+def load(root: Path, layout: str | None = None, unread: Unread = None) -> list[Sample]:
     """All labelled samples below `root`; its layout (a key of LAYOUTS) is given or recognised.
+
+    unread: counts the pictures in the folders of images that are of kinds that are not read, as `images.find` does.
 
     Raises MambaADError for an unknown layout, for a folder without images, and for a list that cannot be read or names
     files that do not exist.
@@ -31,9 +36,14 @@ def load(root: Path, layout: str | None = None) -> list[Sample]:
     layout = layout or recognise(root)
     if layout not in LAYOUTS:
         raise MambaADError(f"no dataset layout is called {layout!r}: choose from {', '.join(LAYOUTS)}")
-    samples = LAYOUTS[layout](root)
+    left_out: Counter[str] = Counter()
+    samples = LAYOUTS[layout](root, left_out)
     if not samples:
-        raise MambaADError(f"no images in {shown(root)} as layout {layout}: expected {MARKS[layout]}")
+        but = describe_unread(left_out)
+        expected = f"expected {MARKS[layout]}{but and '; it holds ' + but}"
+        raise MambaADError(f"no images in {shown(root)} as layout {layout}: {expected}")
+    if unread is not None:
+        unread += left_out
     return samples
 
 
@@ -79,11 +89,11 @@ def _layout(root: Path) -> str | None:
         return _tree_layout(classes[0])
     if is_meta(root / "meta.json"):
         return "meta"
-    if any(is_meta(file) for file in root.glob("meta_*.json")):
+    if any(is_meta(file) for file in visible_files(root, "meta_*.json")):
         return "coco"
     if class_folders(root, is_pair):
         return "pair"
-    return "csv" if any(is_csv_list(file) for file in root.glob("*.csv")) else None
+    return "csv" if any(is_csv_list(file) for file in visible_files(root, "*.csv")) else None
 
 
 def _tree_layout(class_folder: Path) -> str:

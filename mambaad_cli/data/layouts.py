@@ -7,21 +7,35 @@ for an anomalous one without a mask file, which counts for image metrics only. S
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mambaad_cli import MambaADError
-from mambaad_cli.data.images import SUFFIXES, natural_order
-from mambaad_cli.data.lists import csv_rows, existing, json_object, listed, only_file, split_named, value_in
+from mambaad_cli.data.image_files import SUFFIXES, is_hidden, natural_order, same_name, unread_suffix
+from mambaad_cli.data.lists import (
+    csv_rows,
+    existing,
+    json_object,
+    listed,
+    only_file,
+    split_named,
+    value_in,
+    visible_files,
+)
 from mambaad_cli.data.samples import GOOD_LABELS, Sample, defect_named
 from mambaad_cli.files import shown
+
+Unread = Counter[str] | None  # counts, by suffix, the pictures beside the images that are of kinds that are not read
 
 # ---- folder trees: the names of folders are the labels ----
 
 
-def mvtec(root: Path) -> list[Sample]:
-    """MVTec-AD, MPDD, BTAD, and VisA as its authors' script rearranges it (folder `1cls`); one class or several.
+def mvtec(root: Path, unread: Unread = None) -> list[Sample]:
+    """MVTec AD, MVTec LOCO, MPDD, BTAD, and VisA as its authors' script rearranges it (folder `1cls`).
+
+    One class or several.
 
     <root>/<class>/
         train/good/000.png
@@ -30,12 +44,13 @@ def mvtec(root: Path) -> list[Sample]:
         ground_truth/<defect>/000_mask.png
 
     BTAD says `ok` and `ko` for good and defective; its masks, like VisA's, have the image's own stem (`0000.png` or
-    `.bmp`). Masks may be missing, for one image or for a whole class.
+    `.bmp`). MVTec LOCO has a folder of masks for each image (`ground_truth/<defect>/000/*.png`), which are united; its
+    `validation/` is not read. Masks may be missing, for one image or for a whole class.
     """
-    return _tree(root)
+    return _tree(root, unread)
 
 
-def mvtec3d(root: Path) -> list[Sample]:
+def mvtec3d(root: Path, unread: Unread = None) -> list[Sample]:
     """MVTec 3D-AD, its colour images; `xyz/` is not read, nor is `validation/`: published numbers use train and test.
 
     <root>/<class>/
@@ -44,10 +59,10 @@ def mvtec3d(root: Path) -> list[Sample]:
         test/<good or defect>/rgb/000.png
         test/<good or defect>/gt/000.png
     """
-    return _tree(root, images="rgb", masks="gt")
+    return _tree(root, unread, images="rgb", masks="gt")
 
 
-def medical(root: Path) -> list[Sample]:
+def medical(root: Path, unread: Unread = None) -> list[Sample]:
     """Uni-Medical (brain, liver, retinal) in the folders of BMAD, from which it was made.
 
     <root>/<class>/
@@ -59,10 +74,10 @@ def medical(root: Path) -> list[Sample]:
     Public descriptions do not agree on one tree: `img/` may be absent, and masks may lie in `ground_truth/Ungood/`
     (then this is `mvtec`). Both are read. A copy that comes with a meta.json is read exactly by layout `meta`.
     """
-    return _tree(root, images="img", masks="label")
+    return _tree(root, unread, images="img", masks="label")
 
 
-def pair(root: Path) -> list[Sample]:
+def pair(root: Path, unread: Unread = None) -> list[Sample]:
     """A folder of good and one of bad images, all test images; one product or several. Masks may be missing.
 
     <root>/[<class>/]
@@ -72,18 +87,18 @@ def pair(root: Path) -> list[Sample]:
     """
     samples = []
     for folder in class_folders(root, is_pair):
-        masks = _by_stem(folder / "masks")
+        masks = _masks_in(folder / "masks")
         for kind in folders_in(folder):
             name, defect = _name(folder), defect_named(kind.name)
             if defect in ("good", "bad"):
-                samples += [_sample(path, name, "test", defect, masks) for path in _images(kind)]
+                samples += [_sample(path, name, "test", defect, masks) for path in _images(kind, unread)]
     return samples
 
 
 # ---- lists: a file names each image and its label ----
 
 
-def visa(root: Path) -> list[Sample]:
+def visa(root: Path, unread: Unread = None) -> list[Sample]:
     """VisA as downloaded, with its one-class split.
 
     <root>/
@@ -100,7 +115,7 @@ def visa(root: Path) -> list[Sample]:
     return existing(samples, table)
 
 
-def realiad(root: Path) -> list[Sample]:
+def realiad(root: Path, unread: Unread = None) -> list[Sample]:
     """Real-IAD: one JSON file for each class. Of the image folders the one with the largest number in its name is read.
 
     <root>/
@@ -134,7 +149,7 @@ def realiad(root: Path) -> list[Sample]:
     return existing(samples, root)
 
 
-def meta(root: Path) -> list[Sample]:
+def meta(root: Path, unread: Unread = None) -> list[Sample]:
     """A meta.json as it comes with many prepared copies (Uni-Medical, VisA, MVTec-AD…); root may be the file itself.
 
     <root>/
@@ -158,7 +173,7 @@ def meta(root: Path) -> list[Sample]:
     return existing(samples, file)
 
 
-def coco(root: Path) -> list[Sample]:
+def coco(root: Path, unread: Unread = None) -> list[Sample]:
     """COCO-AD: four splits of COCO 2017's classes. Give the file of one split: each is trained and tested by itself.
 
     <root>/
@@ -169,10 +184,10 @@ def coco(root: Path) -> list[Sample]:
 
     The tree is publicly described. The keys in the files are not: they are assumed to be those of layout `meta`.
     """
-    return meta(only_file(root, "meta_*.json"))
+    return meta(only_file(root, "meta_*.json"), unread)
 
 
-def csv_list(root: Path) -> list[Sample]:
+def csv_list(root: Path, unread: Unread = None) -> list[Sample]:
     """A CSV file, or the folder that holds exactly one: for images in any folders.
 
     <root>/
@@ -197,7 +212,7 @@ def csv_list(root: Path) -> list[Sample]:
     return existing(samples, file)
 
 
-LAYOUTS: dict[str, Callable[[Path], list[Sample]]] = {
+LAYOUTS: dict[str, Callable[[Path, Unread], list[Sample]]] = {
     "mvtec": mvtec,
     "visa": visa,
     "realiad": realiad,
@@ -245,22 +260,24 @@ def _name(path: Path) -> str:
     return Path(os.path.abspath(path)).name  # noqa: PTH100 (Path.resolve follows links, Path.absolute keeps `..`)
 
 
-def _tree(root: Path, images: str = "", masks: str = "") -> list[Sample]:
+def _tree(root: Path, unread: Unread, images: str = "", masks: str = "") -> list[Sample]:
     """Samples of <class>/<split>/<kind>/; the images and masks may lie in folders of those names inside it."""
     samples = []
     for folder in class_folders(root, is_class):
+        ground_truth = {same_name(kind.name): kind for kind in folders_in(folder / "ground_truth")}
         for split in ("train", "test"):
             for kind in folders_in(folder / split):
                 inside = kind / images if (kind / images).is_dir() else kind
-                beside = kind / masks if masks and (kind / masks).is_dir() else folder / "ground_truth" / kind.name
-                found = _by_stem(beside)
+                beside = kind / masks if masks and (kind / masks).is_dir() else ground_truth.get(same_name(kind.name))
+                masks_of_kind = {} if beside is None else _masks_in(beside)
                 name, defect = _name(folder), defect_named(kind.name)
-                samples += [_sample(path, name, split, defect, found) for path in _images(inside)]
+                samples += [_sample(path, name, split, defect, masks_of_kind) for path in _images(inside, unread)]
     return samples
 
 
 def _sample(path: Path, class_name: str, split: str, defect: str, masks: dict[str, Path]) -> Sample:
-    mask = None if defect == "good" else masks.get(f"{path.stem}_mask", masks.get(path.stem))
+    stem = same_name(path.stem)
+    mask = None if defect == "good" else masks.get(f"{stem}_mask", masks.get(stem))
     return Sample(path, class_name, split, defect, mask)
 
 
@@ -270,8 +287,10 @@ def folders_in(folder: Path) -> list[Path]:
     return _visible(folder, lambda entry: os.path.isdir(entry.path))  # noqa: PTH112
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, unread: Unread = None) -> list[Path]:
     files = _visible(folder, lambda entry: not os.path.isdir(entry.path))  # noqa: PTH112
+    if unread is not None:
+        unread.update(suffix for path in files if (suffix := unread_suffix(path.name)) is not None)
     return [path for path in files if path.name.lower().endswith(SUFFIXES)]
 
 
@@ -281,14 +300,16 @@ def _visible(folder: Path, wanted: "Callable[[os.DirEntry[str]], bool]") -> list
         if not folder.is_dir():
             return []
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and wanted(entry)]
+            paths = [Path(entry.path) for entry in entries if not is_hidden(entry.name) and wanted(entry)]
     except OSError as error:
         raise MambaADError(f"cannot list {shown(folder)}: {error.strerror}") from error
-    return sorted(found, key=lambda path: natural_order(path.name))
+    return sorted(paths, key=lambda path: natural_order(path.name))
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    return {file.stem: file for file in _images(folder)}
+def _masks_in(folder: Path) -> dict[str, Path]:
+    """The masks of the images of one folder by the stem that they have, and folders of masks by their name."""
+    folders = {same_name(inside.name): inside for inside in folders_in(folder) if _images(inside)}
+    return folders | {same_name(file.stem): file for file in _images(folder)}
 
 
 # ---- how Real-IAD's lists and images are found ----
@@ -297,9 +318,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def realiad_lists(root: Path) -> list[Path]:
     """The lists of Real-IAD, which unpack as realiad_jsons/realiad_jsons/; `root` may be the folder that holds them."""
     inside = root / "realiad_jsons"
-    own = [root] if root.resolve().name.startswith("realiad_jsons") else []
-    found = ([*folder.glob("*.json")] for folder in (*own, inside, inside / "realiad_jsons"))
-    return sorted(next(filter(None, found), []), key=lambda path: natural_order(path.name))
+    itself = [root] if root.resolve().name.startswith("realiad_jsons") else []
+    lists = (visible_files(folder, "*.json") for folder in (*itself, inside, inside / "realiad_jsons"))
+    return sorted(next(filter(None, lists), []), key=lambda path: natural_order(path.name))
 
 
 def _realiad_images(lists: dict[Path, dict[str, Any]]) -> Path:

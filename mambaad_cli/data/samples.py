@@ -18,7 +18,7 @@ class Sample(NamedTuple):
     class_name: str
     split: str  # train | test
     defect: str  # good, or the kind of defect
-    mask: Path | None
+    mask: Path | None  # a file, or a folder with several masks to be united
 
     @property
     def anomalous(self) -> bool:

@@ -1,5 +1,6 @@
 """Every layout is read as its publishers describe it; labels never depend on masks or their size."""
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -371,3 +372,129 @@ def test_lists_that_are_not_there(tmp_path):
     assert "1cls.csv" in error(tmp_path, "visa")
     assert "realiad_jsons" in error(tmp_path, "realiad")
     assert "no meta_*.json" in error(tmp_path, "coco")
+
+
+# Made on another system
+
+
+WINDOWS_ROWS = [
+    "path,label,mask,class,split",
+    r"photos\1.jpg,good,,nut,train",
+    r"photos\bad\2.jpg,bent,drawn\2.png,nut,test",
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_csv_list_made_on_windows_is_its_twin(tmp_path, encoding, line_end):
+    write_all(tmp_path, "photos/1.jpg", "photos/bad/2.jpg", "drawn/2.png")
+    table = tmp_path / "list.csv"
+    table.write_bytes(line_end.join(WINDOWS_ROWS).replace("\\", "/").encode())
+    expected = load(tmp_path)
+    assert rows(expected, tmp_path)[1] == ("photos/bad/2.jpg", "nut", "test", "bent", "drawn/2.png")
+    table.write_bytes(line_end.join(WINDOWS_ROWS).encode(encoding))
+    assert recognise(tmp_path) == "csv"
+    assert load(tmp_path) == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_meta_json_made_on_windows_is_its_twin(tmp_path, encoding):
+    root = meta_root(tmp_path)
+    expected = load(root)
+    text = (root / "meta.json").read_text().replace("a/", r"a\\").replace("m/", r"m\\")
+    assert r"a\\2.png" in text
+    (root / "meta.json").write_text(text, encoding=encoding)
+    assert recognise(root) == "meta"
+    assert load(root) == expected
+
+
+def test_a_list_finds_names_of_another_case_as_windows_does(tmp_path):
+    write_all(tmp_path, "Photos/1.JPG", "photos2/a.jpg", "photos2/A.jpg")
+    table = write_text(tmp_path / "list.csv", "path,label\nphotos\\1.jpg,good\n")
+    assert rows(load(table), tmp_path)[0][0] == "Photos/1.JPG"
+    write_text(table, "path,label\nphotos2/A.JPG,good\n")  # which of the two, nobody knows
+    assert "names 1 missing file(s)" in error(table)
+
+
+def test_a_file_that_is_named_with_a_backslash_is_that_file(tmp_path):
+    write(tmp_path / "a\\1.png")
+    write(tmp_path / "a/1.png")
+    table = write_text(tmp_path / "list.csv", "path,label\na\\1.png,good\n")
+    assert load(table)[0].path == tmp_path / "a\\1.png"
+
+
+def test_a_path_on_a_windows_drive_says_so(tmp_path):
+    table = write_text(tmp_path / "list.csv", "path,label\nC:\\photos\\1.png,good\n")
+    assert "not to a Windows drive" in error(table)
+
+
+def test_a_csv_in_another_encoding_says_what_to_do(tmp_path):
+    (tmp_path / "list.csv").write_bytes("path,label\ngröße.png,good\n".encode("cp1252"))
+    assert "save it as UTF-8" in error(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(("stored", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_another_unicode_form_are_the_same_names(tmp_path, stored, named):
+    photo, mask = (unicodedata.normalize(form, "prüfung/größe") for form in (stored, named))
+    defect, drawn = (unicodedata.normalize(form, "kratzer-ä") for form in (stored, named))
+    write_all(tmp_path / "list", f"{photo}.png")
+    table = write_text(tmp_path / "list/list.csv", f"path,label,mask\n{mask}.png,good,\n")
+    assert load(table)[0].path == tmp_path / "list" / f"{photo}.png"
+    tree = tmp_path / "tree"
+    write_all(tree, "train/good/0.png", f"test/{defect}/{photo[8:]}.png", f"ground_truth/{drawn}/{mask[8:]}_mask.png")
+    assert load(tree)[-1].mask == tree / f"ground_truth/{drawn}/{mask[8:]}_mask.png"
+
+
+# What systems add
+
+
+def test_system_folders_and_their_files_are_no_classes_kinds_or_images(tmp_path):
+    mvtec_class(tmp_path, "bottle")
+    before = load(tmp_path)
+    for folder in ("@eaDir", "#recycle", "__MACOSX", "bottle/test/@eaDir", "bottle/test/cut/#recycle"):
+        mvtec_class(tmp_path / folder, "bottle")
+        write(tmp_path / folder / "SYNOFILE_THUMB_M.jpg")
+    assert load(tmp_path) == before
+
+
+def test_a_list_is_the_only_one_beside_a_shadow_of_macos(tmp_path):
+    write(tmp_path / "1.png")
+    write_text(tmp_path / "list.csv", "path,label\n1.png,good\n")
+    write_text(tmp_path / "._list.csv", "\0\5\26\7")
+    assert recognise(tmp_path) == "csv"
+    assert len(load(tmp_path)) == 1
+
+
+def test_pictures_of_other_kinds_in_a_tree_are_counted(tmp_path):
+    mvtec_class(tmp_path, "bottle")
+    write_text(tmp_path / "bottle/test/cut/7.heif.GIF", "")
+    write_text(tmp_path / "bottle/train/good/7.dng", "")
+    write_text(tmp_path / "bottle/ground_truth/cut/7.gif", "")
+    unread = Counter()
+    assert len(load(tmp_path, unread=unread)) == 5
+    assert unread == {".gif": 1, ".dng": 1}
+    write_text(tmp_path / "raw/train/good/7.dng", "")
+    assert "it holds 1 picture of a kind that is not read: 1 .dng" in error(tmp_path / "raw")
+
+
+# MVTec LOCO
+
+
+def test_loco_has_a_folder_of_masks_for_each_image_and_its_validation_is_no_test(tmp_path):
+    root = tmp_path / "loco/breakfast_box"
+    write_all(root, "train/good/0.png", "validation/good/0.png", "test/good/0.png")
+    write_all(
+        root, "test/logical_anomalies/000.png", "test/logical_anomalies/001.png", "test/logical_anomalies/002.png"
+    )
+    write_all(root / "ground_truth/logical_anomalies", "000/000.png", "000/001.png", "002.png")
+    (root / "ground_truth/logical_anomalies/001").mkdir()
+    write_json(root / "defects_config.json", [{"defect_name": "missing", "pixel_value": 255}])
+    assert recognise(tmp_path / "loco") == "mvtec"
+    masks = "ground_truth/logical_anomalies"
+    assert rows(load(tmp_path / "loco"), root) == [
+        ("train/good/0.png", "breakfast_box", "train", "good", None),
+        ("test/good/0.png", "breakfast_box", "test", "good", None),
+        ("test/logical_anomalies/000.png", "breakfast_box", "test", "logical_anomalies", f"{masks}/000"),
+        ("test/logical_anomalies/001.png", "breakfast_box", "test", "logical_anomalies", None),
+        ("test/logical_anomalies/002.png", "breakfast_box", "test", "logical_anomalies", f"{masks}/002.png"),
+    ]

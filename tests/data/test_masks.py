@@ -9,7 +9,8 @@ import torch
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.datasets import Sample, load
-from mambaad_cli.data.masks import read_mask, resize_mask
+from mambaad_cli.data.masks import mask_files, read_mask, resize_mask
+from tests.data.image_files import encoded, png, saved
 from tests.data.trees import write
 
 # Masks and labels
@@ -98,3 +99,56 @@ def test_every_region_of_a_resized_mask_is_kept_and_none_is_invented():
         for region in range(1, count):
             y, x = np.nonzero(regions == region)
             assert resized[y // 4, x // 4].any()
+
+
+# Several masks, and masks of lossy files
+
+
+def test_a_folder_of_masks_marks_what_any_of_them_marks_whatever_its_value(tmp_path):
+    left, right = np.zeros((4, 6), np.uint8), np.zeros((4, 6), np.uint8)
+    left[:, :2], right[1, 4:] = 239, 1
+    files = [write(tmp_path / "000/000.png", left), write(tmp_path / "000/001.png", right)]
+    sample = a_sample(tmp_path / "000")
+    assert read_mask(sample, (4, 6)).tolist() == ((left > 0) | (right > 0)).tolist()
+    assert mask_files(sample) == files
+    write(tmp_path / "000/002.png", np.zeros((3, 3), np.uint8))
+    with pytest.raises(MambaADError, match=r"002\.png is 3×3 px"):
+        read_mask(sample, (4, 6))
+
+
+def drawn(values: tuple[int, ...], shape: tuple[int, int] = (120, 160)) -> np.ndarray:
+    """A mask of discs, one for each value."""
+    mask = np.zeros(shape, np.uint8)
+    for i, value in enumerate(values):
+        cv2.circle(mask, (25 + 50 * i, 40 + 20 * i), 17, value, -1)
+    return mask
+
+
+@pytest.mark.parametrize("values", [(255,), (255, 246, 239)])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"quality": 75}),
+        ("JPEG", {"quality": 90, "progressive": True}),
+        ("WEBP", {"quality": 75}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
+)
+def test_a_mask_of_lossy_compression_marks_the_defect_and_no_crumbs_around_it(tmp_path, values, kind, options):
+    expected = drawn(values) > 0
+    path = saved(tmp_path / "m", encoded(drawn(values), kind, **options))
+    stored = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    assert ((stored > 0) != expected).sum() > 100  # that is what any value but 0 would mark
+    assert (read_mask(a_sample(path), (120, 160)) != expected).sum() <= 12 * len(values)
+
+
+@pytest.mark.parametrize("values", [(1,), (1, 2, 3), (255, 246, 239), (128, 1)])
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
+def test_a_lossless_mask_marks_every_value_but_0(tmp_path, values, kind, options):
+    path = saved(tmp_path / "m", encoded(drawn(values), kind, **options))
+    assert np.array_equal(read_mask(a_sample(path), (120, 160)), drawn(values) > 0)
+
+
+def test_a_mask_that_claims_too_many_pixels_is_refused_unread(tmp_path):
+    with pytest.raises(MambaADError, match=r"cannot read mask .*claims 60000×60000"):
+        read_mask(a_sample(saved(tmp_path / "m.png", png(60000, 60000, 8, 0, b""))), (4, 4))
