@@ -1,11 +1,14 @@
-"""The region of interest: the part of a product's photos that counts. Nothing outside it is looked at.
+"""The region of interest: the part of a product's photos that counts. Nothing outside it is inspected.
 
 A region is a mask (h, w) of bool, as large as the product's photos or smaller; photos of other sizes scale it.
 
 Letters: h × w pixels of a photo, H × W pixels of the model's input.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +17,12 @@ import numpy as np
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
-from mambaad_cli.data.images import SUFFIXES
-from mambaad_cli.files import shown
+from mambaad_cli.data.image_files import SUFFIXES, ImageFile, is_hidden, same_name
+from mambaad_cli.files import sha256_of, shown
 
 BLANK = (124, 116, 104)  # what takes the place of pixels outside: the mean colour of the encoder's training, 0…255
-LONGEST = 2048  # pixels of a mask's longer side: larger ones are kept smaller
-WHITE = 127  # a mask's pixel counts above it
+MAX_MASK_SIDE = 2048  # pixels: a mask with a longer side is scaled down
+MASK_THRESHOLD = 127  # the pixels of a mask above it count
 SYNTAX = "x,y,width,height; three or more corners x,y; or a mask image; pixels or per cent of the photo"
 
 
@@ -31,9 +34,9 @@ class Wish(NamedTuple):
     mask: Path | None
 
     def of(self, product: str) -> bool:
-        """Whether it speaks of this product. A folder does where it holds a mask of that name."""
+        """Whether it is a region of this product. A folder of masks is one where it holds a mask of that name."""
         if self.mask is not None and self.mask.is_dir():
-            return _in_folder(self.mask, product) is not None
+            return _mask_named(self.mask, product) is not None
         return self.product in (None, product)
 
     def drawn(self, product: str, size: tuple[int, int]) -> np.ndarray:
@@ -42,17 +45,17 @@ class Wish(NamedTuple):
         Raises MambaADError where it has no area within the photo, and for a mask of another size.
         """
         if self.mask is not None:
-            path = _in_folder(self.mask, product) if self.mask.is_dir() else self.mask
+            path = _mask_named(self.mask, product) if self.mask.is_dir() else self.mask
             assert path is not None  # asked `of` before
             return read_region(path, size)
         height, width = size
         points = np.array([(_pixels(x, width), _pixels(y, height)) for x, y in self.corners])
-        found = filled(points, size)
-        if not found.any():
+        mask = filled(points, size)
+        if not mask.any():
             typed = " ".join(",".join(corner) for corner in self.corners)
             where = f"lies outside photos of {width}×{height}" if _area(points) >= 1 else "encloses no area"
             raise MambaADError(f"the region {typed} {where}")
-        return found
+        return mask
 
 
 def filled(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -62,12 +65,12 @@ def filled(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     [[1, 1, 0], [0, 0, 0]]
     """
     x, y = np.arange(size[1]) + 0.5, (np.arange(size[0]) + 0.5)[:, None]
-    found = np.zeros(size, bool)
+    inside = np.zeros(size, bool)
     for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
         if y0 != y1:
             crossed = (y0 > y) != (y1 > y)
-            found ^= crossed & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
-    return found
+            inside ^= crossed & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    return inside
 
 
 def parse(text: str) -> Wish:
@@ -107,13 +110,13 @@ def regions_of_interest(
 ) -> dict[str, np.ndarray]:
     """The mask of each product that has one: all of its regions together, less what is ignored.
 
-    photos: height and width of the photos of each product. A product that no wish speaks of has no mask: its whole
-    photos count. Raises MambaADError for a product that is not there, and where nothing is left.
+    photos: height and width of the photos of each product. A product without a wish has no mask: its whole photos
+    count. Raises MambaADError for a product that is not there, and where nothing is left.
     """
     for wish in (*inside, *ignored):
         if wish.product is not None and wish.product not in photos:
             raise MambaADError(f"a region is of product {wish.product!r}: the products are {', '.join(photos)}")
-    found = {}
+    regions = {}
     for product, size in photos.items():
         kept = [wish.drawn(product, size) for wish in inside if wish.of(product)]
         left_out = [wish.drawn(product, size) for wish in ignored if wish.of(product)]
@@ -124,13 +127,13 @@ def regions_of_interest(
             mask &= ~np.any(left_out, axis=0)
         if not mask.any():
             raise MambaADError(f"{product}: nothing is left of its photos: all of the region is ignored")
-        found[product] = smaller(mask)
-    return found
+        regions[product] = smaller(mask)
+    return regions
 
 
 def read_region(path: Path, size: tuple[int, int]) -> np.ndarray:
     """A mask image as (h, w) of bool. Raises MambaADError where it is not of that size, or black all over."""
-    mask = images.read(path).max(axis=2) > WHITE
+    mask = images.read(path).max(axis=2) > MASK_THRESHOLD
     if mask.shape != size:
         raise MambaADError(
             f"mask {shown(path)} is {mask.shape[1]}×{mask.shape[0]} pixels, its photos are {size[1]}×{size[0]}"
@@ -141,29 +144,92 @@ def read_region(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 class MaskFolder:
-    """A folder with a mask for each photo, of the same stem: where the part moves from photo to photo."""
+    """A folder with a mask for each photo, of the same stem: where the part moves from photo to photo.
+
+    Photos of several products often have the same names. Sub-folders tell their masks apart: the mask belongs to the
+    photo whose own folders have the same names, `masks/nut/000.png` to `photos/nut/000.jpg`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.masks = {file.path.stem: file.path for file in images.find([folder])}
+        self.masks_by_stem: dict[str, list[ImageFile]] = {}
+        for file in images.find([folder]):
+            self.masks_by_stem.setdefault(same_name(file.path.stem), []).append(file)
+        self.folder_names = {name for files in self.masks_by_stem.values() for file in files for name in _folders(file)}
 
     def of(self, photo: Path, size: tuple[int, int]) -> np.ndarray:
-        """The mask of a photo of size (h, w). Raises ImageError of the photo where there is none that fits."""
-        if photo.stem not in self.masks:
-            raise images.ImageError(photo, f"no mask named {photo.stem} in {shown(self.folder)}")
+        """The mask of a photo of size (h, w). Raises ImageError of the photo where there is none, or more than one."""
         try:
-            return read_region(self.masks[photo.stem], size)
+            return read_region(self._mask_of(photo), size)
         except MambaADError as error:
             raise images.ImageError(photo, str(error)) from None
 
+    def _mask_of(self, photo: Path) -> Path:
+        """The mask whose folders agree best with those of the photo, compared from the innermost outwards."""
+        absolute = Path(os.path.abspath(photo))  # noqa: PTH100 (Path.resolve follows links)
+        photo_folders = [same_name(name) for name in absolute.parent.parts[::-1]]
+        masks = self.masks_by_stem.get(same_name(photo.stem), [])
+        agreements = [_agreement(_folders(mask), photo_folders) for mask in masks]
+        fitting = [mask for mask, agreement in zip(masks, agreements, strict=True) if agreement == max(agreements)]
+        if len(fitting) > 1:  # `1.jpg` and `1.png` in one folder
+            fitting = [mask for mask in fitting if same_name(mask.path.name) == same_name(photo.name)] or fitting
+        if not fitting:
+            raise MambaADError(f"no mask named {shown(photo.stem)} in {shown(self.folder)}")
+        others = self.folder_names.intersection(photo_folders).difference(_folders(fitting[0]))
+        if not max(agreements).complete and others:  # the photo's own folder of masks has none of this name
+            where = " and ".join(shown(name) for name in sorted(others))
+            raise MambaADError(f"no mask named {shown(photo.stem)} in {shown(self.folder)}, in a folder {where}")
+        if len(fitting) > 1:
+            both = " and ".join(shown(mask.path) for mask in fitting[:2])
+            raise MambaADError(f"two masks fit it, {both}: put them into folders named as those of the photos")
+        return fitting[0].path
+
+    def digest(self) -> str:
+        """SHA-256 over the names and the bytes of all masks: it changes where any of them does."""
+        digest = hashlib.sha256()
+        files = sorted(
+            (file for masks in self.masks_by_stem.values() for file in masks), key=lambda file: file.relative
+        )
+        for file in files:
+            digest.update(f"{sha256_of(file.path)} {file.relative.as_posix()}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+
+def _folders(mask: ImageFile) -> list[str]:
+    """The folders of a mask below the folder of masks, the innermost first."""
+    return [same_name(name) for name in mask.relative.parent.parts[::-1]]
+
+
+class _Agreement(NamedTuple):
+    """How well the folders of a mask agree with those of a photo: the larger the better."""
+
+    complete: bool  # each folder of the mask is one of the photo's, in the same order
+    innermost: int  # how many agree, counted from the innermost without a gap
+    in_order: int  # how many are folders of the photo, in the same order
+
+
+def _agreement(mask_folders: Sequence[str], photo_folders: Sequence[str]) -> _Agreement:
+    """Of two lists of folders, the innermost first.
+
+    >>> _agreement(["nut", "left"], ["nut", "right", "photos"])
+    _Agreement(complete=False, innermost=1, in_order=1)
+    >>> _agreement(["nut"], ["today", "nut", "photos"])
+    _Agreement(complete=True, innermost=0, in_order=1)
+    """
+    pairs = zip(mask_folders, photo_folders, strict=False)
+    innermost = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    remaining = iter(photo_folders)
+    in_order = sum(1 for _ in itertools.takewhile(lambda name: name in remaining, mask_folders))
+    return _Agreement(in_order == len(mask_folders), innermost, in_order)
+
 
 def smaller(mask: np.ndarray) -> np.ndarray:
-    """The mask with its longer side at most LONGEST.
+    """The mask with its longer side at most MAX_MASK_SIDE.
 
     >>> smaller(np.ones((10, 4096), bool)).shape
     (5, 2048)
     """
-    factor = LONGEST / max(mask.shape)
+    factor = MAX_MASK_SIDE / max(mask.shape)
     if factor >= 1:
         return mask
     return scaled(mask, (max(1, round(mask.shape[0] * factor)), max(1, round(mask.shape[1] * factor))))
@@ -178,14 +244,14 @@ def scaled(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if mask.shape == size:
         return mask
     grows = size[0] > mask.shape[0] or size[1] > mask.shape[1]
-    way = cv2.INTER_NEAREST_EXACT if grows else cv2.INTER_AREA
-    return cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=way) >= 0.5
+    interpolation = cv2.INTER_NEAREST_EXACT if grows else cv2.INTER_AREA
+    return cv2.resize(mask.astype(np.float32), (size[1], size[0]), interpolation=interpolation) >= 0.5
 
 
 def blanked(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture (h, w, 3) in 0…255 with nothing to be seen outside the mask: a copy of its type."""
-    own = scaled(mask, (picture.shape[0], picture.shape[1]))[..., None]
-    return np.where(own, picture, np.array(BLANK, picture.dtype))
+    inside = scaled(mask, (picture.shape[0], picture.shape[1]))[..., None]
+    return np.where(inside, picture, np.array(BLANK, picture.dtype))
 
 
 def encoded(mask: np.ndarray) -> np.ndarray:
@@ -194,19 +260,25 @@ def encoded(mask: np.ndarray) -> np.ndarray:
 
 
 def decoded(data: np.ndarray) -> np.ndarray:
-    """The mask from the bytes of a PNG. Raises ValueError where they are damaged."""
-    mask = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)
-    if mask is None:
-        raise ValueError("a region that cannot be decoded")
-    return mask > WHITE
+    """The mask from the bytes of a PNG. Raises ValueError where they are damaged, or claim too many pixels."""
+    try:
+        return images.decoded_bytes(data).max(axis=2) > MASK_THRESHOLD
+    except ValueError as error:
+        raise ValueError(f"a region that cannot be decoded: {error}") from None
 
 
-def _in_folder(folder: Path, product: str) -> Path | None:
-    return next(iter(_named(folder.iterdir(), product)), None)
-
-
-def _named(paths: Iterable[Path], stem: str) -> list[Path]:
-    return sorted(path for path in paths if path.stem == stem and path.name.lower().endswith(SUFFIXES))
+def _mask_named(folder: Path, product: str) -> Path | None:
+    """The mask of a product in a folder. Raises MambaADError where there are two."""
+    masks = sorted(
+        path
+        for path in folder.iterdir()
+        if same_name(path.stem) == same_name(product)
+        and path.name.lower().endswith(SUFFIXES)
+        and not is_hidden(path.name)
+    )
+    if len(masks) > 1:
+        raise MambaADError(f"two masks of {shown(product)}: {shown(masks[0])} and {shown(masks[1])}")
+    return masks[0] if masks else None
 
 
 def _is_length(text: str) -> bool:

@@ -11,6 +11,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageError
 from mambaad_cli.data.loading import at_size, cold_outside, prepared, within
 from mambaad_cli.data.roi import BLANK, MaskFolder, Wish, blanked, decoded, encoded, parse, regions_of_interest, scaled
+from tests.data.image_files import png
 
 PHOTO = (40, 80)  # height, width
 
@@ -143,3 +144,101 @@ def test_a_wish_of_a_folder_speaks_of_the_products_in_it(tmp_path: Path) -> None
     wish = parse(str(tmp_path))
     assert wish == Wish(None, (), tmp_path)
     assert (wish.of("nut"), wish.of("bolt")) == (True, False)
+
+
+# A mask for each photo, where photos of several products have the same names
+
+
+def numbered(folder: Path, *names: str) -> MaskFolder:
+    """Mask i, and no other, has its white in column i."""
+    for i, name in enumerate(names):
+        mask = np.zeros(PHOTO, bool)
+        mask[:, i] = True
+        mask_file(folder / name, mask)
+    return MaskFolder(folder)
+
+
+def number_of(masks: MaskFolder, photo: str | Path) -> int:
+    return int(np.flatnonzero(masks.of(Path(photo), PHOTO)[0])[0])
+
+
+def refusal(masks: MaskFolder, photo: str) -> str:
+    with pytest.raises(ImageError) as caught:
+        masks.of(Path(photo), PHOTO)
+    assert caught.value.path == Path(photo)
+    return caught.value.reason
+
+
+def test_photos_of_one_name_take_the_mask_of_their_own_folder(tmp_path: Path) -> None:
+    masks = numbered(tmp_path, "nut/000.png", "bolt/000.png", "bolt/001.png")
+    assert number_of(masks, "incoming/nut/000.jpg") == 0
+    assert number_of(masks, "/elsewhere/bolt/000.jpg") == 1
+    assert number_of(masks, "incoming/bolt/001.bmp") == 2
+    assert "no mask named 001" in refusal(masks, "incoming/nut/001.jpg")  # that of the bolt is not for a nut
+
+
+def test_a_relative_photo_has_the_folders_that_it_is_opened_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = numbered(tmp_path / "masks", "nut/000.png", "bolt/000.png")
+    (tmp_path / "bolt").mkdir()
+    monkeypatch.chdir(tmp_path / "bolt")
+    assert number_of(masks, "000.jpg") == 1
+    assert number_of(masks, "../nut/000.jpg") == 0
+
+
+def test_the_mask_with_most_folders_in_common_wins(tmp_path: Path) -> None:
+    masks = numbered(tmp_path, "000.png", "nut/000.png", "left/nut/000.png", "right/nut/000.png")
+    assert number_of(masks, "photos/left/nut/000.jpg") == 2
+    assert number_of(masks, "photos/nut/000.jpg") == 1
+    assert number_of(masks, "photos/000.jpg") == 0
+
+
+def test_folders_between_a_product_and_its_photos_do_not_matter(tmp_path: Path) -> None:
+    masks = numbered(tmp_path, "nut/000.png", "bolt/000.png", "bolt/001.png")
+    assert number_of(masks, "photos/nut/today/000.jpg") == 0
+    assert "no mask named 001" in refusal(masks, "photos/nut/today/001.jpg")
+
+
+def test_a_stem_that_is_unique_needs_no_folder(tmp_path: Path) -> None:
+    masks = numbered(tmp_path, "2024/a.png", "2025/b.png")
+    assert number_of(masks, "photos/b.jpg") == 1
+
+
+def test_two_masks_that_fit_a_photo_equally_are_refused_and_both_named(tmp_path: Path) -> None:
+    masks = numbered(tmp_path, "nut/000.png", "bolt/000.png")
+    message = refusal(masks, "photos/000.jpg")
+    assert str(tmp_path / "nut/000.png") in message
+    assert str(tmp_path / "bolt/000.png") in message
+    again = numbered(tmp_path / "again", "a/000.png", "a/000.bmp", "000.png", "000.bmp")
+    assert "two masks fit" in refusal(again, "a/000.jpg")
+    assert number_of(again, "a/000.bmp") == 1
+
+
+def test_masks_in_hidden_folders_are_no_masks_and_unicode_forms_are_one(tmp_path: Path) -> None:
+    composed, decomposed = "gr\u00f6\u00dfe", "gro\u0308\u00dfe"
+    masks = numbered(tmp_path, f"{composed}/{decomposed}.png", "@eaDir/000.png", "#recycle/000.png")
+    assert number_of(masks, f"photos/{decomposed}/{composed}.jpg") == 0
+    assert "no mask named 000" in refusal(masks, "photos/000.jpg")
+
+
+def test_the_digest_of_a_folder_of_masks_changes_with_any_of_them(tmp_path: Path) -> None:
+    masks = numbered(tmp_path / "a", "nut/000.png", "bolt/000.png")
+    assert masks.digest() == numbered(tmp_path / "b", "nut/000.png", "bolt/000.png").digest()
+    others = [
+        numbered(tmp_path / "c", "bolt/000.png", "nut/000.png"),
+        numbered(tmp_path / "d", "nut/000.png"),
+        numbered(tmp_path / "e", "nut/000.png", "bolt/001.png"),
+    ]
+    assert len({masks.digest(), *(other.digest() for other in others)}) == 4
+
+
+def test_two_masks_of_one_product_are_refused(tmp_path: Path) -> None:
+    for name in ("nut.png", "nut.bmp"):
+        mask_file(tmp_path / name, np.ones(PHOTO, bool))
+    with pytest.raises(MambaADError, match=r"two masks of nut: .*nut\.bmp and .*nut\.png"):
+        region(str(tmp_path))
+
+
+@pytest.mark.parametrize("data", [b"", b"text", png(60000, 60000, 8, 0, b"")])
+def test_a_stored_mask_that_is_damaged_or_claims_too_much_is_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="a region that cannot be decoded"):
+        decoded(np.frombuffer(data, np.uint8))
