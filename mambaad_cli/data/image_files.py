@@ -146,17 +146,17 @@ def find(paths: Sequence[Path], unread: "Counter[str] | None" = None) -> list[Im
     Raises MambaADError for a given folder without images, and for any folder that cannot be listed.
     """
     files: dict[str, ImageFile] = {}
-    for given in paths:
-        if not os.path.isdir(given):  # noqa: PTH112 (Path.is_dir raises where a folder above is closed)
-            files.setdefault(os.path.realpath(given), ImageFile(given, Path(given.name), ""))
+    for top in paths:
+        if not os.path.isdir(top):  # noqa: PTH112 (Path.is_dir raises where a folder above is closed)
+            files.setdefault(os.path.realpath(top), ImageFile(top, Path(top.name), ""))
             continue
         left_out: Counter[str] = Counter()
-        inside = list(_walk(given, left_out))
+        inside = list(_walk(top, left_out))
         if not inside:
             but = describe_unread(left_out)
-            raise MambaADError(f"no images in {shown(given)}: {EXPECTED} files{but and '; it holds ' + but}")
+            raise MambaADError(f"no images in {shown(top)}: {EXPECTED} files{but and '; it holds ' + but}")
         for real, path in inside:
-            relative = path.relative_to(given)
+            relative = path.relative_to(top)
             files.setdefault(real, ImageFile(path, relative, relative.parts[0] if len(relative.parts) > 1 else ""))
         if unread is not None:
             unread += left_out

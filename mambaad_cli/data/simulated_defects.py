@@ -1,7 +1,7 @@
 """Simulated defects: good images with a defect drawn into them, and where it is.
 
-They tell how much a model would find, without any real defect. The decoder is never trained with them, so what they say
-is not what it was taught.
+They estimate how many defects a model finds where no real defect is at hand. The decoder is never trained with them, so
+the estimate is not of what it has learnt.
 
 Letters: H × W pixels.
 """
@@ -53,8 +53,8 @@ def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int, inside: Tensor
     other: another good image of the same size, which pieces and textures are taken from.
     inside: the region of interest, bool of any size, outside which nothing is drawn.
 
-    >>> found = simulate(torch.zeros(3, 64, 64), torch.ones(3, 64, 64), "cut-paste", seed=0)
-    >>> bool(found.pixels.max() > 0.5), found.kind
+    >>> defect = simulate(torch.zeros(3, 64, 64), torch.ones(3, 64, 64), "cut-paste", seed=0)
+    >>> bool(defect.pixels.max() > 0.5), defect.kind
     (True, 'cut-paste')
     """
     picture = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy(), dtype=np.float32)
@@ -82,7 +82,7 @@ def simulate(pixels: Tensor, other: Tensor, kind: str, seed: int, inside: Tensor
 
 
 def _around(mask: np.ndarray) -> tuple[slice, slice]:
-    """The rectangle of a mask with what is AROUND it: all that a defect can change or look at."""
+    """The rectangle of a mask with what is AROUND it: all that a defect can change or depend on."""
     x, y, width, height = cv2.boundingRect((mask > 0).astype(np.uint8))
     margin = AROUND + 4
     return slice(max(0, y - margin), y + height + margin), slice(max(0, x - margin), x + width + margin)
