@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mambaad_cli import MambaADError
@@ -17,8 +17,11 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`. At the end it is renamed to `path`; after an error it is removed.
 
-    Missing folders are created. Raises MambaADError where the disk or the folder cannot be written. It names `path`, or
-    another file that could not be written or read inside the `with` block, such as one on another disk.
+    Missing folders are created. A symbolic link stays one: the file that it points to is written. The content reaches
+    the disk before the new name does, so that after a power cut `path` is the old file or the new one, never empty.
+
+    Raises MambaADError where the disk or the folder cannot be written. It names `path`, or another file that could not
+    be written or read inside the `with` block, such as one on another disk.
 
     >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "new" / "note.txt"
@@ -29,21 +32,38 @@ def written_whole(path: Path) -> Iterator[Path]:
     >>> target.read_text()
     'whole'
     """
-    half = None
+    half, target = None, target_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         # keep the ending: image writers choose the format by it
-        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=".", suffix=path.suffix, dir=target.parent)
         half = Path(name)
         os.close(handle)
         yield half
+        _sync(half)
         half.chmod(0o666 & ~_umask())  # mkstemp makes it readable for this user only
-        half.replace(path)
+        half.replace(target)
+        with suppress(OSError):  # not every file system lets a folder be synchronised
+            _sync(target.parent)
     except OSError as error:
         raise MambaADError(_refusal(error, path, half)) from error
     finally:
         if half is not None:
             half.unlink(missing_ok=True)
+
+
+def target_of(path: Path) -> Path:
+    """The file that is written where `path` is asked for: what a symbolic link points to, else `path` itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _refusal(error: OSError, path: Path, half: Path | None) -> str:
@@ -88,7 +108,25 @@ def sha256_of(path: Path) -> str:
 
 
 def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
+    """The process's umask. Setting it in order to read it would affect files that other threads create meanwhile."""
+    return _UMASK_AT_START if (mask := _umask_now()) is None else mask
+
+
+def _umask_now() -> int | None:
+    """The umask that Linux tells of this process; None where the system does not tell it."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    lines = [line for line in status.splitlines() if line.startswith("Umask:")]
+    return int(lines[0].split()[1], 8) if lines else None
+
+
+def _umask_by_setting() -> int:
+    """The umask, read in the only way that every system knows: by setting it for a moment."""
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+_UMASK_AT_START = _umask_by_setting() if _umask_now() is None else 0o022  # while no other thread runs yet

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mambaad_cli import MambaADError
+from mambaad_cli import MambaADError, files
 from mambaad_cli.files import shown, written_whole
 
 
@@ -52,6 +52,99 @@ def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
+
+
+def test_the_umask_is_never_changed_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that other threads create at that moment would get its permissions."""
+    changes: list[int] = []
+    monkeypatch.setattr(os, "umask", lambda mask: changes.append(mask) or 0o022)
+    with written_whole(tmp_path / "a") as half:
+        half.write_text("x")
+    assert changes == []
+
+
+def test_where_the_system_does_not_tell_the_umask_that_of_the_start_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_umask_now", lambda: None)
+    monkeypatch.setattr(files, "_UMASK_AT_START", 0o077)
+    with written_whole(tmp_path / "a") as half:
+        half.write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
+    before = os.umask(0o027)
+    try:
+        assert files._umask_by_setting() == 0o027
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut the file would otherwise be empty on some file systems."""
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synchronised(descriptor: int) -> None:
+        where = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        steps.append("folder" if where == tmp_path else f"content {where.read_text()}")
+        fsync(descriptor)
+
+    def replaced(half: Path, target: Path) -> Path:
+        steps.append("name")
+        return replace(half, target)
+
+    monkeypatch.setattr(os, "fsync", synchronised)
+    monkeypatch.setattr(Path, "replace", replaced)
+    with written_whole(tmp_path / "a.txt") as half:
+        half.write_text("new")
+    assert steps == ["content new", "name", "folder"]
+
+
+def test_a_folder_that_cannot_be_synchronised_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def refuses_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuses_folders)
+    with written_whole(tmp_path / "a.txt") as half:
+        half.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_content_that_does_not_reach_the_disk_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    assert failure(path, lambda half: half.write_text("new")) == f"cannot write {path}: No space left on device"
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_symbolic_link_is_written_through_and_stays(tmp_path: Path, there: bool) -> None:
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "links").mkdir()
+    target, link = tmp_path / "shelf" / "model-7.txt", tmp_path / "links" / "current.txt"
+    if there:
+        target.write_text("old")
+    link.symlink_to(Path("..") / "shelf" / "model-7.txt")
+    with written_whole(link) as half:
+        half.write_text("new")
+        assert half.parent == target.parent  # the same disk, so that it can be renamed
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert [file.name for file in (tmp_path / "links").iterdir()] == ["current.txt"]
+    assert [file.name for file in (tmp_path / "shelf").iterdir()] == ["model-7.txt"]
 
 
 def test_missing_folders_are_made_and_the_ending_stays(tmp_path: Path) -> None:
