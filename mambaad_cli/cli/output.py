@@ -2,6 +2,7 @@
 
 import json
 import math
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,18 +37,23 @@ def duration(seconds: float) -> str:
 
 
 def check_writable(path: Path) -> None:
-    """Report before an hour of training, not after it, that a file cannot be written."""
-    from mambaad_cli.files import written_whole
+    """Report before an hour of training, not after it, that a file cannot be written.
 
+    Only the first process writes files, so only that one tries it.
+    """
+    from mambaad_cli.files import target_of, written_whole
+
+    if distributed.rank() > 0:
+        return
     if path.is_dir():
-        raise MambaADError(f"cannot write {path}: it is a folder")
-    probe = path.with_name(f".{path.name}.probe")
+        raise MambaADError(f"cannot write {shown(path)}: it is a folder")
+    probe = target_of(path).with_name(f".mambaad-{uuid.uuid4().hex}.probe")  # no other command tries with this name
     try:
         with written_whole(probe):
             pass
     except MambaADError as error:
-        raise MambaADError(f"cannot write {path}: {error.__cause__}") from error
-    probe.unlink()
+        raise MambaADError(f"cannot write {shown(path)}: {error.__cause__}") from error
+    probe.unlink(missing_ok=True)
 
 
 def check_apart(path: Path | None, inputs: Iterable[Path], option: str = "--output") -> None:
