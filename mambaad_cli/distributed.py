@@ -64,18 +64,33 @@ def share(n: int) -> slice:
 
 
 def pick_device(device: str) -> str:
-    """The device for auto, cpu, cuda or cuda:N. Raises MambaADError for one that does not exist."""
+    """The device for auto, cpu, cuda or cuda:N. Under torchrun each process of a machine gets a GPU of its own.
+
+    Raises MambaADError for a device that does not exist.
+    """
     import torch
 
-    if device == "auto" and world() > 1 and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
-    if device not in there:
-        raise MambaADError(f"no device {device!r} on this machine: leave out --device, or use {' or '.join(there)}")
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    if device == "cuda" and count and world() > 1:
+        return _gpu_of_this_process(count)
+    available = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if device not in available:
+        raise MambaADError(f"no device {device!r} on this machine: leave out --device, or use {' or '.join(available)}")
     return device
+
+
+def _gpu_of_this_process(count: int) -> str:
+    """cuda:N for the N-th process of this machine. NCCL refuses two processes on one GPU."""
+    place = int(os.environ.get("LOCAL_RANK", "0"))
+    if place >= count:
+        gpus = "1 GPU" if count == 1 else f"{count} GPUs"
+        raise MambaADError(
+            f"this machine has {gpus} for more processes than that: start torchrun with --nproc-per-node {count}, "
+            "or take --device cpu"
+        )
+    return f"cuda:{place}"
 
 
 def all_sum(x: "Tensor") -> "Tensor":

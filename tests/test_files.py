@@ -87,7 +87,7 @@ def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_the_end(
     fsync, replace = os.fsync, Path.replace
 
     def synchronised(descriptor: int) -> None:
-        where = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        where = Path(f"/proc/self/fd/{descriptor}").readlink()
         steps.append("folder" if where == tmp_path else f"content {where.read_text()}")
         fsync(descriptor)
 

@@ -60,6 +60,7 @@ def test_what_a_link_points_to_is_tried(shared: Path) -> None:
     (shared / "report.html").symlink_to(shared / "closed" / "report.html")
     with pytest.raises(MambaADError, match=r"cannot write .*/report.html: .*Permission denied"):
         check_writable(shared / "report.html")
+    (shared / "report.html").unlink()
 
 
 def test_a_folder_is_refused_on_one_line(tmp_path: Path) -> None:
