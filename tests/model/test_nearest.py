@@ -1,13 +1,13 @@
 """Distances to the nearest patches against brute force."""
 
 import math
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
 from torch import Tensor
 
-from mambaad_cli.model.kernels import nearest
+from mambaad_cli.model.kernels import cpu, nearest
 from mambaad_cli.model.kernels.nearest import nearest_distances, nearest_ref, smallest
 
 
@@ -45,3 +45,22 @@ def test_the_smallest_values_are_those_of_topk(rows: int, m: int) -> None:
     wanted = values.topk(min(5, m), dim=1, largest=False)
     assert torch.equal(found, wanted.values)
     assert torch.equal(values.gather(1, places), found)
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cpu", 4), ("meta", 1)])
+def test_a_gpu_compares_all_points_at_once_and_a_cpu_one_block_after_the_other(device: str, calls: int) -> None:
+    """Each block takes a GPU a dozen small kernels. "meta" stands for it: a device that is not the CPU."""
+    points, patches, spacing = (torch.rand(*shape, device=device) for shape in ((1000, 8), (300, 8), (300,)))
+    with patch.object(cpu, "suit", lambda *tensors: False), patch.object(nearest, "nearest_ref", Mock()) as compared:
+        compared.side_effect = nearest_ref
+        found = nearest_distances(points, patches, spacing, 3)
+    assert compared.call_count == calls
+    assert found.shape == (1000,)
+
+
+def test_a_gpu_takes_no_more_points_at_once_than_its_memory_has_room_for() -> None:
+    points, patches = torch.rand(1000, 8, device="meta"), torch.rand(300, 8, device="meta")
+    with patch.object(nearest, "GPU_PRODUCTS", 400 * 300), patch.object(nearest, "nearest_ref", Mock()) as compared:
+        compared.side_effect = nearest_ref
+        nearest_distances(points, patches, torch.rand(300, device="meta"), 3)
+    assert [len(call.args[0]) for call in compared.call_args_list] == [400, 400, 200]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mambaad_cli.model.kernels import cpu
 
-BLOCK = 256  # points compared with patches at a time
+BLOCK = 256  # points that are compared with the patches at a time on a CPU
+GPU_PRODUCTS = 2**27  # of points with patches at a time on a GPU: half a gigabyte
 DEALT = 8  # values of a row in one column while the smallest are searched
 MOST = 16  # neighbours that the kernel keeps
 
@@ -18,14 +19,16 @@ MOST = 16  # neighbours that the kernel keeps
 def nearest_distances(points: Tensor, patches: Tensor, spacing: Tensor, count: int) -> Tensor:
     """Mean distance of points (p, c) to the `count` nearest of patches (m, c), each in units of its spacing (m,): (p,).
 
-    A block of points is compared at a time, so that their products with the patches stay in the cache.
+    On a CPU a block of points is compared at a time, so that their products with the patches stay in the cache. A GPU
+    compares all of them at once, or as many as its memory has room for.
     """
     count, lengths = min(count, len(patches)), patches.square().sum(1)
     own, found = points.square().sum(1), points.new_empty(len(points))
     compiled = count <= MOST and cpu.suit(points, patches, spacing)
-    products = points.new_empty(min(BLOCK, len(points)), len(patches))
-    for start in range(0, len(points), BLOCK):
-        block = slice(start, start + BLOCK)
+    rows = BLOCK if points.device.type == "cpu" else max(BLOCK, GPU_PRODUCTS // len(patches))
+    products = points.new_empty(min(rows, len(points)), len(patches))
+    for start in range(0, len(points), rows):
+        block = slice(start, start + rows)
         dots = torch.mm(points[block], patches.T, out=products[: len(points[block])])
         nearest = _nearest if compiled else nearest_ref
         nearest(dots, own[block], lengths, spacing, count, found[block])
