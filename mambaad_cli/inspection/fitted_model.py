@@ -5,7 +5,6 @@ Letters: b batch, c channels, h × w positions of a stage, H × W pixels of the 
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -28,6 +27,7 @@ from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder, for_inference
 from mambaad_cli.model.fusion import Fusion, fuse_witnesses
 from mambaad_cli.model.memory import Memory, close_patches, fuse_looks, looks_of, unusual_patches
+from mambaad_cli.model.precision import rounding as rounding
 from mambaad_cli.model.settings import Settings, scaled_size
 
 FEW = 16  # images that are scored before a runtime has started
@@ -407,13 +407,6 @@ def _scaled(stage: Tensor, size: tuple[int, int]) -> Tensor:
     """A stage or images (b, c, h, w) at a smaller size, channels last in memory as the encoder gives it."""
     scaled = F.interpolate(stage.float(), size=size, mode="bilinear", antialias=True)
     return scaled.contiguous(memory_format=torch.channels_last)
-
-
-def rounding(precision: str, device: str) -> AbstractContextManager[Any]:
-    """A context in which bf16 rounds the factors of products and convolutions; selective scan and map stay fp32."""
-    if precision == "fp32":
-        return nullcontext()  # the caller may have an autocast of its own
-    return torch.autocast(device.partition(":")[0], torch.bfloat16)
 
 
 def new_model(settings: Settings, encoder: Encoder | None = None) -> FittedModel:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambaad_cli.model.precision import exact_float32
+
 SIGMA = 4.0  # pixels; MambaAD, section 3.4
 WIDE = 3 / 64  # deviation of the surroundings that a value is compared with, in units of the root of H · W
 SHRINKAGE = 0.01  # of the covariance of the residuals, towards a multiple of the identity
@@ -114,7 +116,8 @@ class _Regression:
         return torch.linalg.solve(self.gram + ridge, self.wanted).float()
 
     def predict(self, reconstructed: Tensor, weights: Tensor) -> None:
-        self.predicted.append(reconstructed @ weights[:-1] + weights[-1])
+        with exact_float32(reconstructed.device):
+            self.predicted.append(reconstructed @ weights[:-1] + weights[-1])
 
 
 def _statistics(mean: Tensor, whitening: Tensor, weights: Tensor | None, found: _Regression) -> ResidualStatistics:
@@ -133,12 +136,14 @@ def _statistics(mean: Tensor, whitening: Tensor, weights: Tensor | None, found: 
 
 def _mahalanobis(difference: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
     """Squared Mahalanobis distance of each vector (…, c): (…)."""
-    return ((difference - mean) @ whitening).square().sum(-1)
+    with exact_float32(difference.device):
+        return ((difference - mean) @ whitening).square().sum(-1)
 
 
 def _expected(reconstructed: Tensor, expected: Tensor) -> Tensor:
     """What the distances at (…, c) reconstructed vectors are divided by: 1 … MOST."""
-    return (reconstructed @ expected[:-1] + expected[-1]).clamp(0.0, math.log(MOST)).exp()
+    with exact_float32(reconstructed.device):
+        return (reconstructed @ expected[:-1] + expected[-1]).clamp(0.0, math.log(MOST)).exp()
 
 
 def standardised_distances(found: Sequence[Residual], good: Sequence[ResidualStatistics]) -> list[Tensor]:
@@ -164,11 +169,14 @@ def fuse(distances: Sequence[Tensor], size: tuple[int, int], sigma: float = SIGM
     Each is upsampled bilinearly (align_corners=True), and the sum is smoothed by a Gaussian of `sigma` pixels. Both
     steps are linear and separable, so one small matrix per axis does both.
     """
-    fused = torch.zeros((), device=distances[0].device)
-    with torch.autocast(distances[0].device.type, enabled=False):
+    device = distances[0].device
+    fused = torch.zeros((), device=device)
+    with torch.autocast(device.type, enabled=False), exact_float32(device):
         for distance in distances:
-            rows = _upsample_and_smooth(size[0], distance.shape[1], sigma).to(distance)
-            columns = _upsample_and_smooth(size[1], distance.shape[2], sigma).to(distance)
+            rows, columns = (
+                _upsample_and_smooth(pixels, positions, sigma, device, distance.dtype)
+                for pixels, positions in zip(size, distance.shape[1:], strict=True)
+            )
             fused = fused + rows @ distance @ columns.T
     return fused
 
@@ -185,23 +193,29 @@ def local_contrast(maps: Tensor, share: float) -> Tensor:
     if share == 0:
         return maps
     sigma = WIDE * math.sqrt(maps.shape[1] * maps.shape[2])
-    rows, columns = (_smooth(side, sigma).to(maps) for side in maps.shape[1:])
-    return maps - share * (rows @ maps @ columns.T)
+    rows, columns = (_smooth(side, sigma, maps.device, maps.dtype) for side in maps.shape[1:])
+    with exact_float32(maps.device):
+        return maps - share * (rows @ maps @ columns.T)
+
+
+# Both matrices are kept on each device: a copy from the CPU would make it wait at every image. They are normal tensors,
+# even if the first caller is in inference mode, and hold numbers, even if it builds a network on the device "meta".
 
 
 @lru_cache(maxsize=64)
-def _smooth(pixels: int, sigma: float) -> Tensor:
-    """`_gaussian` as float32."""
+def _smooth(pixels: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`_gaussian` in single precision, on a device."""
     with torch.inference_mode(False):
-        return _gaussian(pixels, sigma).float()
+        return _gaussian(pixels, sigma).float().to(device, dtype)
 
 
 @lru_cache(maxsize=64)
-def _upsample_and_smooth(pixels: int, positions: int, sigma: float) -> Tensor:
+def _upsample_and_smooth(pixels: int, positions: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(pixels, positions) matrix: linear interpolation with aligned corners, then the Gaussian."""
-    with torch.inference_mode(False):  # a normal tensor, even if the first caller is in inference mode
-        upsample = F.interpolate(torch.eye(positions)[None], size=pixels, mode="linear", align_corners=True)[0].T
-        return (_gaussian(pixels, sigma) @ upsample.double()).float()
+    with torch.inference_mode(False):
+        unit = torch.eye(positions, device="cpu")
+        upsample = F.interpolate(unit[None], size=pixels, mode="linear", align_corners=True)[0].T
+        return (_gaussian(pixels, sigma) @ upsample.double()).float().to(device, dtype)
 
 
 def _gaussian(pixels: int, sigma: float) -> Tensor:
@@ -210,13 +224,14 @@ def _gaussian(pixels: int, sigma: float) -> Tensor:
     >>> _gaussian(3, 0.0).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    if sigma == 0:
-        return torch.eye(pixels, dtype=torch.double)
-    radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1)
-    weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
-    weights /= weights.sum()
-    folded = (torch.arange(pixels)[:, None] + offsets) % (2 * pixels)
-    folded = torch.minimum(folded, 2 * pixels - 1 - folded)
-    matrix = torch.zeros(pixels, pixels, dtype=torch.double)
-    return matrix.scatter_add_(1, folded, weights.expand(pixels, -1))
+    with torch.device("cpu"):
+        if sigma == 0:
+            return torch.eye(pixels, dtype=torch.double)
+        radius = int(4 * sigma + 0.5)
+        offsets = torch.arange(-radius, radius + 1)
+        weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
+        weights /= weights.sum()
+        folded = (torch.arange(pixels)[:, None] + offsets) % (2 * pixels)
+        folded = torch.minimum(folded, 2 * pixels - 1 - folded)
+        matrix = torch.zeros(pixels, pixels, dtype=torch.double)
+        return matrix.scatter_add_(1, folded, weights.expand(pixels, -1))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mambaad_cli.model.anomaly_map import Residual, fuse
 from mambaad_cli.model.kernels.nearest import nearest_distances
+from mambaad_cli.model.precision import exact_float32
 
 SHRINKAGE = 0.01  # of the patches' covariance towards a multiple of the identity
 PROJECTED = 48  # dimensions of the random projection in which the coreset is chosen
@@ -88,21 +89,24 @@ def k_centre(patches: Tensor, size: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     projection = torch.randn(patches.shape[1], PROJECTED, generator=generator) / math.sqrt(PROJECTED)
-    points = patches @ projection.to(patches)
-    lengths = points.square().sum(1)
-    nearest = torch.full((len(points),), math.inf).to(points)
-    chosen = [int(torch.randint(len(points), (), generator=generator))]
-    for _ in range(min(size, len(points)) - 1):
-        last = points[chosen[-1]]
-        nearest = torch.minimum(nearest, lengths - 2 * (points @ last) + last @ last)
-        chosen.append(int(nearest.argmax()))
-    return torch.tensor(chosen)
+    with exact_float32(patches.device):
+        points = patches @ projection.to(patches)
+        lengths = points.square().sum(1)
+        nearest = torch.full((len(points),), math.inf).to(points)
+        # the indices stay on the device until all are known: to read each of them would make a GPU wait each time
+        chosen = [torch.randint(len(points), (1,), generator=generator).to(points.device)]
+        for _ in range(min(size, len(points)) - 1):
+            last = points.index_select(0, chosen[-1])[0]
+            nearest = torch.minimum(nearest, lengths - 2 * (points @ last) + last @ last)
+            chosen.append(nearest.argmax(0, keepdim=True))
+    return torch.cat(chosen).cpu()
 
 
 def memory_of(patches: Tensor, size: int, seed: int) -> tuple[Memory, Tensor]:
     """A memory of at most `size` of the patches (p, c), nothing expected yet, and which ones these are."""
     mean, whitening = whitening_of(patches)
-    white = (patches - mean) @ whitening
+    with exact_float32(patches.device):
+        white = (patches - mean) @ whitening
     chosen = k_centre(white, size, seed)
     kept = restored(*stored(white[chosen]))
     return Memory(mean, whitening, kept, spacing_of(kept), torch.ones(1, 1).to(kept)), chosen
@@ -129,15 +133,18 @@ def spacing_of(patches: Tensor) -> Tensor:
     """Mean distance of each patch (m, c) to the nearest other ones, in units of its mean over all: (m,)."""
     if len(patches) == 1:
         return torch.ones(1).to(patches)
-    nearest = torch.cdist(patches, patches).topk(min(SPACED + 1, len(patches)), dim=1, largest=False).values
+    with exact_float32(patches.device):
+        between = torch.cdist(patches, patches)
+    nearest = between.topk(min(SPACED + 1, len(patches)), dim=1, largest=False).values
     spacing = nearest[:, 1:].mean(1)
     return (spacing / spacing.mean().clamp(min=1e-12)).clamp(min=1e-3)
 
 
 def distances(memory: Memory, patches: Tensor) -> Tensor:
     """Distance of each patch (b, h, w, c) from the nearest ones in the memory, in units of their spacing: (b, h, w)."""
-    white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
-    found = nearest_distances(white, memory.patches, memory.spacing, NEIGHBOURS)
+    with exact_float32(patches.device):
+        white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
+        found = nearest_distances(white, memory.patches, memory.spacing, NEIGHBOURS)
     return found.view(patches.shape[:3])
 
 

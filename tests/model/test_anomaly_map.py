@@ -1,6 +1,7 @@
 """Distances, losses and maps by hand and by scipy."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mambaad_cli.model import anomaly_map, losses
 from mambaad_cli.model.anomaly_map import Residual, residual_statistics, residuals, standardised_distances
+from tests.model.dispatch import Recorder
 
 
 def test_cosine_distance_by_hand() -> None:
@@ -174,3 +176,33 @@ def test_a_peak_stands_out_more_than_a_wide_elevation_of_the_same_height() -> No
     narrow, broad = anomaly_map.local_contrast(maps, 0.4).flatten(1).amax(1).tolist()
     assert narrow > 0.9
     assert broad < narrow - 0.05
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_matrices_of_a_map_are_made_once_on_each_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the CPU would make a GPU wait at every batch. "meta" stands for it."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **choices: nullcontext())  # which "meta" does not know
+
+    def work() -> Tensor:
+        return anomaly_map.local_contrast(anomaly_map.fuse([torch.empty(1, 8, 9, device=device)], (40, 36)), 0.4)
+
+    work()
+    with Recorder() as recorder:
+        assert work().device.type == device
+    assert set(recorder.operators) & {"_to_copy", "copy_", "eye", "arange"} == set()
+
+
+def test_a_network_that_is_built_without_memory_leaves_no_matrix_without_numbers() -> None:
+    """A map that is made under `torch.device("meta")` shares its matrices with all later ones."""
+    anomaly_map._upsample_and_smooth.cache_clear()
+    anomaly_map._smooth.cache_clear()
+    distances = torch.rand(1, 8, 9)
+    with torch.device("meta"):
+        found = anomaly_map.local_contrast(anomaly_map.fuse([distances], (40, 36)), 0.4)
+    anomaly_map._upsample_and_smooth.cache_clear()
+    anomaly_map._smooth.cache_clear()
+    assert torch.equal(found, anomaly_map.local_contrast(anomaly_map.fuse([distances], (40, 36)), 0.4))
+
+
+def test_maps_of_double_precision_stay_so() -> None:
+    assert anomaly_map.local_contrast(torch.rand(1, 20, 20, dtype=torch.double), 0.4).dtype == torch.double

@@ -7,6 +7,7 @@ import torch
 from scipy.ndimage import correlate1d, gaussian_filter
 from scipy.spatial.distance import cdist
 
+from mambaad_cli.model import memory as memories
 from mambaad_cli.model.memory import (
     Memory,
     close_patches,
@@ -21,6 +22,7 @@ from mambaad_cli.model.memory import (
     unusual_patches,
     whitening_of,
 )
+from tests.model.dispatch import Recorder
 
 
 @pytest.fixture
@@ -69,6 +71,21 @@ def test_a_coreset_covers_what_chance_would_leave_out() -> None:
     assert {int(torch.cdist(one[None], centres).argmin()) for one in chosen} == {0, 1, 2}
     assert torch.equal(k_centre(patches, 30, seed=1), k_centre(patches, 30, seed=1))
     assert len(set(k_centre(patches, 30, seed=1).tolist())) == 30
+
+
+def test_a_coreset_is_that_of_farthest_points_and_none_is_read_before_all_are_chosen() -> None:
+    """A GPU would wait for each index that is read: thousands of times for one memory."""
+    patches = torch.randn(400, 6)
+    with Recorder() as recorder:
+        chosen = k_centre(patches, 50, seed=2)
+    assert "_local_scalar_dense" not in recorder.operators
+    generator = torch.Generator().manual_seed(2)
+    points = patches @ (torch.randn(6, memories.PROJECTED, generator=generator) / math.sqrt(memories.PROJECTED))
+    expected = [int(torch.randint(len(points), (), generator=generator))]
+    apart = torch.tensor(cdist(points.double(), points.double()))
+    while len(expected) < 50:
+        expected.append(int(apart[expected].amin(0).argmax()))
+    assert chosen.tolist() == expected
 
 
 def test_distances_are_those_of_brute_force(memory: Memory) -> None:
