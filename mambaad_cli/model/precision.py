@@ -102,14 +102,15 @@ def _attribute(owner: Any, name: str, wanted: Any) -> _Setting:
 
 def _without_tf32() -> list[_Setting]:
     """By the settings' first names, then by those of PyTorch 2.9: it wants both to agree."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
     settings = [
         _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
         _attribute(cudnn, "allow_tf32", False),
     ]
     if hasattr(matmul, "fp32_precision") and hasattr(cudnn, "conv"):
         # the first name changes that of the CPU too, which therefore has to be restored
-        parts = (matmul, cudnn.conv, cudnn.rnn, torch.backends.mkldnn.matmul)
+        parts = (matmul, cudnn.conv, cudnn.rnn, backends.mkldnn.matmul)
         settings += [_attribute(part, "fp32_precision", "ieee") for part in parts]
     return settings
 
