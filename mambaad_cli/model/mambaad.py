@@ -7,21 +7,25 @@ rows. Letters: b batch, h × w positions, c channels, d inner channels, k direct
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
-from typing import ClassVar
+from itertools import islice, pairwise
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mambaad_cli import MambaADError
 from mambaad_cli.model.anomaly_map import Residual, fuse, residuals
 from mambaad_cli.model.kernels.depthwise import depthwise
 from mambaad_cli.model.kernels.fused_norms import gated_norm, normed_silu
 from mambaad_cli.model.kernels.selective_scan import selective_scan
 from mambaad_cli.model.losses import LOSSES, cosine_distances
 from mambaad_cli.model.scan_orders import directions as walks
+
+MAX_BLOCKS = 1000  # of a decoder, which come from a model file; the paper's has 16
 
 
 class HSSBlock(nn.Module):
@@ -142,30 +146,30 @@ class PatchExpand(nn.Module):
         return self.norm(x[:, : size[0], : size[1]])
 
 
+@dataclass(frozen=True)
+class DecoderOptions:
+    """What the decoder is made of."""
+
+    depths: Sequence[int] = (3, 4, 6, 3)  # HSS blocks of the four stages, coarse to fine
+    order: str = "hilbert"  # sweep, scan, zorder, zigzag or hilbert
+    directions: int = 8  # 2, 4, 8, or 6: the distinct ones of the 8 (only for hilbert and scan, see scan_orders.py)
+    local_branches: bool = True  # False: a plain Mamba decoder
+    drop_path: float = 0.2  # of the first block; the rates fall linearly to 0
+
+
 class MambaDecoder(nn.Module):
     """Stages of LSS modules from coarse to fine, with patch expansion between them (section 3.1)."""
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        depths: Sequence[int],
-        order: str,
-        directions: int,
-        local_branches: bool,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, channels: Sequence[int], options: DecoderOptions) -> None:
         super().__init__()
-        # the drop-path rates fall linearly along the decoder
-        rates = iter(torch.linspace(drop_path, 0, sum(depths)).tolist())
+        blocks = sum(options.depths)
+        if blocks > MAX_BLOCKS:
+            raise MambaADError(f"a decoder of {blocks} blocks is too deep: at most {MAX_BLOCKS}")
+        rates = iter(torch.linspace(options.drop_path, 0, blocks, device="cpu").tolist())
         self.expands = nn.ModuleList(PatchExpand(c, finer) for c, finer in pairwise(channels))
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    LSSModule(c, order, directions, [next(rates) for _ in range(blocks)], local_branches)
-                    for blocks in module_depths(depth)
-                )
-            )
-            for c, depth in zip(channels, depths, strict=True)
+            nn.Sequential(*(_lss_module(c, options, list(islice(rates, size))) for size in module_depths(depth)))
+            for c, depth in zip(channels, options.depths, strict=True)
         )
 
     def forward(self, x: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -176,6 +180,10 @@ class MambaDecoder(nn.Module):
             x = stage(expand(x, size))
             reconstructed.append(x)
         return reconstructed
+
+
+def _lss_module(channels: int, options: DecoderOptions, drop_paths: Sequence[float]) -> LSSModule:
+    return LSSModule(channels, options.order, options.directions, drop_paths, options.local_branches)
 
 
 class Bottleneck(nn.Module):
@@ -222,33 +230,20 @@ class HalfFPN(nn.Module):
 class MambaAD(nn.Module):
     """The detector: reconstructs the encoder's features of strides 4, 8 and 16.
 
-    channels        the encoder's, finest first; the decoder's are the same, with twice the coarsest before them
-    depths          HSS blocks of the four stages, coarse to fine
-    order           sweep, scan, zorder, zigzag or hilbert
-    directions      2, 4, 8, or 6: those of the 8 that are distinct (only for hilbert and scan, see scan_orders.py)
-    local_branches  False: a plain Mamba decoder
-    drop_path       of the first block; the rates fall linearly to 0
-    loss            "mse" as in the paper; "cosine", what the map measures; "hard-cosine", with more weight on the rare
+    channels: the encoder's, finest first; the decoder's are the same, with twice the coarsest before them.
+    loss: "mse" as in the paper; "cosine", what the map measures; "hard-cosine", with more weight on rare patterns.
+    options: of the decoder, see DecoderOptions.
     """
 
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16)
 
-    def __init__(
-        self,
-        channels: Sequence[int],
-        depths: Sequence[int] = (3, 4, 6, 3),
-        order: str = "hilbert",
-        directions: int = 8,
-        local_branches: bool = True,
-        drop_path: float = 0.2,
-        loss: str = "mse",
-    ) -> None:
+    def __init__(self, channels: Sequence[int], loss: str = "mse", **options: Any) -> None:
         super().__init__()
         self.dropout = 0.0  # of the bottleneck's output in training: a choice of the recipe
         self.loss_function = LOSSES[loss]
         widths = [2 * channels[-1], *reversed(channels)]
         self.bottleneck = HalfFPN(channels, widths[0])
-        self.decoder = MambaDecoder(widths, depths, order, directions, local_branches, drop_path)
+        self.decoder = MambaDecoder(widths, DecoderOptions(**options))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The reconstructed features: the same shapes, finest first."""

@@ -160,8 +160,9 @@ def neighbour_mask(h: int, w: int, neighbourhood: int = 7) -> Tensor:
     """
     # 2 · radius + 1 < longest side: even from the middle of that side one end stays visible
     radius = min((neighbourhood - 1) // 2, max(h, w) // 2 - 1)
-    near_rows = (torch.arange(h)[:, None] - torch.arange(h)).abs() <= radius
-    near_columns = (torch.arange(w)[:, None] - torch.arange(w)).abs() <= radius
+    rows, columns = (torch.arange(side, device="cpu") for side in (h, w))
+    near_rows = (rows[:, None] - rows).abs() <= radius
+    near_columns = (columns[:, None] - columns).abs() <= radius
     return (near_rows[:, None, :, None] & near_columns[None, :, None, :]).reshape(h * w, h * w)
 
 
