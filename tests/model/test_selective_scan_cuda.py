@@ -148,6 +148,44 @@ def test_a_backend_with_wrong_gradients_is_passed_over(monkeypatch: pytest.Monke
 # The choice
 
 
+def test_for_a_score_alone_no_backward_pass_is_tried_or_compiled(
+    monkeypatch: pytest.MonkeyPatch, no_fast_backend: None
+) -> None:
+    """The first image of a run would wait for it."""
+    install(monkeypatch, stand_in)
+    modules, forward, _ = scan_cuda.BACKENDS["mamba-ssm"]
+    broken = (modules, forward, lambda *args: pytest.fail("the backward pass was run"))
+    monkeypatch.setitem(scan_cuda.BACKENDS, "mamba-ssm", broken)
+    inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
+    y = scan_cuda.selective_scan(*inputs, gradients=False)
+    assert scan_cuda.chosen(torch.device("cpu"), False) == "mamba-ssm"
+    torch.testing.assert_close(y, scan.reference_scan(*inputs))
+
+
+def test_training_does_not_take_the_backend_of_a_score_whose_gradients_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, no_fast_backend: None
+) -> None:
+    install(monkeypatch, lambda u, *a, **b: stand_in(u, *a, **b) + 0.1 * (u - u.detach()))
+    assert scan_cuda.chosen(torch.device("cpu"), gradients=False) == "mamba-ssm"
+    with pytest.warns(UserWarning, match="mamba-ssm: wrong numbers"):
+        assert scan_cuda.chosen(torch.device("cpu"), gradients=True) == "chunked PyTorch"
+
+
+class OnGpu(Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_operator_tells_the_gpu_whether_gradients_are_wanted(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = []
+    monkeypatch.setattr(scan_cuda, "selective_scan", lambda *inputs: wanted.append(inputs[7]) or inputs[0])
+    u, *others = inputs_of(1, 4, 1, 3, 2, 1, 0.0)
+    scan._scan(u.as_subclass(OnGpu), *others, keep)
+    assert wanted == [keep]
+
+
 def test_without_a_fast_backend_plain_pytorch_scans_and_says_so_once(no_fast_backend: None) -> None:
     inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
     dy = gradient_of_y(inputs)
@@ -180,8 +218,22 @@ def test_gradients_are_found_inside_a_custom_operator(
     inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
     dy = gradient_of_y(inputs)
     needy = [tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
-    actual = [scan.reference_scan(*inputs), *(grad.detach() for grad in backward_op(dy, needy))]
+    actual = [forward_op(needy).detach(), *(grad.detach() for grad in backward_op(dy, needy))]
     assert scan_cuda.chosen(torch.device("cpu")) == name
+    assert max(errors(actual, reference(inputs, dy)).values()) < 1e-5
+
+
+def test_a_torch_without_its_own_functions_for_autograds_key_still_finds_gradients(
+    monkeypatch: pytest.MonkeyPatch, no_fast_backend: None
+) -> None:
+    """A later version may lack them. Only the bodies of custom operators need them."""
+    monkeypatch.delattr(torch._C, "_dispatch_tls_set_dispatch_key_excluded")
+    install(monkeypatch, stand_in)
+    inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
+    dy = gradient_of_y(inputs)
+    with torch.no_grad():
+        actual = [scan_cuda.selective_scan(*inputs), *scan_cuda.selective_scan_backward(dy, *inputs)]
+    assert scan_cuda.chosen(torch.device("cpu")) == "mamba-ssm"
     assert max(errors(actual, reference(inputs, dy)).values()) < 1e-5
 
 
@@ -264,6 +316,69 @@ def test_kernels_compile_for_an_nvidia_gpu(tmp_path_factory: pytest.TempPathFact
     pytest.importorskip("triton")
     cache = tmp_path_factory.mktemp("triton")
     assert run_python("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache)).split() == ["3"]
+
+
+VARIANTS = """
+import json, math, sys
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+
+backend = make_backend(GPUTarget("cuda", 80, 32))
+seen = []
+
+class Launched:
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *args, **settings):
+        bound, variant, _ = self.bind(*args, **settings)
+        seen.append([self.kernel.fn.__name__, str(variant)])
+
+scan_cuda._forward_kernel = Launched(scan_cuda._forward_kernel)
+scan_cuda._backward_kernel = Launched(scan_cuda._backward_kernel)
+
+def variants(work):
+    seen.clear()
+    work()
+    return sorted(map(tuple, seen))
+
+def inputs_of(b, l, k, d, n, r):
+    shapes = ((b, l, d), (b, l, k, r + 2 * n), (k, d, r), (k, d), (k, d, n), (k, d))
+    return [*(torch.zeros(shape) for shape in shapes), torch.zeros(k, l, dtype=torch.int32)]
+
+def run(*sizes):
+    inputs = inputs_of(*sizes)
+    scan_cuda.triton_scan(*inputs)
+    scan_cuda.triton_backward(inputs[0], *inputs)
+
+def tried():
+    try:
+        scan_cuda._try_out("triton", torch.device("cpu"), True)
+    except RuntimeError:  # wrong numbers: nothing was computed
+        pass
+
+sizes = [(1, 64 * 64, 2, 48, 16, 2), (8, 35 * 45, 2, 96, 16, 3), (8, 16, 8, 480, 16, 15), (1, 1, 6, 1024, 16, 32)]
+print(json.dumps([variants(tried), *(variants(lambda: run(*one)) for one in sizes)]))
+"""
+
+
+def test_the_networks_use_the_kernels_that_were_compiled_to_try_them_out() -> None:
+    """At each stage, size of image and batch; otherwise Triton compiles again before the first score."""
+    pytest.importorskip("triton")
+    try:
+        from triton.runtime.jit import create_function_from_signature  # noqa: F401 (Triton's own)
+    except ImportError:
+        pytest.skip("this Triton does not show how it tells variants apart")
+    tried, *used = json.loads(run_python("-c", VARIANTS, TRITON_INTERPRET="0"))
+    assert len(tried) == 3
+    assert used == [tried] * len(used)
 
 
 # A GPU

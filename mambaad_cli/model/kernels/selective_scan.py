@@ -108,11 +108,11 @@ def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
 def _scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """y, and with `keep` the states at the borders of tiles, from which backward starts."""
+    """y, and with `keep`, where gradients are wanted, the states at the borders of tiles, where backward starts."""
     if u.is_cuda:
         from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
-        return scan_cuda.selective_scan(u, x, dt_weight, dt_bias, A, D, order), u.new_empty(0)
+        return scan_cuda.selective_scan(u, x, dt_weight, dt_bias, A, D, order, keep), u.new_empty(0)
     if cpu.kernels() is None:
         return chunked_scan(u, x, dt_weight, dt_bias, A, D, order), u.new_empty(0)
     return _kernel_forward(u, x, dt_weight, dt_bias, A, D, order, keep)

@@ -1,8 +1,8 @@
 """The selective scan on a GPU. This module is imported when a CUDA tensor arrives, never before.
 
 There are three backends, and the first one that works is used: the CUDA scan of mamba-ssm, Triton kernels of our own,
-and the chunked PyTorch path of selective_scan.py. Before its first use on a GPU a backend runs a small scan, forward
-and backward. A backend that raises an error or gives other numbers than the CPU is not used.
+and the chunked PyTorch path of selective_scan.py. Before its first use on a GPU a backend runs a small scan, and where
+gradients are wanted backward as well. A backend that raises an error or gives other numbers than the CPU is not used.
 
 None of this has been run on a GPU yet. The tests without one cover the conversion to mamba-ssm's layout and back, the
 numbers of the Triton kernels in Triton's interpreter, and that the kernels compile for NVIDIA GPUs.
@@ -33,11 +33,12 @@ Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of u, x, dt_wei
 
 
 def selective_scan(
-    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
-) -> Tensor:
-    """y: (b, l, d), as `reference_scan`."""
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor,
+    gradients: bool = True,
+) -> Tensor:  # fmt: skip
+    """y: (b, l, d), as `reference_scan`. `gradients`: whether `selective_scan_backward` may follow."""
     with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
-        _, forward, _ = BACKENDS[chosen(u.device)]
+        _, forward, _ = BACKENDS[chosen(u.device, gradients)]
         return forward(u, x, dt_weight, dt_bias, A, D, order)
 
 
@@ -46,7 +47,7 @@ def selective_scan_backward(
 ) -> Grads:
     """Gradients of u, x, dt_weight, dt_bias, A, D from dy: (b, l, d). The states of forward are computed again."""
     with torch.autocast(u.device.type, enabled=False), torch.cuda.device_of(u):
-        _, _, backward = BACKENDS[chosen(u.device)]
+        _, _, backward = BACKENDS[chosen(u.device, True)]
         return backward(dy, u, x, dt_weight, dt_bias, A, D, order)
 
 
@@ -59,16 +60,20 @@ def backends() -> dict[str, str]:
     With a GPU, "available" means that it gave the right numbers there; without one, only that it can be imported.
     """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-    return {name: _fault(name, device) or "available" for name in BACKENDS}
+    return {name: _fault(name, device, gradients=True) or "available" for name in BACKENDS}
 
 
 @cache
-def chosen(device: torch.device) -> str:
-    """The name of the first backend that works on a device. Warns once where only the slow one is left."""
+def chosen(device: torch.device, gradients: bool = True) -> str:
+    """The name of the first backend that works on a device. Warns once where only the slow one is left.
+
+    Without `gradients` only its forward pass has to work: scoring an image need not wait until the kernel of the
+    backward pass is compiled.
+    """
     *fast, plain = BACKENDS
     faults = {}
     for name in fast:
-        faults[name] = _fault(name, device)
+        faults[name] = _fault(name, device, gradients)
         if not faults[name]:
             return name
     reasons = "; ".join(f"{name}: {reason}" for name, reason in faults.items())
@@ -76,22 +81,26 @@ def chosen(device: torch.device) -> str:
     return plain
 
 
-def _fault(name: str, device: torch.device | None) -> str:
+def _fault(name: str, device: torch.device | None, gradients: bool) -> str:
     """Why a backend cannot be used, in one line, or "". Without a device it is only imported, not tried."""
     modules, _, _ = BACKENDS[name]
     try:
         for module in modules:
             importlib.import_module(module)
         if device is not None:
-            _try_out(name, device)
+            _try_out(name, device, gradients)
     except Exception as error:
         return " ".join(str(error).split()) or type(error).__name__
     return ""
 
 
-def _try_out(name: str, device: torch.device) -> None:
-    """Run a small scan on a device. Raises RuntimeError where its numbers differ from the CPU's."""
-    b, l, k, d, n, r = 2, 37, 2, 24, 16, 2  # not multiples of any block size, and as many states as in the model
+def _try_out(name: str, device: torch.device, gradients: bool) -> None:
+    """Run a small scan on a device. Raises RuntimeError where its numbers differ from the CPU's.
+
+    Positions and channels are no multiples of a block or a chunk. Channels are a multiple of 16 and states are 16 as in
+    the networks, because Triton compiles such sizes separately: the networks then use what is compiled here.
+    """
+    b, l, k, d, n, r = 2, 37, 2, 48, 16, 2
     random = torch.Generator().manual_seed(0)
     shapes = ((b, l, d), (b, l, d), (b, l, k, r + 2 * n), (k, d, r), (k, d), (k, d, n), (k, d))
     with torch.inference_mode(False):
@@ -99,8 +108,8 @@ def _try_out(name: str, device: torch.device) -> None:
         order = torch.stack([torch.randperm(l, generator=random) for _ in range(k)]).int()
         inputs = (u, x, dt_weight, dt_bias, -A.exp(), D, order)
         expected, actual = (
-            _run(way, dy.to(where), *(tensor.to(where) for tensor in inputs))
-            for way, where in (("chunked PyTorch", torch.device("cpu")), (name, device))
+            _run(backend, gradients, dy.to(place), *(tensor.to(place) for tensor in inputs))
+            for backend, place in (("chunked PyTorch", torch.device("cpu")), (name, device))
         )
     for right, number in zip(expected, actual, strict=True):
         error = float((number.cpu() - right).abs().max() / right.abs().max())
@@ -108,23 +117,31 @@ def _try_out(name: str, device: torch.device) -> None:
             raise RuntimeError(f"wrong numbers on {device}: off by {error:.1e} of the largest")
 
 
-def _run(name: str, dy: Tensor, *inputs: Tensor) -> list[Tensor]:
-    """y and the six gradients."""
+def _run(name: str, gradients: bool, dy: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """y, and with `gradients` the six of them."""
     _, forward, backward = BACKENDS[name]
-    return [forward(*inputs), *backward(dy, *inputs)]
+    return [forward(*inputs), *(backward(dy, *inputs) if gradients else ())]
 
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Switches autograd on, also in the body of a custom operator, where torch excludes autograd's dispatch key."""
-    key = torch._C.DispatchKey.AutogradFunctionality
-    excluded = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
-    torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    """Switches autograd on, also in the body of a custom operator, where torch excludes autograd's dispatch key.
+
+    The functions for that key are torch's own, and a later version may lack them. Then all but such bodies record.
+    """
+    key = getattr(getattr(torch._C, "DispatchKey", None), "AutogradFunctionality", None)
+    is_excluded = getattr(torch._C, "_dispatch_tls_is_dispatch_key_excluded", None)
+    exclude = getattr(torch._C, "_dispatch_tls_set_dispatch_key_excluded", None)
+    known = key is not None and is_excluded is not None and exclude is not None
+    excluded = is_excluded(key) if known else False
+    if excluded:
+        exclude(key, False)
     try:
         with torch.enable_grad():
             yield
     finally:
-        torch._C._dispatch_tls_set_dispatch_key_excluded(key, excluded)
+        if excluded:
+            exclude(key, True)
 
 
 # mamba-ssm
@@ -191,6 +208,10 @@ def mamba_backward(dy: Tensor, *inputs: Tensor) -> Grads:
 
 FORWARD_BLOCK, BACKWARD_BLOCK = 16, 32  # channels of a program; wider in backward, which writes dB and dC once a block
 
+# Sizes that differ between the stages of a network and between sizes of images: Triton would compile a kernel again
+# for each combination of those that are 1 or a multiple of 16. Addresses are multiples of 16 by d and n alone.
+SIZES = ("l", "k", "r", "chunk")
+
 if triton is not None:
 
     @triton.jit
@@ -220,7 +241,7 @@ if triton is not None:
         C = tl.load(selected + n, mask=states < n, other=0.0)
         return u, dt, slope, B, C
 
-    @triton.jit
+    @triton.jit(do_not_specialize=SIZES)
     def _forward_kernel(  # type: ignore[no-untyped-def]
         u, x, delta, A, order, out, l, k, d, n, r, chunk,
         BORDERS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -242,7 +263,7 @@ if triton is not None:
                 y = tl.sum(h * C[:, None], axis=0)
                 tl.store(out + (pair * l + position) * d + channels, y, mask=channels < d)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=SIZES)
     def _backward_kernel(  # type: ignore[no-untyped-def]
         dy, u, x, delta, A, order, borders, history, du, d_delta, d_selected, dA, l, k, d, n, r, chunk,
         BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
