@@ -1,6 +1,7 @@
 """A study as tables for people and as JSON for programs."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from rich.text import Text
 from mambaad_cli.files import shown
 from mambaad_cli.gauge.agreement import EFFECTIVENESS, FALSE_ALARMS, KAPPA, MISSES, Agreement, Limits, Share
 from mambaad_cli.gauge.study import Study
-from mambaad_cli.gauge.variance import CATEGORIES, GRR_SHARE, Gauge
+from mambaad_cli.gauge.variance import CATEGORIES, GRR_SHARE, Gauge, Source
 
 JUDGED = {"acceptable": "green", "marginal": "yellow", "unacceptable": "red"}
 
@@ -149,7 +150,9 @@ def percent(share: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    if value is None:
+        return ""
+    return f"{value:.4g}" if math.isfinite(value) else "∞"
 
 
 def _p_value(p: float | None) -> str:
@@ -196,11 +199,17 @@ def _agreement_facts(one: Agreement) -> dict[str, Any]:
     return facts
 
 
+def _source_facts(source: Source) -> dict[str, Any]:
+    """JSON knows no infinite numbers: an infinite F is null, and its p is 0."""
+    facts = source._asdict()
+    return facts | {"f": None if source.f is None or math.isinf(source.f) else source.f}
+
+
 def _gauge_facts(name: str, gauge: Gauge) -> dict[str, Any]:
     share = gauge.share(gauge.grr)
     return {
         "class": name,
-        "anova": [one._asdict() for one in gauge.anova],
+        "anova": [_source_facts(source) for source in gauge.anova],
         "variance": {title.strip(): variance for title, variance in components(gauge)},
         "grr": {"value": share, "judgement": GRR_SHARE.judge(share)},
         "ndc": {"value": gauge.ndc, "judgement": "acceptable" if gauge.ndc is None else CATEGORIES.judge(gauge.ndc)},

@@ -27,8 +27,8 @@ class Source(NamedTuple):
     name: str
     df: int
     ss: float  # sum of squares
-    ms: float | None  # mean square; None without degrees of freedom
-    f: float | None = None
+    ms: float | None  # mean square; None of the total
+    f: float | None = None  # infinite where only the source varies; None where it is not tested
     p: float | None = None
 
 
@@ -75,17 +75,18 @@ def one_way(groups: Sequence[Sequence[float]]) -> Gauge | None:
     >>> gauge.repeatability, gauge.parts
     (2.0, 7.0)
     """
-    values = [np.asarray(own, np.float64) for own in groups if len(own)]
-    sizes = np.array([len(own) for own in values])
-    p, n = len(values), int(sizes.sum())
+    parts = [np.asarray(scores, np.float64) for scores in groups if len(scores)]
+    sizes = np.array([len(scores) for scores in parts])
+    p, n = len(parts), int(sizes.sum())
     if p < 2 or n <= p:
         return None
-    grand = np.concatenate(values).mean()
-    between = sum(len(own) * (own.mean() - grand) ** 2 for own in values)
-    within = sum(((own - own.mean()) ** 2).sum() for own in values)
-    error = _source("repeatability", n - p, within)
-    part = _tested(_source("part", p - 1, between), error)
-    total = _source("total", n - 1, between + within)._replace(ms=None)
+    everything = np.concatenate(parts)
+    grand, rounding = everything.mean(), _rounding(everything)
+    between = sum(len(scores) * (scores.mean() - grand) ** 2 for scores in parts)
+    within = sum(((scores - scores.mean()) ** 2).sum() for scores in parts)
+    error = _source("repeatability", n - p, within, rounding)
+    part = _tested(_source("part", p - 1, between, rounding), error)
+    total = _source("total", n - 1, between + within, rounding)._replace(ms=None)
     each = (n - (sizes**2).sum() / n) / (p - 1)
     return Gauge((part, error, total), _ms(error), None, None, _component(_ms(part) - _ms(error), each))
 
@@ -93,27 +94,27 @@ def one_way(groups: Sequence[Sequence[float]]) -> Gauge | None:
 def crossed(scores: np.ndarray) -> Gauge | None:
     """From scores (p, o, r) of a balanced study with several appraisers.
 
-    The interaction is pooled with repeatability where its F-test gives p > 0.25. None with fewer than two parts,
-    appraisers or trials.
+    The interaction is pooled with repeatability where its F-test gives p > 0.25, and where there is neither of both.
+    None with fewer than two parts, appraisers or trials.
     """
     scores = np.asarray(scores, np.float64)
     p, o, r = scores.shape
     if min(p, o, r) < 2:
         return None
-    grand = scores.mean()
+    grand, rounding = scores.mean(), _rounding(scores)
     part_means, appraiser_means, cells = scores.mean((1, 2)), scores.mean((0, 2)), scores.mean(2)
     of_parts = o * r * ((part_means - grand) ** 2).sum()
     of_appraisers = p * r * ((appraiser_means - grand) ** 2).sum()
     of_cells = r * ((cells - part_means[:, None] - appraiser_means + grand) ** 2).sum()
     of_trials = ((scores - cells[..., None]) ** 2).sum()
-    equipment = _source("repeatability", p * o * (r - 1), of_trials)
-    both = _tested(_source("appraiser × part", (p - 1) * (o - 1), of_cells), equipment)
+    equipment = _source("repeatability", p * o * (r - 1), of_trials, rounding)
+    both = _tested(_source("appraiser × part", (p - 1) * (o - 1), of_cells, rounding), equipment)
     pooled = both.p is None or both.p > POOL
     # what parts and appraisers are tested against: all that varies without them
-    rest = _source("", both.df + equipment.df, both.ss + equipment.ss) if pooled else both
-    appraiser = _tested(_source("appraiser", o - 1, of_appraisers), rest)
-    part = _tested(_source("part", p - 1, of_parts), rest)
-    total = _source("total", p * o * r - 1, ((scores - grand) ** 2).sum())._replace(ms=None)
+    rest = _source("", both.df + equipment.df, both.ss + equipment.ss, rounding) if pooled else both
+    appraiser = _tested(_source("appraiser", o - 1, of_appraisers, rounding), rest)
+    part = _tested(_source("part", p - 1, of_parts, rounding), rest)
+    total = _source("total", p * o * r - 1, ((scores - grand) ** 2).sum(), rounding)._replace(ms=None)
     return Gauge(
         (appraiser, part, both, equipment, total),
         repeatability=_ms(rest) if pooled else _ms(equipment),
@@ -123,16 +124,25 @@ def crossed(scores: np.ndarray) -> Gauge | None:
     )
 
 
-def _source(name: str, df: int, ss: float) -> Source:
-    return Source(name, df, float(ss), float(ss) / df)
+def _rounding(scores: np.ndarray) -> float:
+    """A sum of squares that the rounding of these scores alone can cause: anything below it counts as 0."""
+    return float(scores.size * (8 * np.finfo(np.float64).eps * np.abs(scores).max()) ** 2)
+
+
+def _source(name: str, df: int, ss: float, rounding: float) -> Source:
+    ss = 0.0 if ss <= rounding else float(ss)
+    return Source(name, df, ss, ss / df)
 
 
 def _tested(source: Source, error: Source) -> Source:
-    """The source with its F-test against `error`, which says nothing where that one is 0."""
+    """The source with its F-test against `error`.
+
+    Where the error is 0, F is infinite and p is 0. Where the source is 0 too, there is nothing to test.
+    """
     from scipy.stats import f
 
     if not error.ms:
-        return source
+        return source._replace(f=math.inf, p=0.0) if source.ms else source
     ratio = _ms(source) / error.ms
     return source._replace(f=ratio, p=float(f.sf(ratio, source.df, error.df)))
 

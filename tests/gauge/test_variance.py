@@ -1,10 +1,15 @@
 import csv
+import io
+import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from mambaad_cli.gauge import tables
+from mambaad_cli.gauge.study import Study
 from mambaad_cli.gauge.variance import Gauge, crossed, one_way
 from tests.conftest import DATA
 
@@ -85,6 +90,58 @@ def test_a_gauge_that_never_varies_has_no_end_of_categories() -> None:
     same = one_way([[1.0, 1.0], [1.0, 1.0]])
     assert same is not None
     assert same.share(same.grr) is None
+
+
+def without_repeatability(interaction: float) -> np.ndarray:
+    """(4 parts, 3 appraisers, 2 trials) by an inspection that repeats exactly; appraisers differ by the part."""
+    cells = np.arange(4.0)[:, None] + 0.1 * np.arange(3.0)
+    return np.repeat((cells + interaction * np.random.default_rng(0).normal(size=(4, 3)))[..., None], 2, axis=2)
+
+
+def test_an_interaction_is_not_pooled_where_the_scores_of_a_cell_never_vary() -> None:
+    """Its F is infinite: nothing could be more significant. Pooled, it would count as repeatability."""
+    gauge = crossed(without_repeatability(interaction=0.5))
+    assert gauge is not None
+    _, _, both, equipment, _ = gauge.anova
+    assert (equipment.ms, both.f, both.p) == (0, math.inf, 0)
+    assert gauge.repeatability == 0
+    assert gauge.interaction == pytest.approx((both.ms or 0) / 2)
+    assert gauge.grr == gauge.reproducibility
+
+
+def test_where_neither_interaction_nor_repeatability_varies_there_is_nothing_to_test() -> None:
+    """0.1 and 0.7 have no exact numbers: what their rounding leaves is no variance."""
+    for scale in (1.0, 0.7, 1e-6, 1e9):
+        gauge = crossed(scale * without_repeatability(interaction=0.0))
+        assert gauge is not None
+        appraiser, part, both, equipment, _ = gauge.anova
+        assert (both.ms, both.f, both.p, equipment.ms) == (0, None, None, 0)
+        assert (part.f, part.p, appraiser.f, appraiser.p) == (math.inf, 0, math.inf, 0)
+        assert (gauge.interaction, gauge.repeatability) == (0, 0)
+
+
+def test_parts_that_differ_by_more_than_an_exact_gauge_are_significant() -> None:
+    gauge = one_way([[1.0, 1.0], [2.0, 2.0]])
+    assert gauge is not None
+    part, error, _ = gauge.anova
+    assert (part.f, part.p, error.f, error.p) == (math.inf, 0, None, None)
+    same = one_way([[0.1, 0.1, 0.1], [0.1, 0.1, 0.1]])
+    assert same is not None
+    assert (same.anova[0].ms, same.anova[0].f) == (0, None)
+
+
+def test_an_infinite_f_is_shown_as_such_and_is_null_in_json() -> None:
+    """json.dumps would write Infinity, which no other program reads."""
+    gauge = crossed(without_repeatability(interaction=0.5))
+    assert gauge is not None
+    study = Study(4, 0, 24, 0, agreements=[], kappas={}, gauges={"nut": gauge}, flips=[], notes=[])
+    facts = json.loads(tables.to_json(study), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    by_name = {row["name"]: row for row in facts["scores"][0]["anova"]}
+    assert (by_name["appraiser × part"]["f"], by_name["appraiser × part"]["p"]) == (None, 0)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(tables.to_table(study))
+    (line,) = [line for line in console.file.getvalue().splitlines() if "∞" in line]
+    assert line.split()[-3:] == ["∞", "<", "0.001"]
 
 
 @pytest.mark.parametrize("groups", [[], [[1.0, 2.0]], [[1.0], [2.0]]])
