@@ -85,8 +85,8 @@ class Agreement:
 def share(count: int, total: int) -> Share:
     """A share with its exact interval.
 
-    >>> found = share(42, 50)
-    >>> found.rate, round(found.low, 3), round(found.high, 3)
+    >>> effective = share(42, 50)
+    >>> effective.rate, round(effective.low, 3), round(effective.high, 3)
     (0.84, 0.709, 0.928)
     """
     return Share(count, total, *exact_interval(count, total))
@@ -95,58 +95,59 @@ def share(count: int, total: int) -> Share:
 def agreement(decisions: Sequence[Decision], appraiser: str) -> Agreement:
     """The agreement of these decisions, whoever made them."""
     parts = by_part(decisions).values()
-    bad = [one.rejected for one in decisions if one.bad]
-    good = [one.rejected for one in decisions if not one.bad]
+    bad = [decision.rejected for decision in decisions if decision.bad]
+    good = [decision.rejected for decision in decisions if not decision.bad]
     return Agreement(
         appraiser,
-        effectiveness=share(sum(all(one.right for one in own) for own in parts), len(parts)),
-        repeatability=share(sum(len({one.rejected for one in own}) == 1 for own in parts), len(parts)),
+        effectiveness=share(sum(all(decision.right for decision in part) for part in parts), len(parts)),
+        repeatability=share(sum(len({decision.rejected for decision in part}) == 1 for part in parts), len(parts)),
         misses=share(bad.count(False), len(bad)),
         false_alarms=share(good.count(True), len(good)),
-        kappa=kappa((one.bad, one.rejected) for one in decisions),
+        kappa=kappa([(decision.bad, decision.rejected) for decision in decisions]),
     )
 
 
 def by_part(decisions: Iterable[Decision]) -> dict[str, list[Decision]]:
     """The decisions on each part, in the order in which the parts come."""
     parts: dict[str, list[Decision]] = {}
-    for one in decisions:
-        parts.setdefault(one.part, []).append(one)
+    for decision in decisions:
+        parts.setdefault(decision.part, []).append(decision)
     return parts
 
 
 def agreements(decisions: Sequence[Decision]) -> list[Agreement]:
     """Of each appraiser; where there are several, then of all together."""
-    names = list(dict.fromkeys(one.appraiser for one in decisions))
-    found = [agreement([one for one in decisions if one.appraiser == name], name) for name in names]
-    return [*found, agreement(decisions, "all")] if len(names) > 1 else found
+    by_appraiser: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        by_appraiser.setdefault(decision.appraiser, []).append(decision)
+    each = [agreement(made, appraiser) for appraiser, made in by_appraiser.items()]
+    return [*each, agreement(decisions, "all")] if len(each) > 1 else each
 
 
 def kappas_between(decisions: Sequence[Decision]) -> dict[tuple[str, str], float | None]:
     """Cohen's kappa of each two appraisers, over the trials that both have."""
-    said: dict[str, dict[tuple[str, str], bool]] = {}
-    for one in decisions:
-        said.setdefault(one.appraiser, {})[one.part, one.trial] = one.rejected
-    return {(a, b): kappa(_both(said[a], said[b])) for a, b in combinations(said, 2)}
+    rejected: dict[str, dict[tuple[str, str], bool]] = {}  # by appraiser, part and trial
+    for decision in decisions:
+        rejected.setdefault(decision.appraiser, {})[decision.part, decision.trial] = decision.rejected
+    return {(a, b): kappa(_pairs(rejected[a], rejected[b])) for a, b in combinations(rejected, 2)}
 
 
-def _both(one: Mapping[tuple[str, str], bool], other: Mapping[tuple[str, str], bool]) -> list[tuple[bool, bool]]:
-    return [(one[key], other[key]) for key in one if key in other]
+def _pairs(first: Mapping[tuple[str, str], bool], second: Mapping[tuple[str, str], bool]) -> list[tuple[bool, bool]]:
+    """What both decided on the same photos."""
+    return [(first[photo], second[photo]) for photo in first if photo in second]
 
 
-def kappa(pairs: Iterable[tuple[bool, bool]]) -> float | None:
+def kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:
     """Cohen's kappa (1960): agreement beyond chance, (observed − expected) / (1 − expected).
 
-    None where there are no pairs, and where all of both sides are of one kind, so that chance alone agrees.
+    None where there are no pairs, and where both sides are all of one kind, so that chance alone makes them agree.
 
     >>> round(kappa([(True, True)] * 45 + [(True, False)] * 3 + [(False, True)] * 5 + [(False, False)] * 97), 4)
     0.8788
     """
-    pairs = list(pairs)
-    n = len(pairs)
-    if not n:
+    from sklearn.metrics import cohen_kappa_score  # which takes longer to import than the study to analyse
+
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    if len({*first, *second}) < 2:
         return None
-    observed = sum(a == b for a, b in pairs) / n
-    first, second = sum(a for a, _ in pairs) / n, sum(b for _, b in pairs) / n
-    expected = first * second + (1 - first) * (1 - second)
-    return None if expected == 1 else (observed - expected) / (1 - expected)
+    return float(cohen_kappa_score(first, second))

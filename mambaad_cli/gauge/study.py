@@ -1,4 +1,4 @@
-"""A study on disk -> its readings, scored -> what they say of the inspection as a gauge.
+"""A study on disk -> its readings, scored -> the quality of the inspection as a gauge.
 
 A study is a CSV file with a row a photo, or a folder:
 
@@ -38,7 +38,7 @@ EXPECTED = "expected FOLDER/good/PART/*.jpg and FOLDER/DEFECT/PART/*.jpg"
 
 @dataclass(frozen=True)
 class Reading:
-    """One photo of a part, and what the inspection says of it."""
+    """One photo of a part, and the inspection's result."""
 
     part: str
     trial: str
@@ -53,6 +53,15 @@ class Reading:
     @property
     def unscored(self) -> bool:
         return self.score is None and not self.verdict
+
+    @property
+    def decided(self) -> bool:
+        """Whether its verdict accepts or rejects the part."""
+        return self.verdict in (*REJECTED, *ACCEPTED)
+
+    @property
+    def rejected(self) -> bool:
+        return self.verdict in REJECTED
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class PartResult:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study says. Either half may be missing: agreement needs references and verdicts, a gauge needs scores."""
+    """The results of a study. Agreement needs references and verdicts, a gauge needs scores: either may be missing."""
 
     parts: int
     bad_parts: int
@@ -155,11 +164,13 @@ def to_score(readings: Iterable[Reading]) -> list[Path]:
     Raises MambaADError where such a reading has no photo.
     """
     paths = []
-    for one in readings:
-        if one.unscored and one.path is None:
-            raise MambaADError(f"part {one.part}, trial {one.trial}: no photo, score or verdict: give it a path")
-        if one.unscored and one.path is not None:
-            paths.append(one.path)
+    for reading in readings:
+        if not reading.unscored:
+            continue
+        if reading.path is None:
+            where = f"part {reading.part}, trial {reading.trial}"
+            raise MambaADError(f"{where}: no photo, score or verdict: give it a path")
+        paths.append(reading.path)
     return paths
 
 
@@ -169,35 +180,42 @@ def scored(readings: Iterable[Reading], predictions: "Iterable[Prediction]") -> 
     Raises MambaADError for a model without threshold.
     """
     following = iter(predictions)
-    for one in readings:
-        if not one.unscored:
-            yield one
+    for reading in readings:
+        if not reading.unscored:
+            yield reading
             continue
-        said = next(following)
-        if said.verdict == "uncalibrated":
+        prediction = next(following)
+        if prediction.verdict == "uncalibrated":
             raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
-        yield replace(one, class_name=said.class_name, score=said.score, verdict=said.verdict, error=said.error)
+        yield replace(
+            reading,
+            class_name=prediction.class_name,
+            score=prediction.score,
+            verdict=prediction.verdict,
+            error=prediction.error,
+        )
 
 
-# ---- what it says ----
+# ---- analysing ----
 
 
 def analyse(readings: Sequence[Reading]) -> Study:
     """Agreement of the verdicts with the references, and the variances of the scores."""
-    notes = [f"{shown(one.path)}: {one.error}" for one in readings if one.verdict == "error" and one.path is not None]
+    unreadable = [reading for reading in readings if reading.verdict == "error"]
+    notes = [f"{shown(reading.path)}: {reading.error}" for reading in unreadable if reading.path is not None]
     notes += _same_photos(readings)
     decisions = [
-        Decision(one.part, one.appraiser, one.trial, one.reference != "good", one.verdict in REJECTED)
-        for one in readings
-        if one.reference and one.verdict in (*REJECTED, *ACCEPTED)
+        Decision(reading.part, reading.appraiser, reading.trial, reading.reference != "good", reading.rejected)
+        for reading in readings
+        if reading.reference and reading.decided
     ]
     gauges, reasons = _gauges(readings)
-    references = {one.part: one.reference for one in readings}
+    references = {reading.part: reading.reference for reading in readings}
     return Study(
         parts=len(references),
         bad_parts=sum(reference not in ("", "good") for reference in references.values()),
         photos=len(readings),
-        unreadable=sum(one.verdict == "error" for one in readings),
+        unreadable=len(unreadable),
         agreements=agreements(decisions) if decisions else [],
         kappas=kappas_between(decisions),
         gauges=gauges,
@@ -213,61 +231,67 @@ def flips(readings: Iterable[Reading]) -> list[PartResult]:
     >>> flips([*two, Reading("8", "1", verdict="good")])
     [PartResult(part='7', reference='', rejected=1, decisions=2, lowest=1.0, highest=2.0)]
     """
-    found = []
-    for part, own in _by_part(readings).items():
-        said = [one.verdict in REJECTED for one in own if one.verdict in (*REJECTED, *ACCEPTED)]
-        if len(set(said)) == 2:
-            scores = [one.score for one in own if one.score is not None]
+    undecided = []
+    for part, part_readings in _by_part(readings).items():
+        rejected = [reading.rejected for reading in part_readings if reading.decided]
+        if len(set(rejected)) == 2:
+            scores = [reading.score for reading in part_readings if reading.score is not None]
             lowest, highest = min(scores, default=None), max(scores, default=None)
-            found.append(PartResult(part, own[0].reference, sum(said), len(said), lowest, highest))
-    return sorted(found, key=lambda one: abs(one.rejected / one.decisions - 0.5))
+            reference = part_readings[0].reference
+            undecided.append(PartResult(part, reference, sum(rejected), len(rejected), lowest, highest))
+    return sorted(undecided, key=lambda flip: abs(flip.rejected / flip.decisions - 0.5))
 
 
 def _by_part(readings: Iterable[Reading]) -> dict[str, list[Reading]]:
     parts: dict[str, list[Reading]] = {}
-    for one in readings:
-        parts.setdefault(one.part, []).append(one)
+    for reading in readings:
+        parts.setdefault(reading.part, []).append(reading)
     return parts
 
 
 def _gauges(readings: Sequence[Reading]) -> tuple[dict[str, Gauge], list[str]]:
-    """The gauge of each product, whose scores alone can be compared; and why there is none of the others."""
+    """The gauge of each product, and why others have none. Scores of different products cannot be compared."""
     products: dict[str, list[list[Reading]]] = {}
-    for own in _by_part(one for one in readings if one.score is not None).values():
-        names = Counter(one.class_name for one in own if one.class_name)
+    for part_readings in _by_part(reading for reading in readings if reading.score is not None).values():
+        names = Counter(reading.class_name for reading in part_readings if reading.class_name)
         name = names.most_common(1)[0][0] if names else ""
-        products.setdefault(name, []).append([one for one in own if one.class_name in ("", name)])
+        of_product = [reading for reading in part_readings if reading.class_name in ("", name)]
+        products.setdefault(name, []).append(of_product)
     gauges, reasons = {}, []
     for name, parts in products.items():
         gauge = _gauge(parts)
         if gauge is not None:
             gauges[name] = gauge
             continue
-        of = f"{shown(name)}: " if name else ""
+        product = f"{shown(name)}: " if name else ""
         reasons.append(
-            f"{of}no repeatability of scores: it takes two parts with two trials each, and with several appraisers "
-            "as many trials of each part by each of them"
+            f"{product}no repeatability of scores: it takes two parts with two trials each, and with several "
+            "appraisers as many trials of each part by each of them"
         )
     return gauges, reasons
 
 
 def _gauge(parts: Sequence[Sequence[Reading]]) -> Gauge | None:
-    appraisers = list(dict.fromkeys(one.appraiser for own in parts for one in own))
-    cells = [[[one.score for one in own if one.appraiser == name] for name in appraisers] for own in parts]
+    """From the readings of each part of one product, all with a score."""
+    appraisers = list(dict.fromkeys(reading.appraiser for part in parts for reading in part))
+    scores = [
+        [[reading.score for reading in part if reading.appraiser == name] for name in appraisers] for part in parts
+    ]
     if len(appraisers) == 1:
-        return one_way([[score for score in own[0] if score is not None] for own in cells])
-    if len({len(cell) for own in cells for cell in own}) > 1:
+        return one_way([[score for score in cells[0] if score is not None] for cells in scores])
+    if len({len(cell) for cells in scores for cell in cells}) > 1:
         return None
-    return crossed(np.array(cells, np.float64))
+    return crossed(np.array(scores, np.float64))
 
 
 def _same_photos(readings: Iterable[Reading]) -> list[str]:
     """A line for each part with a photo twice: the same file scores the same, which says nothing of the gauge."""
     lines = []
-    for part, own in _by_part(readings).items():
-        photos = [one.path for one in own if one.path is not None and one.path.is_file()]
+    for part, part_readings in _by_part(readings).items():
+        photos = [reading.path for reading in part_readings if reading.path is not None and reading.path.is_file()]
         if len({hashlib.sha256(path.read_bytes()).digest() for path in photos}) < len(photos):
             lines.append(
-                f"part {shown(part)}: the same photo counts twice: take each photo anew, and place the part anew"
+                f"part {shown(part)}: the same photo counts twice: place the part again for each trial, "
+                "and take a new photo"
             )
     return lines

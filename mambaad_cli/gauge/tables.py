@@ -31,16 +31,16 @@ class Measure(NamedTuple):
         return "" if self.limits is None else self.limits.judge(self.value)
 
 
-def measures(one: Agreement) -> list[Measure]:
+def measures(agreement: Agreement) -> list[Measure]:
     """The rows of an agreement."""
     shares = (
-        ("effectiveness", one.effectiveness, EFFECTIVENESS),
-        ("misses", one.misses, MISSES),
-        ("false alarms", one.false_alarms, FALSE_ALARMS),
-        ("repeatability", one.repeatability, None),
+        ("effectiveness", agreement.effectiveness, EFFECTIVENESS),
+        ("misses", agreement.misses, MISSES),
+        ("false alarms", agreement.false_alarms, FALSE_ALARMS),
+        ("repeatability", agreement.repeatability, None),
     )
     rows = [Measure(name, share.rate, share, limits) for name, share, limits in shares]
-    return [*rows, Measure("kappa", one.kappa, None, KAPPA)]
+    return [*rows, Measure("kappa", agreement.kappa, None, KAPPA)]
 
 
 def components(gauge: Gauge) -> list[tuple[str, float]]:
@@ -52,7 +52,7 @@ def components(gauge: Gauge) -> list[tuple[str, float]]:
 
 
 def to_table(study: Study) -> RenderableType:
-    """The agreement, the variances of the scores and the parts that flip, as far as the study tells."""
+    """The agreement, the variances of the scores and the parts that flip, as far as the study has them."""
     return Group(*_blocks(study))
 
 
@@ -61,8 +61,8 @@ def _blocks(study: Study) -> Iterator[RenderableType]:
     yield Text(f"{study.parts} parts{bad}; {study.photos} readings\n")
     if study.agreements:
         yield _agreement_table(study)
-        for (one, other), kappa in study.kappas.items():
-            yield Text(f"kappa of {shown(one)} and {shown(other)}: {_number(kappa)}")
+        for (first, second), kappa in study.kappas.items():
+            yield Text(f"kappa of {shown(first)} and {shown(second)}: {_number(kappa)}")
         yield Text()
     for name, gauge in study.gauges.items():
         yield _component_table(name, gauge)
@@ -75,10 +75,10 @@ def _blocks(study: Study) -> Iterator[RenderableType]:
 
 def _agreement_table(study: Study) -> Table:
     table = _table("agreement", "", "count", "95% interval", "limits", "judgement")
-    for one in study.agreements:
+    for agreement in study.agreements:
         if len(study.agreements) > 1:
-            table.add_row(Text(shown(one.appraiser), style="bold"))
-        for row in measures(one):
+            table.add_row(Text(shown(agreement.appraiser), style="bold"))
+        for row in measures(agreement):
             share = row.counted
             table.add_row(
                 row.name,
@@ -115,17 +115,19 @@ def _component_table(name: str, gauge: Gauge) -> Table:
 
 def _anova_table(gauge: Gauge) -> Table:
     table = _table("\nanalysis of variance", "\nDF", "\nSS", "\nMS", "\nF", "\np")
-    for one in gauge.anova:
-        table.add_row(one.name, str(one.df), *(_number(value) for value in (one.ss, one.ms, one.f)), _p_value(one.p))
+    for source in gauge.anova:
+        numbers = [_number(value) for value in (source.ss, source.ms, source.f)]
+        table.add_row(source.name, str(source.df), *numbers, _p_value(source.p))
     table.add_row()
     return table
 
 
 def _flip_table(study: Study) -> Table:
     table = _table("parts that flip", "reference", "rejected", "scores")
-    for one in study.flips:
-        scores = "" if one.lowest is None else f"{one.lowest:.4g} … {one.highest:.4g}"
-        table.add_row(Text(shown(one.part)), Text(shown(one.reference)), f"{one.rejected}/{one.decisions}", scores)
+    for flip in study.flips:
+        scores = "" if flip.lowest is None else f"{flip.lowest:.4g} … {flip.highest:.4g}"
+        rejected = f"{flip.rejected}/{flip.decisions}"
+        table.add_row(Text(shown(flip.part)), Text(shown(flip.reference)), rejected, scores)
     return table
 
 
@@ -175,24 +177,24 @@ def limits_text(limits: Limits | None, per_cent: bool = True) -> str:
 
 
 def to_json(study: Study) -> str:
-    """All that is known, shares in 0 … 1 and unrounded; null where undefined."""
+    """All results of the study. Shares lie in 0 … 1 and are not rounded; what is undefined is null."""
     whole = {
         "parts": study.parts,
         "bad_parts": study.bad_parts,
         "photos": study.photos,
         "unreadable": study.unreadable,
-        "agreement": [_agreement_facts(one) for one in study.agreements],
+        "agreement": [_agreement_facts(agreement) for agreement in study.agreements],
         "kappa_between": [{"appraisers": names, "kappa": kappa} for names, kappa in study.kappas.items()],
         "scores": [_gauge_facts(name, gauge) for name, gauge in study.gauges.items()],
-        "flips": [asdict(one) for one in study.flips],
+        "flips": [asdict(flip) for flip in study.flips],
         "notes": study.notes,
     }
     return json.dumps(whole, indent=2) + "\n"
 
 
-def _agreement_facts(one: Agreement) -> dict[str, Any]:
-    facts: dict[str, Any] = {"appraiser": one.appraiser}
-    for row in measures(one):
+def _agreement_facts(agreement: Agreement) -> dict[str, Any]:
+    facts: dict[str, Any] = {"appraiser": agreement.appraiser}
+    for row in measures(agreement):
         counted = {} if row.counted is None else asdict(row.counted)
         judged = {} if row.limits is None else {"judgement": row.judgement}
         facts[row.name.replace(" ", "_")] = {"value": row.value} | counted | judged

@@ -73,16 +73,17 @@ def misses_of(scores: Sequence[float], threshold: float) -> Misses:
 
 
 def exact_interval(count: int, n: int) -> tuple[float, float]:
-    """What encloses the true share of `count` in n with 95 % confidence (Clopper & Pearson, 1934).
+    """The interval that holds the true share of `count` in n with 95 % confidence (Clopper & Pearson, 1934).
 
     >>> [round(end, 3) for end in exact_interval(0, 10)], exact_interval(0, 0)
     ([0.0, 0.308], (0.0, 1.0))
     """
-    from scipy.special import betaincinv
+    from scipy.stats import binomtest
 
-    low = 0.0 if count == 0 else float(betaincinv(count, n - count + 1, 0.025))
-    high = 1.0 if count == n else float(betaincinv(count + 1, n - count, 0.975))
-    return low, high
+    if n == 0:  # of nothing, nothing is known
+        return 0.0, 1.0
+    interval = binomtest(count, n).proportion_ci(0.95, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def summary(model: "FittedModel") -> dict[str, dict[str, Any]]:

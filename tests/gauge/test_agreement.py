@@ -5,13 +5,13 @@ from mambaad_cli.gauge.agreement import Decision, agreement, agreements, kappa, 
 
 def decisions(appraiser: str, text: str) -> list[Decision]:
     """From "good:..x bad:xxx": a part a word with its reference; each . accepts it, each x rejects it."""
-    found = []
+    made = []
     for number, word in enumerate(text.split()):
-        reference, said = word.split(":")
-        found += [
-            Decision(str(number), appraiser, str(i), reference == "bad", mark == "x") for i, mark in enumerate(said)
+        reference, marks = word.split(":")
+        made += [
+            Decision(str(number), appraiser, str(i), reference == "bad", mark == "x") for i, mark in enumerate(marks)
         ]
-    return found
+    return made
 
 
 @pytest.mark.parametrize(
@@ -21,20 +21,36 @@ def test_kappa_is_that_of_the_manual(counts: tuple[int, int, int, int], publishe
     """AIAG's attribute study of 50 parts in three trials: the cross tables of three appraisers with the reference."""
     both, first, second, neither = counts
     pairs = [(True, True)] * both + [(True, False)] * first + [(False, True)] * second + [(False, False)] * neither
-    found = kappa(pairs)
-    assert found is not None
-    assert round(found, 2) == published
+    value = kappa(pairs)
+    assert value is not None
+    assert round(value, 2) == published
+
+
+@pytest.mark.parametrize(
+    ("pairs", "value"),
+    [
+        ([], None),
+        ([(True, True)] * 3, None),  # chance alone makes them agree
+        ([(False, False)], None),
+        ([(True, False)] * 4, 0.0),  # never, as chance would
+        ([(True, False), (False, True)], -1.0),
+        ([(True, True), (False, False)], 1.0),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_kappa_where_one_side_never_varies(pairs: list[tuple[bool, bool]], value: float | None) -> None:
+    assert kappa(pairs) == value
 
 
 def test_a_small_study_counts_as_by_hand() -> None:
     """Two good parts, one of them with a false alarm; three bad parts, one with a miss in three, one never found."""
-    one = agreement(decisions("A", "good:... good:.x. bad:xxx bad:xx. bad:..."), "A")
-    assert (one.effectiveness.count, one.effectiveness.total) == (2, 5)
-    assert (one.repeatability.count, one.repeatability.total) == (3, 5)  # the part that is never found repeats
-    assert (one.misses.count, one.misses.total) == (4, 9)
-    assert (one.false_alarms.count, one.false_alarms.total) == (1, 6)
+    small = agreement(decisions("A", "good:... good:.x. bad:xxx bad:xx. bad:..."), "A")
+    assert (small.effectiveness.count, small.effectiveness.total) == (2, 5)
+    assert (small.repeatability.count, small.repeatability.total) == (3, 5)  # the part that is never found repeats
+    assert (small.misses.count, small.misses.total) == (4, 9)
+    assert (small.false_alarms.count, small.false_alarms.total) == (1, 6)
     # 10 of 15 agree; 9/15 are bad and 6/15 are rejected: 0.6 · 0.4 + 0.4 · 0.6 = 0.48 agree by chance
-    assert one.kappa == pytest.approx((10 / 15 - 0.48) / 0.52)
+    assert small.kappa == pytest.approx((10 / 15 - 0.48) / 0.52)
 
 
 def test_the_interval_is_exact() -> None:
@@ -47,7 +63,7 @@ def test_the_interval_is_exact() -> None:
 def test_all_appraisers_must_be_right_on_an_effective_part() -> None:
     both = [*decisions("left", "good:.. bad:xx"), *decisions("right", "good:.x bad:xx")]
     left, right, together = agreements(both)
-    assert [one.effectiveness.count for one in (left, right, together)] == [2, 1, 1]
+    assert [each.effectiveness.count for each in (left, right, together)] == [2, 1, 1]
     assert (together.appraiser, together.effectiveness.total) == ("all", 2)
     # three of the four photos get the same verdict from both; 2/4 and 3/4 are rejected: 0.5 agree by chance
     assert kappas_between(both) == {("left", "right"): pytest.approx(0.5)}

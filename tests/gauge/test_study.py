@@ -19,7 +19,7 @@ def test_a_folder_names_parts_and_references(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     readings = load(tmp_path)
-    assert [(one.part, one.reference, one.trial) for one in readings] == [
+    assert [(reading.part, reading.reference, reading.trial) for reading in readings] == [
         ("ok/p1", "good", "1.jpg"),
         ("ok/p1", "good", "2.jpg"),
         ("scratch/p1", "scratch", "1.jpg"),
@@ -29,7 +29,7 @@ def test_a_folder_names_parts_and_references(tmp_path: Path) -> None:
 
 def test_paths_count_from_the_csv_and_trials_are_counted(tmp_path: Path) -> None:
     readings = load(study(tmp_path, "part,reference,path\n1,OK,a.jpg\n2,crack,b.jpg\n1,ok,c.jpg\n"))
-    assert [(one.part, one.trial, one.reference) for one in readings] == [
+    assert [(reading.part, reading.trial, reading.reference) for reading in readings] == [
         ("1", "1", "good"),
         ("2", "1", "crack"),
         ("1", "2", "good"),
@@ -85,9 +85,9 @@ def test_an_unreadable_photo_is_no_decision_and_a_photo_twice_is_named(tmp_path:
         Reading("1", "2", "bad", path=tmp_path / "b.jpg", score=2.0, verdict="unknown"),
         Reading("2", "1", "good", path=tmp_path / "c.jpg", verdict="error", error="no such file"),
     ]
-    found = analyse(readings)
-    assert (found.photos, found.unreadable) == (3, 1)
-    assert found.agreements[0].misses.count == 0
-    assert found.agreements[0].misses.total == 2
-    assert f"{tmp_path / 'c.jpg'}: no such file" in found.notes
-    assert any("part 1: the same photo counts twice" in note for note in found.notes)
+    results = analyse(readings)
+    assert (results.photos, results.unreadable) == (3, 1)
+    assert results.agreements[0].misses.count == 0
+    assert results.agreements[0].misses.total == 2
+    assert f"{tmp_path / 'c.jpg'}: no such file" in results.notes
+    assert any("part 1: the same photo counts twice" in note for note in results.notes)

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,19 +130,20 @@ def _recording() -> Iterator[None]:
 
     The functions for that key are torch's own, and a later version may lack them. Then all but such bodies record.
     """
-    key = getattr(getattr(torch._C, "DispatchKey", None), "AutogradFunctionality", None)
-    is_excluded = getattr(torch._C, "_dispatch_tls_is_dispatch_key_excluded", None)
-    exclude = getattr(torch._C, "_dispatch_tls_set_dispatch_key_excluded", None)
-    known = key is not None and is_excluded is not None and exclude is not None
-    excluded = is_excluded(key) if known else False
-    if excluded:
-        exclude(key, False)
+    internals: Any = torch._C
+    names = ("DispatchKey", "_dispatch_tls_is_dispatch_key_excluded", "_dispatch_tls_set_dispatch_key_excluded")
+    if not all(hasattr(internals, name) for name in names):
+        with torch.enable_grad():
+            yield
+        return
+    key = internals.DispatchKey.AutogradFunctionality
+    excluded = internals._dispatch_tls_is_dispatch_key_excluded(key)
+    internals._dispatch_tls_set_dispatch_key_excluded(key, False)
     try:
         with torch.enable_grad():
             yield
     finally:
-        if excluded:
-            exclude(key, True)
+        internals._dispatch_tls_set_dispatch_key_excluded(key, excluded)
 
 
 # mamba-ssm
