@@ -147,11 +147,11 @@ def in_order(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T], bat
     import torch.distributed as dist
 
     batches = [items[start : start + batch] for start in range(0, len(items), batch)]
-    own = batches[rank() :: world()]
-    results = iter(work([item for part in own for item in part]))
+    share_of_batches = batches[rank() :: world()]
+    results = iter(work([item for part in share_of_batches for item in part]))
     with joined("cpu"):
         for turn in range(-(-len(batches) // world())):
-            done = list(islice(results, len(own[turn]))) if turn < len(own) else []
+            done = list(islice(results, len(share_of_batches[turn]))) if turn < len(share_of_batches) else []
             everyones: list[list[R]] = [[] for _ in range(world())]
             with _others_alive():
                 dist.gather_object(done, everyones if rank() == 0 else None)

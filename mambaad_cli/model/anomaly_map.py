@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mambaad_cli.model.precision import exact_float32
 
-SIGMA = 4.0  # pixels; MambaAD, section 3.4
-WIDE = 3 / 64  # deviation of the surroundings that a value is compared with, in units of the root of H · W
-SHRINKAGE = 0.01  # of the covariance of the residuals, towards a multiple of the identity
-RIDGE = 0.001  # of the regression that predicts distances, relative to its inputs' mean square
-# Distances are divided where more than HARD times the mean distance of good images is expected, by at most MOST.
-HARD, MOST = 1.75, 4.0
+MAP_SIGMA = 4.0  # pixels; MambaAD, section 3.4
+WIDE = 3 / 64  # sigma of the surroundings that a value is compared with, in units of the root of H · W
+RESIDUAL_SHRINKAGE = 0.01  # of the covariance of the residuals, towards a multiple of the identity
+RIDGE = 0.001  # of the regression that predicts distances, relative to the mean square of its inputs
+# Where more than HARD times the mean distance of good images is expected, distances are divided by at most MAX_DIVISOR.
+HARD, MAX_DIVISOR = 1.75, 4.0
 
 
 class Residual(NamedTuple):
@@ -55,22 +55,22 @@ def residual_statistics(
     first: list[_Moments] = []
     for batch in batches():
         first = first or [_Moments() for _ in batch]
-        for moments, one in zip(first, batch, strict=True):
-            moments.add(one.difference.flatten(0, 2))
+        for moments, residual in zip(first, batch, strict=True):
+            moments.add(residual.difference.flatten(0, 2))
     whitened = [moments.whitening() for moments in first]
     second = [_Regression() for _ in whitened]
     for batch in batches():
-        for regression, one, (mean, whitening) in zip(second, batch, whitened, strict=True):
-            regression.add(one.reconstructed.flatten(0, 2), _mahalanobis(one.difference, mean, whitening).flatten())
+        for regression, residual, (mean, whitening) in zip(second, batch, whitened, strict=True):
+            distances = _mahalanobis(residual.difference, mean, whitening)
+            regression.add(residual.reconstructed.flatten(0, 2), distances.flatten())
     if not predict_distance:
         return [_statistics(*white, None, regression) for white, regression in zip(whitened, second, strict=True)]
     weights = [regression.weights() for regression in second]
     for batch in batches():
-        for regression, one, own in zip(second, batch, weights, strict=True):
-            regression.predict(one.reconstructed.flatten(0, 2), own)
-    return [
-        _statistics(*white, own, regression) for white, own, regression in zip(whitened, weights, second, strict=True)
-    ]
+        for regression, residual, scale_weights in zip(second, batch, weights, strict=True):
+            regression.predict(residual.reconstructed.flatten(0, 2), scale_weights)
+    scales = zip(whitened, weights, second, strict=True)
+    return [_statistics(*white, scale_weights, regression) for white, scale_weights, regression in scales]
 
 
 class _Moments:
@@ -91,7 +91,9 @@ class _Moments:
         mean = self.total / self.count
         covariance = self.outer / self.count - torch.outer(mean, mean)
         size = covariance.diagonal().mean().clamp(min=1e-12)
-        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * torch.eye(len(mean)).to(covariance)
+        covariance = (1 - RESIDUAL_SHRINKAGE) * covariance + RESIDUAL_SHRINKAGE * size * torch.eye(len(mean)).to(
+            covariance
+        )
         return mean.float(), torch.linalg.cholesky(torch.linalg.inv(covariance)).float()
 
 
@@ -99,7 +101,7 @@ class _Regression:
     """Ridge regression of the log distance on the reconstructed vector, in float64. It keeps the distances."""
 
     def __init__(self) -> None:
-        self.gram = self.wanted = torch.zeros((), dtype=torch.double)
+        self.gram = self.target = torch.zeros((), dtype=torch.double)
         self.distances: list[Tensor] = []
         self.predicted: list[Tensor] = []  # log of the expected distance at each of them
 
@@ -107,29 +109,29 @@ class _Regression:
         """Reconstructed vectors (positions, c) with their distances (positions,)."""
         inputs = F.pad(reconstructed, (0, 1), value=1.0).double()
         self.gram = self.gram.to(inputs.device) + inputs.T @ inputs
-        self.wanted = self.wanted.to(inputs.device) + inputs.T @ distances.clamp(min=1e-3).log().double()
+        self.target = self.target.to(inputs.device) + inputs.T @ distances.clamp(min=1e-3).log().double()
         self.distances.append(distances)
 
     def weights(self) -> Tensor:
         """(c + 1,): weights and constant."""
         ridge = RIDGE * self.gram.diagonal().mean() * torch.eye(len(self.gram)).to(self.gram)
-        return torch.linalg.solve(self.gram + ridge, self.wanted).float()
+        return torch.linalg.solve(self.gram + ridge, self.target).float()
 
     def predict(self, reconstructed: Tensor, weights: Tensor) -> None:
         with exact_float32(reconstructed.device):
             self.predicted.append(reconstructed @ weights[:-1] + weights[-1])
 
 
-def _statistics(mean: Tensor, whitening: Tensor, weights: Tensor | None, found: _Regression) -> ResidualStatistics:
+def _statistics(mean: Tensor, whitening: Tensor, weights: Tensor | None, regression: _Regression) -> ResidualStatistics:
     """The statistics of one scale. Without `weights` no distance is divided."""
-    distance = torch.cat(found.distances)
+    distance = torch.cat(regression.distances)
     if weights is None:
         expected = torch.zeros(len(mean) + 1).to(mean)
     else:
-        log = torch.cat(found.predicted)
+        log = torch.cat(regression.predicted)
         shift = (HARD * log.exp().double().mean()).log().float()
         expected = torch.cat([weights[:-1], weights[-1:] - shift])
-        distance = distance / (log - shift).clamp(0, math.log(MOST)).exp()
+        distance = distance / (log - shift).clamp(0, math.log(MAX_DIVISOR)).exp()
     moments = distance.double().mean(), distance.double().std().clamp(min=1e-6)
     return ResidualStatistics(mean, whitening, expected, torch.stack(moments).float())
 
@@ -141,12 +143,12 @@ def _mahalanobis(difference: Tensor, mean: Tensor, whitening: Tensor) -> Tensor:
 
 
 def _expected(reconstructed: Tensor, expected: Tensor) -> Tensor:
-    """What the distances at (…, c) reconstructed vectors are divided by: 1 … MOST."""
+    """What the distances at (…, c) reconstructed vectors are divided by: 1 … MAX_DIVISOR."""
     with exact_float32(reconstructed.device):
-        return (reconstructed @ expected[:-1] + expected[-1]).clamp(0.0, math.log(MOST)).exp()
+        return (reconstructed @ expected[:-1] + expected[-1]).clamp(0.0, math.log(MAX_DIVISOR)).exp()
 
 
-def standardised_distances(found: Sequence[Residual], good: Sequence[ResidualStatistics]) -> list[Tensor]:
+def standardised_distances(residuals: Sequence[Residual], good: Sequence[ResidualStatistics]) -> list[Tensor]:
     """How unusual the residuals of each scale are for good images: (b, h, w) each, around 0.
 
     The Mahalanobis distance replaces the cosine distance: a direction in which good images vary counts for less, one in
@@ -157,13 +159,14 @@ def standardised_distances(found: Sequence[Residual], good: Sequence[ResidualSta
     proportion to its stride, because a defect is rarely one pixel wide.
     """
     maps = []
-    for scale, (one, own) in enumerate(zip(found, good, strict=True)):
-        distance = _mahalanobis(one.difference, own.mean, own.whitening) / _expected(one.reconstructed, own.expected)
-        maps.append((distance - own.moments[0]) / own.moments[1] / 2 ** (len(good) - 1 - scale))
+    for scale, (residual, usual) in enumerate(zip(residuals, good, strict=True)):
+        distance = _mahalanobis(residual.difference, usual.mean, usual.whitening)
+        distance = distance / _expected(residual.reconstructed, usual.expected)
+        maps.append((distance - usual.moments[0]) / usual.moments[1] / 2 ** (len(good) - 1 - scale))
     return maps
 
 
-def fuse(distances: Sequence[Tensor], size: tuple[int, int], sigma: float = SIGMA) -> Tensor:
+def fuse(distances: Sequence[Tensor], size: tuple[int, int], sigma: float = MAP_SIGMA) -> Tensor:
     """Sum the scales' (b, h, w) distances to one anomaly map (b, H, W).
 
     Each is upsampled bilinearly (align_corners=True), and the sum is smoothed by a Gaussian of `sigma` pixels. Both

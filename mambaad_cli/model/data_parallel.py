@@ -26,8 +26,8 @@ class WholeBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        own = x.new_tensor([x.numel() / x.shape[1]])
-        total, count = _Summed.apply(torch.cat([x.sum((0, 2, 3)), own]), self.all_sum).split([x.shape[1], 1])
+        positions = x.new_tensor([x.numel() / x.shape[1]])
+        total, count = _Summed.apply(torch.cat([x.sum((0, 2, 3)), positions]), self.all_sum).split([x.shape[1], 1])
         mean = total / count
         centred = x - mean[:, None, None]
         var = _Summed.apply(centred.square().sum((0, 2, 3)), self.all_sum) / count
@@ -64,15 +64,15 @@ def share_batch_norms(detector: nn.Module | Detector, all_sum: Sum) -> None:
 
 
 class WholeBatchRandom(TorchDispatchMode):
-    """Random numbers are drawn for all `n` images of the batch, and those of our share are used.
+    """Random numbers are drawn for all `n` images of the batch, and those of this process's share are used.
 
     So dropout, drop path and jitter are what one process would have drawn, if all processes start from one seed. The
     first axis of what is drawn must be that of the images, or a multiple of it.
     """
 
-    def __init__(self, own: slice, n: int) -> None:
+    def __init__(self, share: slice, n: int) -> None:
         super().__init__()
-        self.own, self.n = own, n
+        self.share, self.n = share, n
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -95,7 +95,7 @@ class WholeBatchRandom(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _all(self, rows: int) -> int:
-        return rows // (self.own.stop - self.own.start) * self.n
+        return rows // (self.share.stop - self.share.start) * self.n
 
     def _like_all(self, x: Tensor) -> Tensor:
         """The rows of all processes, with the same order of axes in memory: numbers are drawn in that order."""
@@ -106,4 +106,4 @@ class WholeBatchRandom(TorchDispatchMode):
 
     def _ours(self, drawn: Tensor) -> Tensor:
         each = drawn.shape[0] // self.n
-        return drawn[self.own.start * each : self.own.stop * each]
+        return drawn[self.share.start * each : self.share.stop * each]

@@ -32,10 +32,10 @@ class Conv2dSame(nn.Conv2d):
         return F.conv2d(F.pad(x, paddings), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def conv(given: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv(inputs: int, channels: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     if stride > 1:
-        return Conv2dSame(given, channels, kernel, stride, groups=groups, bias=False)
-    return nn.Conv2d(given, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
+        return Conv2dSame(inputs, channels, kernel, stride, groups=groups, bias=False)
+    return nn.Conv2d(inputs, channels, kernel, padding=kernel // 2, groups=groups, bias=False)
 
 
 class NormAct(nn.BatchNorm2d):
@@ -46,38 +46,38 @@ class NormAct(nn.BatchNorm2d):
         self.act: nn.Module = nn.ReLU6(inplace=True) if active else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.act(super().forward(x))
-        return found
+        y: Tensor = self.act(super().forward(x))
+        return y
 
 
 class DepthwiseSeparable(nn.Module):
     """A depthwise convolution and a pointwise one: the block without expansion."""
 
-    def __init__(self, given: int, channels: int, kernel: int, stride: int) -> None:
+    def __init__(self, inputs: int, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv_dw, self.bn1 = conv(given, given, kernel, stride, groups=given), NormAct(given)
-        self.conv_pw, self.bn2 = conv(given, channels), NormAct(channels, active=False)
+        self.conv_dw, self.bn1 = conv(inputs, inputs, kernel, stride, groups=inputs), NormAct(inputs)
+        self.conv_pw, self.bn2 = conv(inputs, channels), NormAct(channels, active=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.bn2(self.conv_pw(self.bn1(self.conv_dw(x))))
-        return found
+        y: Tensor = self.bn2(self.conv_pw(self.bn1(self.conv_dw(x))))
+        return y
 
 
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution and projection; what goes in is added where its shape is that of the result."""
 
-    def __init__(self, given: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(self, inputs: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
-        wide = expansion * given
-        self.conv_pw, self.bn1 = conv(given, wide), NormAct(wide)
+        wide = expansion * inputs
+        self.conv_pw, self.bn1 = conv(inputs, wide), NormAct(wide)
         self.conv_dw, self.bn2 = conv(wide, wide, kernel, stride, groups=wide), NormAct(wide)
         self.conv_pwl, self.bn3 = conv(wide, channels), NormAct(channels, active=False)
-        self.shortcut = stride == 1 and given == channels
+        self.shortcut = stride == 1 and inputs == channels
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.bn2(self.conv_dw(self.bn1(self.conv_pw(x))))
-        found: Tensor = self.bn3(self.conv_pwl(wide))
-        return found + x if self.shortcut else found
+        y: Tensor = self.bn3(self.conv_pwl(wide))
+        return y + x if self.shortcut else y
 
 
 def stages_of(name: str) -> list[tuple[int, int, int, int, int]]:
@@ -109,24 +109,24 @@ class EfficientNetLite(nn.Module):
         self.taken = [LAST[stride] for stride in strides]
         self.channels = [shapes[stage][-1] for stage in self.taken]
         self.conv_stem, self.bn1 = conv(3, STEM, 3, 2), NormAct(STEM)
-        stages, given = [], STEM
+        stages, inputs = [], STEM
         for number, kernel, stride, expansion, channels in shapes[: max(self.taken) + 1]:
             blocks: list[nn.Module] = []
             for i in range(number):
                 step = stride if i == 0 else 1
                 if expansion == 1:
-                    blocks.append(DepthwiseSeparable(given, channels, kernel, step))
+                    blocks.append(DepthwiseSeparable(inputs, channels, kernel, step))
                 else:
-                    blocks.append(InvertedResidual(given, channels, kernel, step, expansion))
-                given = channels
+                    blocks.append(InvertedResidual(inputs, channels, kernel, step, expansion))
+                inputs = channels
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.bn1(self.conv_stem(x))
-        found = []
+        features = []
         for stage, blocks in enumerate(self.blocks):
             x = blocks(x)
             if stage in self.taken:
-                found.append(x)
-        return found
+                features.append(x)
+        return features

@@ -165,17 +165,17 @@ def _check_architecture(encoder: Encoder, name: str, strides: Sequence[int]) -> 
 def load_weights(net: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Copy the tensors that `net` has from a state dict of the whole model; each must be there in the right shape."""
     # timm's feature nets name a nested stage `stages_0` that the whole model calls `stages.0`
-    given = {key.replace(".", "_"): tensor for key, tensor in state.items()}
-    own = {key: tensor for key, tensor in net.state_dict().items() if not key.endswith("num_batches_tracked")}
-    for key, tensor in own.items():
-        found = given.get(key.replace(".", "_"))
-        if found is None:
+    weights = {key.replace(".", "_"): tensor for key, tensor in state.items()}
+    needed = {key: tensor for key, tensor in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    for key, tensor in needed.items():
+        weight = weights.get(key.replace(".", "_"))
+        if weight is None:
             raise MambaADError(f"these are not weights of {name}: {key} is missing")
-        if found.shape != tensor.shape:
+        if weight.shape != tensor.shape:
             raise MambaADError(
-                f"these are not weights of {name}: {key} is {tuple(found.shape)}, not {tuple(tensor.shape)}"
+                f"these are not weights of {name}: {key} is {tuple(weight.shape)}, not {tuple(tensor.shape)}"
             )
-        tensor.copy_(found)
+        tensor.copy_(weight)
 
 
 def for_inference(encoder: Encoder) -> Encoder:

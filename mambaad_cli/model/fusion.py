@@ -1,4 +1,4 @@
-"""Two witnesses, one map: what the decoder cannot reconstruct, and what the memory of good patches never saw.
+"""One map from two witnesses: what the decoder cannot reconstruct, and what the memory of good patches never held.
 
 Letters: b batch, H × W pixels.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 TAIL = 0.99  # the share of good values that spans one unit of a witness's map, from their median
-MOST_VALUES = 400_000  # of good maps that are looked at
+MAX_VALUES = 400_000  # of good maps that centre and spread are computed from
 
 
 class Witness(NamedTuple):
@@ -34,8 +34,8 @@ def witness_of(good: Tensor, weight: float = 1.0) -> Witness:
     Witness(centre=50.0, spread=49.0, weight=1.0)
     """
     values = good.flatten().float()
-    if len(values) > MOST_VALUES:
-        chosen = torch.randint(len(values), (MOST_VALUES,), generator=torch.Generator().manual_seed(0))
+    if len(values) > MAX_VALUES:
+        chosen = torch.randint(len(values), (MAX_VALUES,), generator=torch.Generator().manual_seed(0))
         values = values[chosen.to(values.device)]
     centre = float(values.median())
     return Witness(centre, max(float(values.quantile(TAIL)) - centre, 1e-6), weight)
@@ -44,5 +44,5 @@ def witness_of(good: Tensor, weight: float = 1.0) -> Witness:
 def fuse_witnesses(fusion: Fusion, decoder_map: Tensor | None, memory_map: Tensor | None) -> Tensor:
     """The weighted sum of the maps (b, H, W), each from its centre in units of its spread; one may be missing."""
     pairs = ((fusion.decoder, decoder_map), (fusion.memory, memory_map))
-    parts = [one.weight * (found - one.centre) / one.spread for one, found in pairs if found is not None]
+    parts = [witness.weight * (maps - witness.centre) / witness.spread for witness, maps in pairs if maps is not None]
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]

@@ -19,10 +19,10 @@ from mambaad_cli.model.anomaly_map import Residual, fuse
 from mambaad_cli.model.kernels.nearest import nearest_distances
 from mambaad_cli.model.precision import exact_float32
 
-SHRINKAGE = 0.01  # of the patches' covariance towards a multiple of the identity
+PATCH_SHRINKAGE = 0.01  # of the patches' covariance, towards a multiple of the identity
 PROJECTED = 48  # dimensions of the random projection in which the coreset is chosen
 NEIGHBOURS = 5  # nearest patches whose distances are averaged
-SPACED = 3  # nearest patches of the memory that tell how densely it lies
+SPACING_NEIGHBOURS = 3  # nearest other patches of the memory, whose mean distance is a patch's spacing
 PRIOR = 4.0  # images that the mean over all positions counts as, beside those seen at a position
 STEPS = 127  # of 8-bit integers, on either side of zero
 
@@ -50,8 +50,8 @@ def patches_of(features: Sequence[Tensor]) -> Tensor:
 def close_patches(features: Sequence[Tensor], binomial: bool = False) -> Tensor:
     """Patches (b, c, h, w) at the coarsest stage, with the stage before it: what a close look remembers.
 
-    A quarter of the positions does, because an object covers more of them in larger images. Averaged with `binomial`
-    weights, a patch is more of its own position and shows smaller defects.
+    A quarter of the positions is enough, because an object covers more of them in larger images. With `binomial`
+    weights a patch depends less on its neighbours, and shows smaller defects.
     """
     fine, coarse = (_binomial(stage) if binomial else _averaged(stage) for stage in features[-2:])
     return torch.cat([F.adaptive_avg_pool2d(fine, (coarse.shape[2], coarse.shape[3])), coarse], dim=1)
@@ -77,7 +77,7 @@ def whitening_of(patches: Tensor) -> tuple[Tensor, Tensor]:
     mean = patches.mean(0)
     covariance = torch.cov((patches - mean).T.double())
     size = covariance.diagonal().mean().clamp(min=1e-12)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * torch.eye(len(covariance)).to(covariance)
+    covariance = (1 - PATCH_SHRINKAGE) * covariance + PATCH_SHRINKAGE * size * torch.eye(len(covariance)).to(covariance)
     variances, directions = torch.linalg.eigh(covariance)
     return mean, (directions / variances.sqrt()).float()
 
@@ -135,7 +135,7 @@ def spacing_of(patches: Tensor) -> Tensor:
         return torch.ones(1).to(patches)
     with exact_float32(patches.device):
         between = torch.cdist(patches, patches)
-    nearest = between.topk(min(SPACED + 1, len(patches)), dim=1, largest=False).values
+    nearest = between.topk(min(SPACING_NEIGHBOURS + 1, len(patches)), dim=1, largest=False).values
     spacing = nearest[:, 1:].mean(1)
     return (spacing / spacing.mean().clamp(min=1e-12)).clamp(min=1e-3)
 
@@ -144,14 +144,15 @@ def distances(memory: Memory, patches: Tensor) -> Tensor:
     """Distance of each patch (b, h, w, c) from the nearest ones in the memory, in units of their spacing: (b, h, w)."""
     with exact_float32(patches.device):
         white = ((patches - memory.mean) @ memory.whitening).flatten(0, 2)
-        found = nearest_distances(white, memory.patches, memory.spacing, NEIGHBOURS)
-    return found.view(patches.shape[:3])
+        nearest = nearest_distances(white, memory.patches, memory.spacing, NEIGHBOURS)
+    return nearest.view(patches.shape[:3])
 
 
 def expected_distances(good: Tensor) -> Tensor:
-    """What is expected at each position (h, w), from distances (n, h, w) of good images that a memory does not hold.
+    """The distance to expect at each position (h, w), from distances (n, h, w) of good images that are not in a memory.
 
-    A position's mean is taken with its neighbours', and drawn to the mean over all positions where images are few.
+    It is the mean over a position and its neighbours. Where images are few, it is drawn towards the mean over all
+    positions.
     """
     overall = good.mean()
     wider = F.pad(good.mean(0)[None, None], (1, 1, 1, 1), mode="replicate")
@@ -164,11 +165,10 @@ def unusual_patches(memory: Memory, patches: Tensor) -> Tensor:
 
     The outermost positions take the values of their neighbours: there the encoder sees its own padding.
     """
-    found = distances(memory, patches)
-    expected = memory.expected
-    if expected.shape != found.shape[1:]:  # another size than that of fit
-        expected = F.interpolate(expected[None, None], size=found.shape[1:], mode="bilinear")[0, 0]
-    return without_border(found / expected)
+    measured, expected = distances(memory, patches), memory.expected
+    if expected.shape != measured.shape[1:]:  # another size than that of fit
+        expected = F.interpolate(expected[None, None], size=measured.shape[1:], mode="bilinear")[0, 0]
+    return without_border(measured / expected)
 
 
 def fuse_looks(unusual: Sequence[Tensor], size: tuple[int, int], far_weight: float, sigma: float) -> Tensor:
@@ -188,7 +188,7 @@ def without_border(maps: Tensor) -> Tensor:
 
 
 class PatchMemory(nn.Module):
-    """The detector without a network: a memory alone is compared with, and nothing is trained.
+    """The detector without a network: images are compared with a memory alone, and nothing is trained.
 
     channels: of the encoder's maps at strides 8 and 16.
     """

@@ -79,8 +79,8 @@ class OnnxEncoder(Encoder):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(b, 3, H, W) in 0 … 1 to one (b, c, h, w) a stage, channels last in memory."""
-        found = self.session.run(self.outputs, {"images": images.float().contiguous().numpy()})
-        return [torch.from_numpy(stage).contiguous(memory_format=torch.channels_last) for stage in found]
+        stages = self.session.run(self.outputs, {"images": images.float().contiguous().numpy()})
+        return [torch.from_numpy(stage).contiguous(memory_format=torch.channels_last) for stage in stages]
 
 
 class _Graph:
@@ -101,11 +101,11 @@ class _Graph:
                 x = self._block(block, x)
             if stage in net.taken:
                 self.outputs.append(x)
-        given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["b", 3, "h", "w"])
+        images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["b", 3, "h", "w"])
         shapes = [["b", channels, f"h{i}", f"w{i}"] for i, channels in enumerate(folded.channels)]
         pairs = zip(self.outputs, shapes, strict=True)
-        found = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in pairs]
-        graph = helper.make_graph(self.nodes, "encoder", [given], found, self.weights)
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in pairs]
+        graph = helper.make_graph(self.nodes, "encoder", [images], outputs, self.weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
         self.content: bytes = model.SerializeToString()
 
@@ -114,25 +114,25 @@ class _Graph:
             return self._convolved(block.conv_pw, self._active(self._convolved(block.conv_dw, x)))
         wide = self._active(self._convolved(block.conv_pw, x))
         wide = self._active(self._convolved(block.conv_dw, wide))
-        found = self._convolved(block.conv_pwl, wide)
-        return self._node("Add", [found, x]) if block.shortcut else found
+        narrow = self._convolved(block.conv_pwl, wide)
+        return self._node("Add", [narrow, x]) if block.shortcut else narrow
 
     def _convolved(self, layer: Any, x: str) -> str:
         same = isinstance(layer, SamePadded)
         conv = layer.conv if same else layer
         padding: dict[str, Any] = {"auto_pad": "SAME_UPPER"} if same else {"pads": [*conv.padding, *conv.padding]}
-        given = [x, self._weight(conv.weight), self._weight(conv.bias)]
-        return self._node("Conv", given, strides=list(conv.stride), group=conv.groups, **padding)
+        inputs = [x, self._weight(conv.weight), self._weight(conv.bias)]
+        return self._node("Conv", inputs, strides=list(conv.stride), group=conv.groups, **padding)
 
     def _active(self, x: str) -> str:
         """ReLU6."""
         return self._node("Clip", [x, self._weight(torch.tensor(0.0)), self._weight(torch.tensor(6.0))])
 
-    def _node(self, kind: str, given: Sequence[str], **choices: Any) -> str:
+    def _node(self, kind: str, inputs: Sequence[str], **choices: Any) -> str:
         from onnx import helper
 
         name = f"x{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, given, [name], **choices))
+        self.nodes.append(helper.make_node(kind, inputs, [name], **choices))
         return name
 
     def _weight(self, tensor: Tensor) -> str:

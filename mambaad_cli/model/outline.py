@@ -61,8 +61,8 @@ def check_shapes(settings: Settings, shapes: Mapping[str, Sequence[int]]) -> Non
     }
     for name in {**expected, **stored}:
         if stored.get(name) != expected.get(name):
-            found, wanted = stored.get(name, "missing"), expected.get(name, "none of that name")
-            raise MambaADError(f"its tensors are not those of its settings: {name} is {found}, expected {wanted}")
+            shape, wanted = stored.get(name, "missing"), expected.get(name, "none of that name")
+            raise MambaADError(f"its tensors are not those of its settings: {name} is {shape}, expected {wanted}")
 
 
 @contextmanager

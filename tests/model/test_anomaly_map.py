@@ -52,7 +52,7 @@ def test_hard_loss_is_the_mean_of_its_images_and_pulls_most_where_it_is_worst() 
 def test_map_is_bilinear_upsampling_summed_and_smoothed_as_scipy_does(size: tuple[int, int]) -> None:
     distances = [torch.rand(2, side, side + 1) for side in (16, 8, 4)]
     upsampled = sum(F.interpolate(d[:, None], size=size, mode="bilinear", align_corners=True)[:, 0] for d in distances)
-    expected = np.stack([gaussian_filter(one.double().numpy(), 4) for one in upsampled])
+    expected = np.stack([gaussian_filter(distance.double().numpy(), 4) for distance in upsampled])
     assert anomaly_map.fuse(distances, size).numpy() == pytest.approx(expected, abs=1e-5)
 
 
@@ -126,7 +126,7 @@ def test_without_forgiving_a_hard_place_counts_as_any_other() -> None:
 def test_scales_count_by_their_stride() -> None:
     good = [residual(torch.randn(4, side, side, 2)) for side in (16, 8, 4)]
     fine, middle, coarse = standardised_distances(good, residual_statistics(lambda: [good]))
-    assert [round(float(one.std()), 2) for one in (fine, middle, coarse)] == [0.25, 0.5, 1.0]
+    assert [round(float(scale.std()), 2) for scale in (fine, middle, coarse)] == [0.25, 0.5, 1.0]
 
 
 def test_good_images_that_never_vary_are_no_trouble() -> None:
@@ -150,9 +150,8 @@ def test_statistics_are_the_same_in_any_batches_and_hold_one_of_them_at_a_time()
 
     def singly() -> Iterator[list[Residual]]:
         for i in range(8):
-            one = Residual(good.difference[i : i + 1], good.reconstructed[i : i + 1])
             alive.append(1)
-            yield [one]
+            yield [Residual(good.difference[i : i + 1], good.reconstructed[i : i + 1])]
 
     (whole,), (parts,) = residual_statistics(lambda: [[good]]), residual_statistics(singly)
     for a, b in zip(whole, parts, strict=True):
@@ -164,7 +163,7 @@ def test_statistics_are_the_same_in_any_batches_and_hold_one_of_them_at_a_time()
 def test_local_contrast_takes_a_share_of_a_wide_gaussian_mean_off_each_value(size: tuple[int, int]) -> None:
     maps = torch.rand(2, *size)
     wide = anomaly_map.WIDE * (size[0] * size[1]) ** 0.5
-    means = np.stack([gaussian_filter(one.double().numpy(), wide, mode="reflect") for one in maps])
+    means = np.stack([gaussian_filter(image_map.double().numpy(), wide, mode="reflect") for image_map in maps])
     expected = maps - 0.4 * torch.from_numpy(means).float()
     torch.testing.assert_close(anomaly_map.local_contrast(maps, 0.4), expected, rtol=0, atol=1e-5)
     assert anomaly_map.local_contrast(maps, 0.0) is maps

@@ -75,7 +75,7 @@ def test_folding_batch_norms_changes_no_feature(name: str) -> None:
     pixels = torch.rand(2, 3, 72, 64)
     for a, b in zip(encoder(pixels), folded(pixels), strict=True):
         assert (a - b).abs().max() <= 1e-4 * a.abs().max()
-    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in one.modules()) for one in (encoder, folded)]
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in (encoder, folded)]
     assert norms[1] < 0.2 * norms[0]
 
 
@@ -144,18 +144,18 @@ def test_a_batch_in_parts_has_the_same_features(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("name", LITES)
 def test_our_efficientnet_lite_is_timms(name: str, size: tuple[int, int]) -> None:
     """Tensor by tensor, and in what it makes of an image."""
-    own = build_encoder(name, STRIDES)
-    assert own.channels == LITES[name]
+    lite = build_encoder(name, STRIDES)
+    assert lite.channels == LITES[name]
     whole = timm.create_model(f"tf_{name}", features_only=True, out_indices=(1, 2, 3)).eval()
     known = whole.state_dict()
-    state = {name: torch.rand_like(tensor) for name, tensor in own.net.state_dict().items() if "num" not in name}
+    state = {name: torch.rand_like(tensor) for name, tensor in lite.net.state_dict().items() if "num" not in name}
     assert all(state[name].shape == known[name].shape for name in state)
-    own.net.load_state_dict(state, strict=False)
+    lite.net.load_state_dict(state, strict=False)
     whole.load_state_dict(state, strict=False)
     images = torch.rand(2, 3, *size)
     with torch.no_grad():
-        for one, other in zip(own.net(images), whole(images), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+        for ours, timms in zip(lite.net(images), whole(images), strict=True):
+            torch.testing.assert_close(ours, timms, rtol=1e-4, atol=1e-4 * float(timms.abs().max()))
 
 
 def test_scoring_with_the_default_encoder_imports_no_timm() -> None:

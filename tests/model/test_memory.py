@@ -68,7 +68,7 @@ def test_a_coreset_covers_what_chance_would_leave_out() -> None:
     centres = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
     patches = torch.cat([centres[i] + torch.randn(n, 2) for i, n in ((0, 1000), (1, 10), (2, 10))])
     chosen = patches[k_centre(patches, 3, seed=1)]
-    assert {int(torch.cdist(one[None], centres).argmin()) for one in chosen} == {0, 1, 2}
+    assert {int(torch.cdist(patch[None], centres).argmin()) for patch in chosen} == {0, 1, 2}
     assert torch.equal(k_centre(patches, 30, seed=1), k_centre(patches, 30, seed=1))
     assert len(set(k_centre(patches, 30, seed=1).tolist())) == 30
 

@@ -117,5 +117,5 @@ def test_both_runtimes_give_the_same_scores(model: FittedModel, tmp_path: Path) 
     scores = {}
     for runtime in ("torch", "onnxruntime"):
         loaded = mambaad_cli.load(tmp_path / "model.safetensors", "cpu", runtime)
-        scores[runtime] = [one.score for one in loaded.predict(pictures)]
+        scores[runtime] = [prediction.score for prediction in loaded.predict(pictures)]
     assert scores["onnxruntime"] == pytest.approx(scores["torch"], rel=1e-3)

@@ -302,7 +302,7 @@ def compiled(kernel, **constants):
     return compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1, "enable_fp_fusion": True})
 
 blocks = {"BLOCK_D": 32, "BLOCK_N": 16}
-ones = dict.fromkeys(("l", "k", "n", "r", "chunk"), 1)  # a size of one is compiled in
+ones = dict.fromkeys(("l", "k", "n", "r", "chunk"), 1)  # sizes of one, as if they were compiled in
 kernels = [
     compiled(scan_cuda._forward_kernel, BORDERS=False, **blocks),
     compiled(scan_cuda._forward_kernel, BORDERS=True, **blocks, **ones),
@@ -365,7 +365,7 @@ def tried():
         pass
 
 sizes = [(1, 64 * 64, 2, 48, 16, 2), (8, 35 * 45, 2, 96, 16, 3), (8, 16, 8, 480, 16, 15), (1, 1, 6, 1024, 16, 32)]
-print(json.dumps([variants(tried), *(variants(lambda: run(*one)) for one in sizes)]))
+print(json.dumps([variants(tried), *(variants(lambda: run(*size)) for size in sizes)]))
 """
 
 

@@ -14,8 +14,8 @@ SIDES = (3, 5, 7)  # of the filters that the kernel knows
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve each channel of x (b, h, w, c) with its own filter of weight (c, 1, side, side): (b, h, w, c)."""
-    given = [x, weight] if bias is None else [x, weight, bias]
-    if weight.shape[2] not in SIDES or not cpu.suit(*given):
+    tensors = [x, weight] if bias is None else [x, weight, bias]
+    if weight.shape[2] not in SIDES or not cpu.suit(*tensors):
         return depthwise_ref(x, weight, bias)
     y: Tensor = torch.ops.mambaad.depthwise(x.contiguous(), weight, bias)
     return y
@@ -23,8 +23,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def depthwise_ref(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The same in PyTorch's own operator: what the kernel is tested against."""
-    found = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[2] // 2, groups=x.shape[3])
-    return found.permute(0, 2, 3, 1)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=weight.shape[2] // 2, groups=x.shape[3])
+    return y.permute(0, 2, 3, 1)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from mambaad_cli.model.kernels import cpu
 BLOCK = 256  # points that are compared with the patches at a time on a CPU
 GPU_PRODUCTS = 2**27  # of points with patches at a time on a GPU: half a gigabyte
 DEALT = 8  # values of a row in one column while the smallest are searched
-MOST = 16  # neighbours that the kernel keeps
+MAX_NEIGHBOURS = 16  # that the kernel can keep of a point
 
 
 def nearest_distances(points: Tensor, patches: Tensor, spacing: Tensor, count: int) -> Tensor:
@@ -23,28 +23,28 @@ def nearest_distances(points: Tensor, patches: Tensor, spacing: Tensor, count: i
     compares all of them at once, or as many as its memory has room for.
     """
     count, lengths = min(count, len(patches)), patches.square().sum(1)
-    own, found = points.square().sum(1), points.new_empty(len(points))
-    compiled = count <= MOST and cpu.suit(points, patches, spacing)
+    squares, means = points.square().sum(1), points.new_empty(len(points))
+    compiled = count <= MAX_NEIGHBOURS and cpu.suit(points, patches, spacing)
     rows = BLOCK if points.device.type == "cpu" else max(BLOCK, GPU_PRODUCTS // len(patches))
     products = points.new_empty(min(rows, len(points)), len(patches))
     for start in range(0, len(points), rows):
         block = slice(start, start + rows)
         dots = torch.mm(points[block], patches.T, out=products[: len(points[block])])
         nearest = _nearest if compiled else nearest_ref
-        nearest(dots, own[block], lengths, spacing, count, found[block])
-    return found
+        nearest(dots, squares[block], lengths, spacing, count, means[block])
+    return means
 
 
-def nearest_ref(products: Tensor, own: Tensor, lengths: Tensor, spacing: Tensor, count: int, found: Tensor) -> None:
-    """What the kernel does with the products (p, m) of a block and squared lengths (p,) and (m,), into found (p,)."""
+def nearest_ref(products: Tensor, squares: Tensor, lengths: Tensor, spacing: Tensor, count: int, means: Tensor) -> None:
+    """What the kernel does with the products (p, m) of a block and squared lengths (p,) and (m,), into means (p,)."""
     squared, which = smallest(lengths - 2 * products, count)
-    distances = (squared + own[:, None]).clamp(min=0).sqrt()
-    torch.mean(distances / spacing[which], 1, out=found)
+    distances = (squared + squares[:, None]).clamp(min=0).sqrt()
+    torch.mean(distances / spacing[which], 1, out=means)
 
 
-def _nearest(products: Tensor, own: Tensor, lengths: Tensor, spacing: Tensor, count: int, found: Tensor) -> None:
+def _nearest(products: Tensor, squares: Tensor, lengths: Tensor, spacing: Tensor, count: int, means: Tensor) -> None:
     rows, m = products.shape
-    tensors = {"products": products, "own": own, "lengths": lengths, "spacing": spacing, "distances": found}
+    tensors = {"products": products, "own": squares, "lengths": lengths, "spacing": spacing, "distances": means}
     parts = min(rows, 4 * torch.get_num_threads())
     cpu.call("mambaad_nearest", _Nearest, tensors, rows=rows, m=m, count=count, parts=parts)
 
@@ -61,15 +61,15 @@ def smallest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     rows, m = values.shape
     dealt = m // DEALT
     if dealt < 40 * count:  # topk itself is as fast
-        found = values.topk(min(count, m), dim=1, largest=False)
-        return found.values, found.indices
+        topk = values.topk(min(count, m), dim=1, largest=False)
+        return topk.values, topk.indices
     table = values[:, : DEALT * dealt].view(rows, DEALT, dealt)
     columns = table.amin(1).topk(count, dim=1, largest=False).indices
     places = (columns[:, None] + dealt * torch.arange(DEALT, device=values.device)[:, None]).flatten(1)
     rest = torch.arange(DEALT * dealt, m, device=values.device).expand(rows, -1)
     places = torch.cat([places, rest], dim=1)
-    found = values.gather(1, places).topk(count, dim=1, largest=False)
-    return found.values, places.gather(1, found.indices)
+    topk = values.gather(1, places).topk(count, dim=1, largest=False)
+    return topk.values, places.gather(1, topk.indices)
 
 
 class _Nearest(ctypes.Structure):

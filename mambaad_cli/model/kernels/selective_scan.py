@@ -170,8 +170,8 @@ def chunked_backward(
     grads = [torch.zeros_like(tensor) for tensor in (u, x, dt_weight, dt_bias, A, D)]
     for image in range(dy.shape[0]):
         with torch.enable_grad():
-            own = (u[image : image + 1], x[image : image + 1], dt_weight, dt_bias, A, D)
-            parts = [part.detach().requires_grad_() for part in own]
+            inputs = (u[image : image + 1], x[image : image + 1], dt_weight, dt_bias, A, D)
+            parts = [part.detach().requires_grad_() for part in inputs]
             y = chunked_scan(parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], order)
         for grad, part in zip(grads, torch.autograd.grad(y, parts, dy[image : image + 1]), strict=True):
             (grad[image : image + 1] if grad.shape != part.shape else grad).add_(part)

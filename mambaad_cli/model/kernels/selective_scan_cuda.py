@@ -220,9 +220,9 @@ if triton is not None:
     def _softplus(x):  # type: ignore[no-untyped-def]
         """log(1 + e^x) and its slope. Dividing by the rounded increase of 1 keeps the digits of a tiny e."""
         e = tl.exp(-tl.abs(x))
-        one = 1.0 + e
-        log1p = tl.where(one == 1.0, e, tl.log(one) * (e / tl.where(one == 1.0, 1.0, one - 1.0)))
-        return tl.maximum(x, 0.0) + log1p, tl.where(x > 0, 1.0, e) / one
+        rounded = 1.0 + e
+        log1p = tl.where(rounded == 1.0, e, tl.log(rounded) * (e / tl.where(rounded == 1.0, 1.0, rounded - 1.0)))
+        return tl.maximum(x, 0.0) + log1p, tl.where(x > 0, 1.0, e) / rounded
 
     @triton.jit
     def _place(k, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
