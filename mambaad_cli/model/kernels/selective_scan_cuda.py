@@ -1,7 +1,7 @@
 """The selective scan on a GPU. This module is imported when a CUDA tensor arrives, never before.
 
 There are three backends, and the first one that works is used: the CUDA scan of mamba-ssm, Triton kernels of our own,
-and the chunked PyTorch path of selective_scan.py. Before its first use on a GPU a backend runs a small scan, and where
+and the chunked PyTorch path of plain_scan.py. Before its first use on a GPU a backend runs a small scan, and where
 gradients are wanted backward as well. A backend that raises an error or gives other numbers than the CPU is not used.
 
 None of this has been run on a GPU yet. The tests without one cover the conversion to mamba-ssm's layout and back, the
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mambaad_cli.model.kernels.selective_scan import chunked_backward, chunked_scan
+from mambaad_cli.model.kernels.plain_scan import chunked_backward, chunked_scan
 
 try:
     import triton
