@@ -18,6 +18,7 @@ from mambaad_cli.cli.options import (
     Precision,
     Res,
     Review,
+    RoiDir,
     Runtime,
     Workers,
     parse_min_area,
@@ -48,14 +49,19 @@ def watch(
     regions: Annotated[bool, typer.Option("--regions", help="Add the anomalous regions to each JSON row.")] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
+    roi_dir: RoiDir = None,
     settle: Annotated[
         float,
         typer.Option(
-            min=0, help="Seconds for which size and time of a file stand still before it is scored. 0: at once."
+            min=0, help="Seconds for which size and times of a file stand still before it is scored. 0: at once."
         ),
     ] = 0.5,
     patience: Annotated[
-        float, typer.Option(min=0, help="Seconds after which a file that still changes gets a row with an error.")
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds after which a file that still changes gets a row with an error, and a damaged one is moved.",
+        ),
     ] = 60,
     once: Annotated[bool, typer.Option("--once", help="End when all photos that are there have a row.")] = False,
     maps: Annotated[Path | None, typer.Option(help="Folder for overlays.", rich_help_panel=PASSED_ON)] = None,
@@ -78,7 +84,7 @@ def watch(
         str | None,
         typer.Option(
             metavar="URL",
-            help="POST the JSON row, signed with the secret in MAMBAAD_WEBHOOK_SECRET, if there is one.",
+            help="POST the JSON row, signed (Standard Webhooks) if MAMBAAD_WEBHOOK_SECRET is set.",
             rich_help_panel=PASSED_ON,
         ),
     ] = None,
@@ -95,11 +101,13 @@ def watch(
 
     if regions and output.suffix.lower() == ".csv":
         raise typer.BadParameter("needs JSON rows: name an --output that does not end in .csv", param_hint="--regions")
-    least = parse_min_area(regions, min_area)
+    smallest = parse_min_area(regions, min_area)
     deliveries = _deliveries(execute, webhook)
     fitted = running.load_model(model, device, res, precision, runtime)
+    if roi_dir is not None or fitted.own_masks:
+        running.set_regions(fitted, None, None, roi_dir)
     running.check_review(fitted, review)
-    predict = PredictOptions(class_name, batch, workers, review=review, min_area=least)
+    predict = PredictOptions(class_name, batch, workers, review=review, min_area=smallest)
     options = WatchOptions(predict, settle, patience, once, regions, maps, move_to)
     watching = Watch(fitted, folder, output, options, deliveries, warn)
 
@@ -108,19 +116,19 @@ def watch(
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        if known := len(watching.journal.known):
-            typer.echo(f"{known} photos have a row already", err=True)
+        if recorded := watching.journal.ledger.recorded:
+            typer.echo(f"{recorded} photos have a row already", err=True)
         counts = watching.run()
     finally:
         watching.close()
         signal.signal(signal.SIGTERM, before)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    typer.echo(f"{sum(counts.values())} photos{': ' if said else ''}{said}; rows in {shown(output)}", err=True)
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    typer.echo(f"{sum(counts.values())} photos{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}", err=True)
 
 
 def _deliveries(execute: str | None, webhook: str | None) -> "list[Delivery]":
     from mambaad_cli.line import delivery
 
-    ways = [delivery.command(execute)] if execute is not None else []
-    ways += [delivery.webhook(webhook)] if webhook is not None else []
-    return [delivery.Delivery(name, send, warn) for name, send in ways]
+    senders = [delivery.command(execute)] if execute is not None else []
+    senders += [delivery.webhook(webhook, warn)] if webhook is not None else []
+    return [delivery.Delivery(name, send, warn) for name, send in senders]

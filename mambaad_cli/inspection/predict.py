@@ -96,9 +96,11 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: FittedModel, files: Sequence[ImageFile], options: PredictOptions | None = None
+    model: FittedModel, files: Sequence[ImageFile], options: PredictOptions | None = None, endless: bool = False
 ) -> Iterator[Prediction]:
     """Score files in their order. A file that cannot be read gives a Prediction with its error.
+
+    endless: whether more files follow in later calls, so that what is slow to start and then fast is worth it.
 
     Raises MambaADError for a class that the model does not know.
     """
@@ -112,7 +114,9 @@ def predict(
     sources = bool(model.tiles) or ((_several_sizes(model) or model.has_regions) and not all(told))
     wanted = model.wanted(size, told, options.maps, sources)
     inputs = loading.read_ahead([file.path for file in files], wanted, options.workers)
-    yield from judged(model.for_inference(len(files)), zip(files, told, inputs, strict=True), options)
+    yield from judged(
+        model.for_inference(None if endless else len(files)), zip(files, told, inputs, strict=True), options
+    )
 
 
 def predict_images(model: FittedModel, pictures: Sequence[Image], options: PredictOptions) -> list[Prediction]:

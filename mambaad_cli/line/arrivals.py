@@ -1,22 +1,31 @@
-"""Photos that arrive in a folder, each given out once it is complete: its size and its time stand still."""
+"""Photos that arrive in a folder, each handed on once it is complete: its size and its times stand still."""
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from mambaad_cli.data.images import SUFFIXES, ImageFile, natural_order
 
+SYSTEM_NAMES = ("@eadir", "#recycle", "$recycle.bin", "system volume information", "thumbs.db", "__macosx")
+
 
 class Version(NamedTuple):
-    """What tells a file from a later one of the same name."""
+    """What distinguishes a file from an earlier or later one of the same name."""
 
     size: int  # bytes
     mtime_ns: int
+    ctime_ns: int = 0  # on Windows the time of creation
+    inode: int = 0  # 0 on Windows, where a listing does not tell it
+
+    def times(self) -> tuple[int, int, int]:
+        """All but the inode, which some network drives number differently at every look."""
+        return self[:3]
 
 
-MISSING = Version(-1, 0)  # of a file that vanished while it was looked at, or of a link to nothing
+MISSING = Version(-1, 0)  # of a file that vanished before it was complete, or of a link to nothing
 
 
 class Arrival(NamedTuple):
@@ -35,38 +44,46 @@ class _Waiting(NamedTuple):
 
 
 class Arrivals:
-    """Looks into a folder and all its sub-folders, again and again. Hidden files and folders are left out.
+    """Lists a folder and all its sub-folders, again and again. Hidden files, and those of the system, are left out.
 
-    settle: seconds for which size and time of a file must stand still. With 0 a file is complete when it is seen, which
-        is right where files are renamed into place.
-    patience: seconds after which a file that still changes is reported; it is given out all the same once it is
+    settle: seconds for which size and times of a file must stand still. With 0 a file is complete when it is seen,
+        which is right where files are renamed into place.
+    patience: seconds after which a file that still changes is reported; it is handed on all the same once it is
         complete.
-    known: whether a version of a file, by its path below the folder, needs no look any more.
+    has_row: whether this version of a file, named by its path below the folder, has a row. It is asked once for each
+        version that lies in the folder.
     """
 
     def __init__(
-        self, folder: Path, known: Callable[[str, Version], bool], settle: float = 0.5, patience: float = 60.0
+        self, folder: Path, has_row: Callable[[str, Version], bool], settle: float = 0.5, patience: float = 60.0
     ) -> None:
-        self.folder, self.known, self.settle, self.patience = folder, known, settle, patience
+        self.folder, self.has_row, self.settle, self.patience = folder, has_row, settle, patience
         self.waiting: dict[str, _Waiting] = {}
-        self.present = True  # whether the folder could be listed at the last look
+        self.present = True  # whether the folder could be listed the last time
+        self._done: dict[str, Version] = {}  # photos with a row that still lie in the folder
 
-    def look(self, now: float) -> list[Arrival]:
-        """What became complete, vanished or ran out of patience since the last look, in order of arrival.
+    def list_new(self, now: float) -> list[Arrival]:
+        """What became complete, vanished or ran out of patience since the last call, in order of arrival.
 
         now: seconds of a clock that only runs forwards (time.monotonic).
         """
         try:
-            seen = {name: version for name, version in self._listed() if not self.known(name, version)}
+            listed = list(self._listed())
         except OSError:
-            self.present = False  # what waits is looked at again when the folder is back
+            self.present = False  # photos that wait are listed again when the folder is back
             return []
         self.present = True
-        vanished = [self._arrival(name, MISSING, "vanished before it was complete") for name in self._vanished(seen)]
+        done: dict[str, Version] = {}
+        unscored: dict[str, Version] = {}
+        for name, version in listed:
+            known = self._done.get(name) == version or self.has_row(name, version)
+            (done if known else unscored)[name] = version
+        self._done = done
+        vanished = [self._arrival(name, MISSING, "vanished before it was complete") for name in self._gone(unscored)]
         complete, late = [], []
-        for name, version in seen.items():
+        for name, version in unscored.items():
             before = self.waiting.get(name)
-            if before is None or before.version != version:
+            if before is None or before.version.times() != version.times():
                 first, was_late = (now, False) if before is None else (before.first, before.late)
                 before = self.waiting[name] = _Waiting(version, now, first, was_late)
             if now - before.since >= self.settle:
@@ -75,17 +92,17 @@ class Arrivals:
             elif now - before.first > self.patience and not before.late:
                 self.waiting[name] = before._replace(late=True)
                 late.append(self._arrival(name, MISSING, f"still changes after {self.patience:g} s"))
-        complete.sort(key=lambda one: (one.version.mtime_ns, natural_order(str(one.file.relative))))
+        complete.sort(key=lambda arrival: (arrival.version.mtime_ns, natural_order(str(arrival.file.relative))))
         return [*vanished, *late, *complete]
 
     def due(self, now: float) -> float:
-        """Seconds until the first of the photos that wait can be complete; infinite where none waits."""
-        return min((max(0.0, one.since + self.settle - now) for one in self.waiting.values()), default=math.inf)
+        """Seconds until the first of the waiting photos can be complete; infinite where none waits."""
+        return min((max(0.0, photo.since + self.settle - now) for photo in self.waiting.values()), default=math.inf)
 
-    def _vanished(self, seen: dict[str, Version]) -> list[str]:
-        gone = [name for name in self.waiting if name not in seen]
-        gone_late = [name for name in gone if self.waiting.pop(name).late]
-        return [name for name in gone if name not in gone_late]  # those have a row already
+    def _gone(self, unscored: dict[str, Version]) -> list[str]:
+        gone = [name for name in self.waiting if name not in unscored]
+        reported = [name for name in gone if self.waiting.pop(name).late]
+        return [name for name in gone if name not in reported]
 
     def _arrival(self, name: str, version: Version, problem: str = "") -> Arrival:
         return Arrival(image_file(self.folder, name), version, problem)
@@ -109,12 +126,21 @@ class Arrivals:
                 continue  # a sub-folder that vanished, or that is closed
             for entry in listed:
                 name = f"{below}{entry.name}"
-                if entry.name.startswith("."):
+                if is_hidden(entry.name):
                     continue
                 if _is_folder(entry):
                     folders.append(f"{name}/")
                 elif entry.name.lower().endswith(SUFFIXES):
                     yield name, version_of(entry)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to the system, such as the thumbnails of a NAS, or is hidden.
+
+    >>> is_hidden("@eaDir"), is_hidden(".half.png"), is_hidden("part@eaDir.png")
+    (True, True, False)
+    """
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def image_file(folder: Path, name: str) -> ImageFile:
@@ -136,4 +162,5 @@ def version_of(file: "os.DirEntry[str] | Path") -> Version:
         status = file.stat()
     except OSError:
         return MISSING
-    return Version(status.st_size, status.st_mtime_ns)
+    inode = 0 if sys.platform == "win32" else status.st_ino & (2**63 - 1)  # as SQLite keeps it
+    return Version(status.st_size, status.st_mtime_ns, status.st_ctime_ns, inode)

@@ -1,10 +1,13 @@
 """Rows on their way to other programs: a command, a web address. Scoring never waits for them."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 import os
 import queue
 import shlex
+import socket
 import subprocess
 import threading
 import time
@@ -13,15 +16,16 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from mambaad_cli import MambaADError
 
 SECRET = "MAMBAAD_WEBHOOK_SECRET"  # the environment variable
+ENCODED_SECRET = "whsec_"  # before the Base64 of a secret, as Standard Webhooks has it
 SIGNATURE = "X-Mambaad-Signature-256"
-TIMEOUT = 10.0  # seconds for an answer of a web address
-EXEC_TIMEOUT = 60.0  # seconds for a command
-MOST = 10_000  # rows that wait
+ANSWER_TIMEOUT = 10.0  # seconds, of a web address
+EXEC_TIMEOUT = 60.0  # seconds, of a command
+MAX_WAITING = 10_000  # rows
 ATTEMPTS = 8  # with pauses of 1, 2, 4, … 64 s between them
 TRY_AGAIN = (408, 425, 429)  # answers below 500 that may be better later
 
@@ -30,18 +34,18 @@ Say: TypeAlias = Callable[[str], None]
 
 
 class Refused(Exception):
-    """A row was not taken, and would not be if it were sent again."""
+    """A row was not accepted, and would not be if it were sent again."""
 
 
 class Delivery:
     """Sends rows in a thread of its own, in order. A row that fails is sent again after growing pauses.
 
-    What cannot be delivered is told to `say`, a line each; the row itself is in the file of rows.
+    What cannot be delivered is reported to `say`, a line each; the row itself is in the file of rows.
     """
 
     def __init__(self, name: str, send: Send, say: Say, attempts: int = ATTEMPTS, pause: float = 1.0) -> None:
         self.name, self.send, self.say, self.attempts, self.pause = name, send, say, attempts, pause
-        self._rows: queue.Queue[bytes | None] = queue.Queue(MOST)
+        self._rows: queue.Queue[bytes] = queue.Queue(MAX_WAITING)
         self._ending = threading.Event()
         self._left_out = self._lost = 0
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -53,11 +57,11 @@ class Delivery:
             self._rows.put_nowait(row)
         except queue.Full:
             if not self._left_out:
-                self.say(f"{self.name}: {MOST} rows wait already: others are left out")
+                self.say(f"{self.name}: {MAX_WAITING} rows wait already: others are left out")
             self._left_out += 1
 
     def close(self, seconds: float = 10.0) -> None:
-        """Wait so long for the rows that are left, each of which is sent once more, and tell how many remain."""
+        """Wait at most `seconds` for the waiting rows, each of which is sent once more; report how many remain."""
         self._ending.set()
         until = time.monotonic() + seconds
         while self._rows.unfinished_tasks and time.monotonic() < until and self._thread.is_alive():
@@ -69,11 +73,14 @@ class Delivery:
         while True:
             row = self._rows.get()
             try:
-                self._deliver(row or b"")
+                self._deliver(row)
+            except Exception:  # of `say`, such as a closed stderr: later rows are delivered all the same
+                self._lost += 1
             finally:
                 self._rows.task_done()
 
     def _deliver(self, row: bytes) -> None:
+        reason = ""
         for attempt in range(self.attempts):
             try:
                 self.send(row)
@@ -81,20 +88,30 @@ class Delivery:
             except Refused as error:
                 self.say(f"{self.name}: {error}")
                 return
-            except (OSError, HTTPException) as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
+            except Exception as error:  # whatever it is, the thread goes on
+                reason = _in_words(error)
             if attempt + 1 == self.attempts or self._ending.wait(self.pause * 2**attempt):
                 break
         if self._ending.is_set():
-            self._lost += 1  # `close` tells
+            self._lost += 1  # `close` reports it
             return
         self.say(f"{self.name}: a row was not delivered: {reason}")
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, OSError | HTTPException):
+        return str(getattr(error, "reason", error)) or type(error).__name__
+    return f"{type(error).__name__}: {error}"
+
+
+# ---- a command ----
 
 
 def command(line: str) -> tuple[str, Send]:
     """A program that gets the row on its standard input. No shell sees the line, nor anything that is in the row.
 
-    Raises MambaADError for a line that is empty or whose quotes do not match.
+    The program does not get the secret of the webhook. Raises MambaADError for a line that is empty or whose quotes do
+    not match.
     """
     try:
         words = shlex.split(line)
@@ -104,8 +121,9 @@ def command(line: str) -> tuple[str, Send]:
         raise MambaADError("--exec needs a command")
 
     def send(row: bytes) -> None:
+        environment = {name: value for name, value in os.environ.items() if name != SECRET}
         try:
-            done = subprocess.run(words, input=row, timeout=EXEC_TIMEOUT, check=False)
+            done = subprocess.run(words, input=row, timeout=EXEC_TIMEOUT, check=False, env=environment)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Refused(getattr(error, "strerror", None) or f"took longer than {EXEC_TIMEOUT:g} s") from None
         if done.returncode:
@@ -114,39 +132,43 @@ def command(line: str) -> tuple[str, Send]:
     return f"--exec {words[0]}", send
 
 
+# ---- a web address ----
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A row goes to the address that was given, and to no other."""
+    """A row goes to the address that was named, and to no other."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
-def webhook(url: str) -> tuple[str, Send]:
+def webhook(url: str, say: Say = lambda line: None) -> tuple[str, Send]:
     """POST the row as JSON to an http or https address.
 
-    With a secret in the environment, the header X-Mambaad-Signature-256 is `sha256=` and the HMAC-SHA256 (RFC 2104) of
-    the body, in hex. Messages name the host alone, because the rest of an address may hold a secret.
+    The headers are those of Standard Webhooks: webhook-id, the same at each attempt, webhook-timestamp and, with a
+    secret in the environment, webhook-signature. X-Mambaad-Signature-256, `sha256=` and the HMAC-SHA256 of the body
+    alone in hex, is that of mambaad 0.2. Messages name the host alone, because the rest of an address may hold a
+    secret.
 
-    Raises MambaADError for any other address.
+    say: is told where the host has no address now; it may have one later, so that is no error.
+
+    Raises MambaADError for any other address, and for a secret that is no Base64 after `whsec_`.
     """
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if host is None or parts.scheme not in ("http", "https") or any(c <= " " for c in url):
-        raise MambaADError("--webhook takes an address such as https://example.com/rows: http or https alone")
-    if parts.username is not None:
-        raise MambaADError(f"--webhook takes no user or password in the address: sign the rows with {SECRET}")
-    secret = os.environ.get(SECRET, "").encode()
+    parts = _checked(url)
+    name = f"--webhook {parts.scheme}://{parts.hostname}"
+    secret = os.environ.get(SECRET, "")
+    key = _key(secret)
     opener = urllib.request.build_opener(_NoRedirect)
+    if parts.scheme not in urllib.request.getproxies():
+        try:
+            socket.getaddrinfo(parts.hostname, parts.port or parts.scheme, type=socket.SOCK_STREAM)
+        except OSError as error:
+            say(f"{name}: the host is not known now ({error.strerror}): rows are sent all the same")
 
     def send(row: bytes) -> None:
-        headers = {"Content-Type": "application/json", "User-Agent": "mambaad"}
-        if secret:
-            headers[SIGNATURE] = f"sha256={hmac.new(secret, row, hashlib.sha256).hexdigest()}"
+        request = urllib.request.Request(url, row, _headers(row, secret, key), method="POST")
         try:
-            with opener.open(urllib.request.Request(url, row, headers, method="POST"), timeout=TIMEOUT):
+            with opener.open(request, timeout=ANSWER_TIMEOUT):
                 pass
         except urllib.error.HTTPError as error:
             error.close()
@@ -154,4 +176,44 @@ def webhook(url: str) -> tuple[str, Send]:
                 raise Refused(f"answered {error.code}: a row was not delivered") from None
             raise OSError(f"answered {error.code}") from None
 
-    return f"--webhook {parts.scheme}://{host}", send
+    return name, send
+
+
+def _checked(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")  # as it is looked up
+        host, _ = parts.hostname, parts.port
+    except ValueError:  # UnicodeError is one
+        host = None
+    if host is None or parts.scheme not in ("http", "https") or any(c <= " " for c in url):
+        raise MambaADError("--webhook takes an address such as https://example.com/rows: http or https alone")
+    if parts.username is not None:
+        raise MambaADError(f"--webhook takes no user or password in the address: sign the rows with {SECRET}")
+    return parts
+
+
+def _key(secret: str) -> bytes:
+    """The bytes of a secret: what follows `whsec_` is Base64, anything else is taken as it is.
+
+    >>> _key("whsec_c2VjcmV0"), _key("secret")
+    (b'secret', b'secret')
+    """
+    if not secret.startswith(ENCODED_SECRET):
+        return secret.encode(errors="surrogateescape")
+    try:
+        return base64.b64decode(secret.removeprefix(ENCODED_SECRET), validate=True)
+    except binascii.Error:
+        raise MambaADError(f"{SECRET}: expected Base64 after {ENCODED_SECRET}") from None
+
+
+def _headers(row: bytes, secret: str, key: bytes) -> dict[str, str]:
+    identity, timestamp = f"msg_{hashlib.sha256(row).hexdigest()[:32]}", str(int(time.time()))
+    headers = {"Content-Type": "application/json", "User-Agent": "mambaad"}
+    headers |= {"webhook-id": identity, "webhook-timestamp": timestamp}
+    if key:
+        signed = hmac.digest(key, f"{identity}.{timestamp}.".encode() + row, "sha256")
+        headers["webhook-signature"] = f"v1,{base64.b64encode(signed).decode()}"
+        plain = hmac.digest(secret.encode(errors="surrogateescape"), row, "sha256")
+        headers[SIGNATURE] = f"sha256={plain.hex()}"
+    return headers

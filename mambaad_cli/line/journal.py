@@ -1,35 +1,32 @@
-"""A file of rows and, beside it, the ledger of the photos that have a row: a photo gets one row, whatever happens.
+"""A file of rows that grows, with its ledger: each version of a photo gets exactly one row, also after a crash.
 
-A row is on disk before its line in the ledger is, and that line says where the row ends. What follows the end of the
-last one is of a run that was interrupted between the two: it is taken back, and its photo is scored again.
+A row is on disk before the ledger knows its photo. The ledger also knows where the last row ends, and in which file.
+What follows there was written by a run that was interrupted between the two: it is cut off, and its photo is scored
+again. Log rotation may rename the file at any moment, or copy and truncate it.
 """
 
-import fcntl
-import json
+import hashlib
 import os
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from mambaad_cli import MambaADError
 from mambaad_cli.files import shown
 from mambaad_cli.line.arrivals import Version
+from mambaad_cli.line.disk import sync_folder
+from mambaad_cli.line.ledger import End, Ledger, Photo
 
-FORMAT = 1  # of the ledger
-
-
-class Entry(NamedTuple):
-    """A photo that has a row."""
-
-    version: Version
-    verdict: str
+TAIL = 4096  # bytes before the end of the last row, whose digest recognises the file
+BLOCK = 1 << 16
 
 
 class Journal:
-    """Rows with their ledger, both open to append, locked against a second writer.
+    """Rows, open to append, and their ledger, locked against a second writer.
 
-    known: entry by path below the watched folder.
-    mended: what was taken back or noticed when it was opened, each in a line for people.
+    ledger: the photos that have a row.
+    notices: what was taken back or noticed when the files were opened, one line each.
 
     Raises MambaADError where another process writes the same rows, where the files belong to something else, and where
     the disk refuses.
@@ -37,128 +34,178 @@ class Journal:
 
     def __init__(self, output: Path, folder: Path, model: str, header: str = "") -> None:
         self.output, self._header = output.resolve(), header.encode()
-        self.path = self.output.with_name(f"{self.output.name}.ledger")
-        self.known: dict[str, Entry] = {}
-        self.mended: list[str] = []
+        self._folder, self._model = str(folder.resolve()), model
+        self.notices: list[str] = []
         try:
             self.output.parent.mkdir(parents=True, exist_ok=True)
-            self._ledger = self.path.open("a+b", buffering=0)
-            self._lock()
-            end = self._read(folder, model)
-            self._rows = self.output.open("a+b", buffering=0)
-            self._mend(end)
-            about = {"ledger": FORMAT, "folder": str(folder.resolve()), "model": model}
-            self._append(self._ledger, _line(about | {"end": self._size()}))
-            if header and not self._size():
-                self._append(self._rows, self._header)
-                self._append(self._ledger, _line(about | {"end": self._size()}))
-            _sync_folder(self.output.parent)
-        except OSError as error:
-            raise MambaADError(f"cannot write {shown(self.output)}: {error.strerror or error}") from error
+            self.ledger = Ledger(self.output.with_name(f"{self.output.name}.ledger"))
+            try:
+                self._check_owner()
+                if self.ledger.end is not None:
+                    self._take_back(self.ledger.end)
+                self._rows = self._opened()
+            except BaseException:
+                self.ledger.close()
+                raise
+        except (OSError, sqlite3.Error) as error:
+            raise self._refusal(error) from error
 
     def has(self, name: str, version: Version) -> bool:
-        """Whether this version of a photo has a row."""
-        entry = self.known.get(name)
-        return entry is not None and entry.version == version
+        """Whether this very version of a photo, named by its path below the folder, has a row."""
+        photo = self.ledger.find(name)
+        return photo is not None and photo.version == version
 
-    def record(self, rows: Sequence[str], photos: Sequence[tuple[str, Version, str]]) -> None:
-        """Append a row for each photo (path, version, verdict). When this returns, both are on disk."""
+    def record(self, rows: Sequence[str], photos: Sequence[Photo]) -> None:
+        """Append a row for each photo. When this returns, both are on disk."""
         try:
             self._follow_rotation()
-            lines, end = [], self._size()
-            for row, (name, version, verdict) in zip(rows, photos, strict=True):
-                end += len(row.encode(errors="surrogateescape"))
-                lines.append(_line({"path": name, **version._asdict(), "verdict": verdict, "end": end}))
-            self._append(self._rows, "".join(rows).encode(errors="surrogateescape"))
-            self._append(self._ledger, b"".join(lines))
-        except OSError as error:
-            where = shown(self.output)
-            raise MambaADError(f"cannot write {where}: {error.strerror}; the rows before are kept") from error
-        self.known |= {name: Entry(version, verdict) for name, version, verdict in photos}
+            before = self._size()
+            try:
+                _append(self._rows, "".join(rows).encode(errors="surrogateescape"))
+            except OSError:
+                os.ftruncate(self._rows.fileno(), before)
+                raise
+            self.ledger.record(photos, self._end())
+        except (OSError, sqlite3.Error) as error:
+            raise self._refusal(error, "; the rows before are kept") from error
 
     def close(self) -> None:
+        """Open the files to others."""
         self._rows.close()
-        self._ledger.close()  # and with it the lock
-
-    def _lock(self) -> None:
         try:
-            fcntl.flock(self._ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MambaADError(f"another mambaad watch writes {shown(self.output)}: choose another --output") from None
+            self.ledger.close()
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
 
-    def _read(self, folder: Path, model: str) -> int:
-        """Take in the ledger, without a last line that is half-written; returns the end of the last row that counts."""
-        self._ledger.seek(0)
-        data = self._ledger.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
-        end, models = 0, [model]
-        for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                found = json.loads(line)
-                end = int(found["end"])
-                if "ledger" not in found:
-                    self._take_in(found)
-                    continue
-                watched, newer = found["folder"], found["ledger"] > FORMAT
-                models.append(found["model"])
-            except (KeyError, TypeError, ValueError):
-                raise MambaADError(f"{shown(self.path)} is damaged in line {number}: choose another --output") from None
-            if newer:
-                raise MambaADError(f"{shown(self.path)} is of a newer mambaad: upgrade this one")
-            if watched != str(folder.resolve()):
-                raise MambaADError(f"{shown(self.output)} is of the folder {shown(watched)}: choose another --output")
-        if not data and self.output.exists() and self.output.stat().st_size:
-            raise MambaADError(f"{shown(self.output)} has rows and no ledger: choose another --output")
-        if models[-1] != model:
-            self.mended.append(f"the rows so far are of another model, {models[-1]}; their photos are not scored again")
-        return end
+    def _refusal(self, error: OSError | sqlite3.Error, more: str = "") -> MambaADError:
+        reason = getattr(error, "strerror", None) or str(error)
+        return MambaADError(f"cannot write {shown(self.output)}: {reason}{more}")
 
-    def _take_in(self, found: dict[str, object]) -> None:
-        version = Version(int(str(found["size"])), int(str(found["mtime_ns"])))
-        self.known[str(found["path"])] = Entry(version, str(found["verdict"]))
+    def _check_owner(self) -> None:
+        watched, model = self.ledger.folder, self.ledger.model
+        if self.ledger.end is None:
+            if self.output.exists() and self.output.stat().st_size:
+                raise MambaADError(f"{shown(self.output)} has rows and no ledger: choose another --output")
+            return
+        if watched != self._folder and watched:
+            raise MambaADError(f"{shown(self.output)} is of the folder {shown(watched)}: choose another --output")
+        if model != self._model:
+            self.notices.append(f"the rows so far are of another model, {model}; their photos are not scored again")
 
-    def _mend(self, end: int) -> None:
-        """Cut the rows where the ledger ends. Rows that are shorter than that were cut by others: they stay so."""
-        size = self._size()
-        if size < end:
-            self.mended.append(f"{shown(self.output)} is shorter than it was: rows go on from here")
-            self._rows.seek(0)
-            end = self._rows.read().rfind(b"\n") + 1
-        if size > end:
-            os.truncate(self.output, end)
-            self.mended.append("took back what an interrupted run wrote last: its photos are scored again")
+    # ---- after a crash ----
+
+    def _take_back(self, end: End) -> None:
+        """Cut off what an interrupted run wrote last, wherever rotation has put it. Rows cut by others stay so."""
+        if not self._cut(self.output, end):
+            beside = [path for path in self._beside(end.offset) if self._cut(path, end)]
+            if self.output.exists():
+                self._cut_half_line(end)
+            if end.offset and not beside:
+                self.notices.append(f"{shown(self.output)} is shorter than it was: rows go on from here")
+
+    def _cut(self, path: Path, end: End) -> bool:
+        """Cut a file where the last row ends, if it is that file or a copy of it: the bytes before the end tell."""
+        if not path.exists():
+            return False
+        with path.open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if end.tail is None:  # of a ledger of format 1
+                ours = path == self.output and size >= end.offset and _ends_line(file, end.offset)
+            else:
+                recognised = end.offset > 0 or _is_file_of(file, end)
+                ours = recognised and size >= end.offset and _tail(file, end.offset) == end.tail
+            if ours and size > end.offset:
+                self._truncate(file, end.offset)
+            return ours
+
+    def _cut_half_line(self, end: End) -> None:
+        """Where others truncated the file of rows, cut what an interrupted run wrote last to whole lines."""
+        with self.output.open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if _is_file_of(file, end) and (whole := _end_of_last_line(file, size)) < size:
+                self._truncate(file, whole)
+
+    def _truncate(self, file: IO[bytes], end: int) -> None:
+        file.truncate(end)
+        os.fsync(file.fileno())
+        self.notices.append("took back what an interrupted run wrote last: its photos are scored again")
+
+    def _beside(self, size: int) -> list[Path]:
+        """Files larger than `size` to which rotation may have renamed or copied the rows."""
+        with os.scandir(self.output.parent) as entries:
+            named = [entry for entry in entries if entry.name.startswith(self.output.stem) and entry.is_file()]
+            others = [Path(entry.path) for entry in named if entry.stat().st_size >= size]
+        kept = (self.output.name, self.ledger.path.name)
+        return [path for path in others if not path.name.startswith(kept[1]) and path.name != kept[0]]
+
+    # ---- the open file ----
+
+    def _opened(self) -> IO[bytes]:
+        """The file of rows, open to append. The ledger knows of it before its first row is written."""
+        self._rows = self.output.open("a+b", buffering=0)
+        sync_folder(self.output.parent)
+        if not _ends_line(self._rows, self._size()):
+            _append(self._rows, b"\n")  # after a line that others left half
+        self._mark()
+        if self._header and not self._size():
+            _append(self._rows, self._header)
+            self._mark()
+        return self._rows
 
     def _follow_rotation(self) -> None:
-        """Begin a new file of rows where the old one was moved away."""
-        if self.output.exists() and os.path.samestat(self.output.stat(), os.fstat(self._rows.fileno())):
-            return
-        self._rows.close()
-        self._rows = self.output.open("a+b", buffering=0)
-        if not self._size():
-            self._append(self._rows, self._header)
+        """Begin a new file of rows where the old one was moved away; go on where it was truncated."""
+        if not self.output.exists() or not os.path.samestat(self.output.stat(), os.fstat(self._rows.fileno())):
+            self._rows.close()
+            self._rows = self._opened()
+        elif self.ledger.end is None or self._size() != self.ledger.end.offset:
+            if self._header and not self._size():
+                self._mark()
+                _append(self._rows, self._header)
+            self._mark()
+
+    def _mark(self) -> None:
+        self.ledger.begin(self._folder, self._model, self._end())
 
     def _size(self) -> int:
         return os.fstat(self._rows.fileno()).st_size
 
-    @staticmethod
-    def _append(file: IO[bytes], data: bytes) -> None:
-        """Write all of it, to disk."""
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
+    def _end(self) -> End:
+        status = os.fstat(self._rows.fileno())
+        return End(status.st_dev, status.st_ino, status.st_size, _tail(self._rows, status.st_size))
 
 
-def _line(values: dict[str, object]) -> bytes:
-    return json.dumps(values).encode() + b"\n"
+def _is_file_of(file: IO[bytes], end: End) -> bool:
+    status = os.fstat(file.fileno())
+    return (status.st_dev, status.st_ino) == (end.device, end.inode)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Put the names of new files on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _tail(file: IO[bytes], offset: int) -> bytes:
+    """A digest of the bytes before an offset."""
+    file.seek(max(0, offset - TAIL))
+    return hashlib.blake2b(file.read(min(offset, TAIL)), digest_size=16).digest()
+
+
+def _ends_line(file: IO[bytes], offset: int) -> bool:
+    """Whether a line ends at this offset, or the file begins."""
+    file.seek(max(0, offset - 1))
+    return offset == 0 or file.read(1) == b"\n"
+
+
+def _end_of_last_line(file: IO[bytes], size: int) -> int:
+    """Where the last line with an end has it."""
+    end = size
+    while end > 0:
+        start = max(0, end - BLOCK)
+        file.seek(start)
+        if (found := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _append(file: IO[bytes], data: bytes) -> None:
+    """Write all of it, to disk."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+    os.fsync(file.fileno())

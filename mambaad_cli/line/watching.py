@@ -1,31 +1,32 @@
 """A folder that is watched: each photo that arrives gets one row, and what else was asked for."""
 
 import errno
-import os
-import shutil
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
-from mambaad_cli.data.images import ImageFile
-from mambaad_cli.files import shown
+from mambaad_cli.files import DISK_FULL, shown
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import framed, overlay
 from mambaad_cli.inspection.overlays import colour_scale
 from mambaad_cli.inspection.predict import Prediction, PredictOptions, check_class, predict
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, json_line, json_row
 from mambaad_cli.inspection.rows import row as csv_row
-from mambaad_cli.line import arrivals
-from mambaad_cli.line.arrivals import Arrival, Arrivals, Version
+from mambaad_cli.line import ledger, moving
+from mambaad_cli.line.arrivals import Arrival, Arrivals, Version, version_of
 from mambaad_cli.line.changes import changes
 from mambaad_cli.line.delivery import Delivery, Say
 from mambaad_cli.line.journal import Journal
+from mambaad_cli.line.ledger import Photo
+from mambaad_cli.line.moving import Mover
 
-SHARE = 4  # a look may take one part in so many of the time
+LISTING_SHARE = 4  # listing the folder may take one part in this many of the time
+MAX_FAILURES = 16  # photos in a row that the model cannot score, after which the model is to blame
+HOUSEKEEPING = 1.0  # seconds between two looks at the photos that are still to be moved, or were moved a moment ago
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class WatchOptions:
 
     predict: PredictOptions = field(default_factory=PredictOptions)
     settle: float = 0.5  # see Arrivals
-    patience: float = 60.0
+    patience: float = 60.0  # see Arrivals and Mover
     once: bool = False  # end when no photo waits
     regions: bool = False  # JSON rows list them
     maps: Path | None = None  # a folder for overlays
@@ -65,19 +66,26 @@ class Watch:
         self.model, self.folder, self.options, self.deliveries, self.say = model, folder, options, deliveries, say
         self.as_json = output.suffix.lower() != ".csv"
         self.journal = Journal(output, folder, model.sha256, "" if self.as_json else csv_line(COLUMNS))
-        self.arrivals = Arrivals(folder, self.journal.has, options.settle, options.patience)
+        self.mover = None
+        if options.move_to is not None:
+            self.mover = Mover(folder, options.move_to, self.journal.ledger, options.patience, say)
+        self.arrivals = Arrivals(folder, self._has_row, options.settle, options.patience)
         self.stopping = False
         self.counts: Counter[str] = Counter()
-        for line in self.journal.mended:
+        self._failures = 0  # photos in a row that the model could not score
+        for line in self.journal.notices:
             say(line)
 
     def run(self) -> "Counter[str]":
         """Watch; returns the verdicts of the photos that were scored."""
-        self._move_those_left()
+        housekeeping = -HOUSEKEEPING
         with changes(self.folder) as changed:
             while not self.stopping:
                 began = time.monotonic()
-                arrived = self._look(began)
+                if self.mover is not None and began >= housekeeping + HOUSEKEEPING:
+                    self.mover.go_on()
+                    housekeeping = began
+                arrived = self._arrived(began)
                 for start in range(0, len(arrived), self.options.predict.batch):
                     if self.stopping:
                         break
@@ -85,112 +93,130 @@ class Watch:
                 if self.options.once and not arrived and not self.arrivals.waiting:
                     break
                 if not arrived:
-                    looked = time.monotonic()
-                    changed.wait((looked - began) * SHARE, self.arrivals.due(looked))
+                    listed = time.monotonic()
+                    changed.wait((listed - began) * LISTING_SHARE, self.arrivals.due(listed))
+        if self.mover is not None:
+            self.mover.go_on()
         return self.counts
 
     def close(self) -> None:
         """Let the deliveries end, and open the rows to others."""
-        for one in self.deliveries:
-            one.close()
+        for delivery in self.deliveries:
+            delivery.close()
         self.journal.close()
 
-    def _look(self, now: float) -> list[Arrival]:
+    def _arrived(self, now: float) -> list[Arrival]:
         was_present = self.arrivals.present
-        arrived = self.arrivals.look(now)
+        arrived = self.arrivals.list_new(now)
         if self.arrivals.present != was_present:
-            told = f"{shown(self.folder)} is gone: waiting for it" if was_present else f"{shown(self.folder)} is back"
-            self.say(told)
+            self.say(f"{shown(self.folder)} is {'gone: waiting for it' if was_present else 'back'}")
         return arrived
 
-    def _score(self, group: Sequence[Arrival]) -> None:
+    def _has_row(self, name: str, version: Version) -> bool:
+        """Whether a photo has a row already. Where only its place on the disk or its rights changed, it has."""
+        photo = self.journal.ledger.find(name)
+        if photo is None or photo.version[:2] != version[:2]:
+            return False
+        if photo.version != version:
+            taken_over = photo.version == Version(*version[:2])  # from a ledger that did not know the other two
+            if not taken_over and (photo.digest is None or photo.digest != moving.digest_of(self.folder / name)):
+                return False
+            photo = photo._replace(version=version)
+            self.journal.ledger.update(photo)
+        if photo.state == ledger.STAYS and self.mover is not None:
+            self.mover.move_later(photo)
+        return True
+
+    # ---- a photo ----
+
+    def _score(self, batch: Sequence[Arrival]) -> None:
         """Rows of some photos on disk; then whatever else is done with them."""
-        options = self.options
-        wanted = replace(options.predict, maps=options.maps is not None)
-        scored = predict(self.model, [one.file for one in group if not one.problem], wanted)
-        rows, photos, sent = [], [], []
-        targets: list[Path | None] = []
-        for one in group:
-            found = next(scored) if not one.problem else _unscored(one)
-            if options.maps is not None:
-                self._write_overlay(found, options.maps)
-            target = None if one.problem else self._target(one.file, found.verdict, targets)
-            moved_to = {} if target is None else {"moved_to": str(target)}
-            row = json_line(json_row(found, self.model.sha256, options.regions) | moved_to)
-            targets.append(target)
-            sent.append(row)
-            rows.append(row if self.as_json else csv_line(csv_row(found).values()))
-            photos.append((str(one.file.relative), one.version, found.verdict))
-            self.counts[found.verdict] += 1
-        self.journal.record(rows, photos)
-        for one, target in zip(group, targets, strict=True):
-            self._move(one.file, one.version, target)
-        for delivery in self.deliveries:
-            for row in sent:
-                delivery.put(row.encode())
-
-    def _write_overlay(self, one: Prediction, folder: Path) -> None:
-        """Write folder/PATH.png, where PATH is the photo's, without its ending if that is .png too."""
-        if one.anomaly_map is None or one.picture is None:
-            return
-        path = folder / one.file.relative
-        path = path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
-        glowing = overlay(one.picture, one.anomaly_map, colour_scale(self.model, one.class_name))
-        images.write(path, framed(glowing, [found.box for found in one.regions or ()]))
-
-    def _move_those_left(self) -> None:
-        """Move photos that an interrupted run scored and did not move."""
-        if self.options.move_to is None:
-            return
-        for name, entry in self.journal.known.items():
-            file = arrivals.image_file(self.folder, name)
-            self._move(file, entry.version, self._target(file, entry.verdict))
-
-    def _target(self, file: ImageFile, verdict: str, taken: Collection[Path | None] = ()) -> Path | None:
-        """Where a photo with this verdict is moved to, if it is."""
-        if self.options.move_to is None:
-            return None
-        return free(self.options.move_to / verdict / file.relative, taken)
-
-    def _move(self, file: ImageFile, version: Version, target: Path | None) -> None:
-        """Move a photo that was scored; one that has been written anew since stays, to be scored."""
-        if target is None or arrivals.version_of(file.path) != version:
-            return
+        predictions = self._predictions(batch)
+        rows, photos, json_rows = [], [], []
+        for arrival, prediction in zip(batch, predictions, strict=True):
+            if self.options.maps is not None:
+                self._write_overlay(prediction, self.options.maps)
+            photo = self._placed(arrival, prediction.verdict)
+            moved_to = {"moved_to": photo.moved_to} if photo.moved_to else {}
+            json_rows.append(json_line(json_row(prediction, self.model.sha256, self.options.regions) | moved_to))
+            rows.append(json_rows[-1] if self.as_json else csv_line(csv_row(prediction).values()))
+            photos.append(photo)
         try:
-            move(file.path, target)
-        except FileNotFoundError:
-            pass  # it vanished: its row says so, or it was scored before
-        except OSError as error:
-            self.say(f"{shown(file.path)} stays where it is: {error.strerror}")
-
-
-def free(target: Path, taken: Collection[Path | None] = ()) -> Path:
-    """The path itself, or with a number where there is a file or the path is `taken`."""
-    path, number = target, 1
-    while path in taken or os.path.lexists(path):
-        number += 1
-        path = target.with_name(f"{target.stem}_{number}{target.suffix}")
-    return path
-
-
-def move(source: Path, target: Path) -> Path:
-    """Move a file, to another disk as well. Nothing is written over: a taken name gets a number. Returns the new path.
-
-    Raises OSError.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path = free(target)
-    try:
-        source.rename(path)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
+            if self.mover is not None:
+                self.mover.sync(photos)
+            self.journal.record(rows, photos)
+        except MambaADError:
+            if self.mover is not None:
+                self.mover.withdraw(photos)
             raise
-        half = path.with_name(f".{path.name}.half")  # hidden from those who watch that folder
-        shutil.copy2(source, half)
-        half.replace(path)
-        source.unlink()
-    return path
+        self.counts.update(prediction.verdict for prediction in predictions)
+        if self.mover is not None:
+            self.mover.finish(photos)
+        for delivery in self.deliveries:
+            for row in json_rows:
+                delivery.put(row.encode())
+        if self._failures >= MAX_FAILURES:
+            raise MambaADError(f"{self._failures} photos in a row cannot be scored: {predictions[-1].error}")
+
+    def _placed(self, arrival: Arrival, verdict: str) -> Photo:
+        """What the ledger will know of a photo, which gets its new name now if it is to be moved."""
+        name = arrival.file.relative.as_posix()
+        photo = Photo(name, arrival.version, verdict, since=time.time())
+        if arrival.problem:
+            return photo
+        digest = moving.digest_of(arrival.file.path)
+        if version_of(arrival.file.path) == arrival.version:  # else it is of a later version
+            photo = photo._replace(digest=digest)
+        if self.mover is None:
+            return photo
+        before = self.journal.ledger.find(name)
+        photo = photo._replace(returned=before is not None and before.returned)
+        # A file that cannot be read may still be growing, and so may one that changed after it had been moved.
+        if (verdict == "error" or photo.returned) and not self.options.once:
+            return photo._replace(state=ledger.HELD)
+        return self.mover.place(photo)
+
+    def _predictions(self, batch: Sequence[Arrival]) -> list[Prediction]:
+        """A prediction for each arrival. Where the model fails at one photo, that one has the verdict `error`."""
+        files = [arrival.file for arrival in batch if not arrival.problem]
+        wanted = replace(self.options.predict, maps=self.options.maps is not None)
+        try:
+            # endless: the runtime is that for many photos, however few arrive at once
+            scored = list(predict(self.model, files, wanted, endless=True))
+        except Exception as error:
+            _raise_if_not_of_one_photo(error)
+            scored = []
+            for arrival in (arrival for arrival in batch if not arrival.problem):
+                try:
+                    scored += predict(self.model, [arrival.file], wanted, endless=True)
+                    self._failures = 0
+                except Exception as error:
+                    _raise_if_not_of_one_photo(error)
+                    self._failures += 1
+                    reason = f"cannot be scored: {type(error).__name__}: {error}"
+                    scored.append(_without_score(arrival._replace(problem=reason)))
+        else:
+            self._failures = 0 if files else self._failures
+        each = iter(scored)
+        return [_without_score(arrival) if arrival.problem else next(each) for arrival in batch]
+
+    def _write_overlay(self, prediction: Prediction, folder: Path) -> None:
+        """Write folder/PATH.png, where PATH is the photo's, without its ending if that is .png too."""
+        if prediction.anomaly_map is None or prediction.picture is None:
+            return
+        path = folder / prediction.file.relative
+        path = path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
+        scale = colour_scale(self.model, prediction.class_name)
+        picture = overlay(prediction.picture, prediction.anomaly_map, scale, prediction.inside)
+        images.write(path, framed(picture, [region.box for region in prediction.regions or ()]))
 
 
-def _unscored(one: Arrival) -> Prediction:
-    return Prediction(one.file, "", None, None, "error", one.problem)
+def _without_score(arrival: Arrival) -> Prediction:
+    return Prediction(arrival.file, "", None, None, "error", arrival.problem)
+
+
+def _raise_if_not_of_one_photo(error: Exception) -> None:
+    """Let pass what ends the whole watch: a full disk, and what a user can mend, if it is not about one file."""
+    disk = isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EROFS)
+    if disk or (isinstance(error, MambaADError) and not isinstance(error, images.ImageError)):
+        raise error

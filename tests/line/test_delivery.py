@@ -132,7 +132,7 @@ def test_a_password_in_an_address_is_refused_and_not_printed() -> None:
 
 
 def test_more_rows_than_can_wait_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delivery, "MOST", 2)
+    monkeypatch.setattr(delivery, "MAX_WAITING", 2)
     started, go, said = threading.Event(), threading.Event(), list[str]()
 
     def send(row: bytes) -> None:

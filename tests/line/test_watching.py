@@ -21,7 +21,8 @@ from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, row
-from mambaad_cli.line.watching import Watch, WatchOptions, move
+from mambaad_cli.line.placing import place
+from mambaad_cli.line.watching import Watch, WatchOptions
 from tests.conftest import picture
 
 ROOT = Path(mambaad_cli.__file__).parent.parent
@@ -131,8 +132,8 @@ def test_a_photo_that_is_written_anew_while_it_is_scored_is_not_moved_but_scored
 def test_moving_writes_nothing_over(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text(name)
-    assert move(tmp_path / "a.png", tmp_path / "new" / "x.png").name == "x.png"
-    assert move(tmp_path / "b.png", tmp_path / "new" / "x.png").name == "x_2.png"
+    assert place(tmp_path / "a.png", tmp_path / "new" / "x.png").name == "x.png"
+    assert place(tmp_path / "b.png", tmp_path / "new" / "x.png").name == "x_2.png"
     assert (tmp_path / "new" / "x.png").read_text() == "a.png"
 
 
