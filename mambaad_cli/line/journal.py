@@ -104,7 +104,7 @@ class Journal:
                 self.notices.append(f"{shown(self.output)} is shorter than it was: rows go on from here")
 
     def _cut(self, path: Path, end: End) -> bool:
-        """Cut a file where the last row ends, if it is that file or a copy of it: the bytes before the end tell."""
+        """Cut a file where the last row ends, if it is that file, or surely a copy of it. Returns whether it is."""
         if not path.exists():
             return False
         with path.open("r+b") as file:
@@ -112,8 +112,9 @@ class Journal:
             if end.tail is None:  # of a ledger of format 1
                 ours = path == self.output and size >= end.offset and _ends_line(file, end.offset)
             else:
-                recognised = end.offset > 0 or _is_file_of(file, end)
-                ours = recognised and size >= end.offset and _tail(file, end.offset) == end.tail
+                copied = end.offset > len(self._header) and (path == self.output or not self._header)
+                ours = copied or _is_file_of(file, end)  # JSON rows have times: no two files end alike by chance
+                ours = ours and size >= end.offset and _tail(file, end.offset) == end.tail
             if ours and size > end.offset:
                 self._truncate(file, end.offset)
             return ours
