@@ -20,7 +20,7 @@ UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def parse_since(text: str) -> datetime:
-    """The time so long ago, or a date.
+    """A time that is as long ago as `text` tells, or a date.
 
     >>> str(parse_since("2026-03-01")), parse_since("7d") < datetime.now(timezone.utc) - timedelta(days=6)
     ('2026-03-01 00:00:00+00:00', True)
@@ -63,30 +63,32 @@ def monitor(
     ] = None,
 ) -> None:
     """Tell whether scores, rejects or photos have changed since the model was calibrated. Exit status 3 on an alarm."""
-    from mambaad_cli.inspection import model_file
+    from mambaad_cli.inspection import model_file, runtimes
     from mambaad_cli.line import monitor_output
     from mambaad_cli.line.monitoring import Monitor
 
     if plot is not None:
         check_plot(plot)
         check_writable(plot)
-    found = Monitor(model_file.load(model), false_alarm, defects or 0.0)
-    _follow(found, rows, since)
+    if model.suffix.lower() in runtimes.SUFFIXES:
+        raise MambaADError(f"{shown(model)} is an exported model: take the model file that it was made from")
+    monitor = Monitor(model_file.load(model), false_alarm, defects or 0.0, history=plot is not None)
+    _follow(monitor, rows, since)
     if as_json:
         from mambaad_cli.inspection.rows import json_line
 
-        typer.echo(json_line(found.as_json()), nl=False)
+        typer.echo(json_line(monitor.as_json()), nl=False)
     else:
         from rich.console import Console
 
-        monitor_output.print_table(found, Console())
+        monitor_output.print_table(monitor, Console())
     if plot is not None:
-        monitor_output.plot(found, plot)
-    raise typer.Exit(ANOMALY_FOUND if any(one.alarm for one in found.tests) else 0)
+        monitor_output.plot(monitor, plot)
+    raise typer.Exit(ANOMALY_FOUND if monitor.alarm else 0)
 
 
-def _follow(found: "Monitor", paths: list[Path], since: datetime | None) -> None:
-    """Read the rows; say in one line each what was left out."""
+def _follow(monitor: "Monitor", paths: list[Path], since: datetime | None) -> None:
+    """Read the rows; report in one line each what was left out."""
     from mambaad_cli.inspection.row_files import Row, read_rows
 
     for path in paths:
@@ -96,11 +98,11 @@ def _follow(found: "Monitor", paths: list[Path], since: datetime | None) -> None
                     raise MambaADError(f"the rows of {shown(path)} have no time: --since needs JSON rows")
                 if row.time < since:
                     continue
-            found.add(row)
-    if found.damaged:
-        warn(f"{found.damaged} damaged rows were left out")
-    if found.of_other_models:
-        warn(f"{found.of_other_models} rows of other models than {found.model} were left out")
-    if not found.rows:
+            monitor.add(row)
+    if monitor.damaged:
+        warn(f"{monitor.damaged} damaged rows were left out")
+    if monitor.of_other_models:
+        warn(f"{monitor.of_other_models} rows of other models than {monitor.model} were left out")
+    if not monitor.rows:
         when = "" if since is None else f" since {since.isoformat(timespec='minutes')}"
         raise MambaADError(f"no rows{when} in {', '.join(map(shown, paths))}")

@@ -26,7 +26,8 @@ import numpy as np
 
 SHIFTS = (0.25, 0.5, 1.0, 2.0)  # that the bets are best for, in standard deviations of a normal score
 RATES = (1.5, 2.0, 4.0, 10.0)  # that the bets are best for, in units of the limit
-MOST_MONEY = 1e300
+MAX_MONEY = 1e300
+EXACT = 20_000  # values of which each one is kept
 
 
 class Gambler:
@@ -40,8 +41,43 @@ class Gambler:
         """The money after one more value, on which a unit in play of each strategy becomes `payoffs`, on average 1."""
         self.count += 1
         self._played = (self._played + 1 / (self.count * (self.count + 1))) * payoffs
-        self._played = np.minimum(self._played, MOST_MONEY)
+        self._played = np.minimum(self._played, MAX_MONEY)
         return float(self._played.mean()) + 1 / (self.count + 1)  # and what is not in play yet
+
+
+class Ranking:
+    """Counts how many of the values before lie above a new one, in memory that does not grow without end.
+
+    The first `exact` values are kept. From then on values that lie between the same two of them count as equal.
+    RiseTest takes the worse of the ranks that an equal value may have, so its promise holds as before.
+
+    >>> ranking = Ranking([3.0, 1.0, 2.0])
+    >>> ranking.add(2.0), ranking.add(0.5)
+    ((1, 1), (4, 0))
+    """
+
+    def __init__(self, values: Sequence[float], exact: int | None = None) -> None:
+        self.count = len(values)
+        self._exact = EXACT if exact is None else exact
+        self._values = sorted(values)
+        self._bins: np.ndarray | None = None  # counts: below the first of the values, equal to it, between it and …
+
+    def add(self, value: float) -> tuple[int, int]:
+        """How many of the values before lie above this one, and how many equal it."""
+        if self._bins is None and self.count >= self._exact:
+            self._values, counts = (column.tolist() for column in np.unique(self._values, return_counts=True))
+            self._bins = np.zeros(2 * len(counts) + 1, np.int64)
+            self._bins[1::2] = counts
+        low = bisect.bisect_left(self._values, value)
+        high = bisect.bisect_right(self._values, value)
+        self.count += 1
+        if self._bins is None:
+            self._values.insert(high, value)
+            return self.count - 1 - high, high - low
+        place = low + high  # 2 low, or 2 low + 1 where it equals the value there
+        above, equal = int(self._bins[place + 1 :].sum()), int(self._bins[place])
+        self._bins[place] += 1
+        return above, equal
 
 
 class RiseTest:
@@ -51,16 +87,13 @@ class RiseTest:
     """
 
     def __init__(self, good: Sequence[float], fall: bool = False) -> None:
-        self._before = sorted(good)
+        self._before = Ranking(good)
         self._shifts = np.array([*SHIFTS, *(-shift for shift in SHIFTS)] if fall else SHIFTS)
         self._gambler = Gambler(len(self._shifts))
 
     def add(self, value: float) -> float:
         """The money after this value."""
-        n = len(self._before)
-        above = n - bisect.bisect_right(self._before, value)
-        equal = n - above - bisect.bisect_left(self._before, value)
-        bisect.insort(self._before, value)
+        n, (above, equal) = self._before.count, self._before.add(value)
         payoffs = np.minimum(rank_payoffs(above, n, self._shifts), rank_payoffs(above + equal, n, self._shifts))
         return self._gambler.bet(payoffs)
 
@@ -124,19 +157,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         quiet = [
             simulated(rng, good, options.parts, 0, 0.0, options.false_alarm) is not None for _ in range(options.lines)
         ]
-        found = [
+        alarms = [
             simulated(rng, good, options.before, options.parts, options.shift, options.false_alarm)
             for _ in range(options.lines)
         ]
         parts = [
-            math.inf if one is None else one - options.before + 1
-            for one in found
-            if one is None or one >= options.before
+            math.inf if alarm is None else alarm - options.before + 1
+            for alarm in alarms
+            if alarm is None or alarm >= options.before
         ]
         hits = sum(part < math.inf for part in parts)
         median = statistics.median(parts) if parts else math.nan
-        said = f"{median:.0f} parts" if math.isfinite(median) else "not found"
-        print(f"{good:8}  {sum(quiet):8} of {options.lines:<20} {hits:10} of {len(parts):<8} {said:>12}")
+        delay = f"{median:.0f} parts" if math.isfinite(median) else "not found"
+        print(f"{good:8}  {sum(quiet):8} of {options.lines:<20} {hits:10} of {len(parts):<8} {delay:>12}")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,8 @@ class Journal:
 
     def close(self) -> None:
         """Open the files to others."""
+        if self._rows.closed:
+            return
         self._rows.close()
         try:
             self.ledger.close()

@@ -1,10 +1,11 @@
-"""Rows of score or watch -> has the line changed since the model was calibrated? Each test says how sure that is."""
+"""Rows of score or watch -> has the line changed since the model was calibrated? Each check tells how sure that is."""
 
 import statistics
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,36 +25,51 @@ WORDS = {  # what a fall and a rise of each statistic look like
 }
 
 
+class History(NamedTuple):
+    """What a plot needs, of each row that counts for a check."""
+
+    numbers: list[int]  # of the rows
+    values: list[float]  # of a share 0 or 1
+    evidence: list[float]
+
+
 @dataclass
-class Test:
-    """One question about the line, and what its answer is so far."""
+class Check:
+    """One question about the line, and its answer so far.
+
+    Its memory does not grow with the rows, unless it has a `history`.
+    """
 
     name: str  # unreadable, unknown, rejects, scores, brightness, contrast or sharpness
-    product: str  # "" of all
-    tester: RiseTest | ShareTest
-    needed: float  # money of the gambler that is an alarm, see drift
+    product: str  # "" where it concerns all products
+    test: RiseTest | ShareTest
+    needed: float  # evidence that is an alarm, see drift
     limit: float | None = None  # that a share may have
     usual: tuple[float, float, float] | None = None  # quantiles by USUAL of good images
-    numbers: list[int] = field(default_factory=list)  # of the rows that count for it
-    values: list[float] = field(default_factory=list)  # of these rows; of a share 0 or 1
-    money: list[float] = field(default_factory=list)
+    history: History | None = None
+    count: int = 0  # rows
+    total: float = 0.0  # of their values
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))  # the last of their values
+    evidence: float = 0.0  # the highest so far
     first: str = ""  # the photo of the first alarm
 
     def add(self, number: int, path: str, value: float) -> None:
         """Take row `number`, the photo `path`, into account."""
-        money = self.tester.add(bool(value)) if isinstance(self.tester, ShareTest) else self.tester.add(value)
-        self.numbers.append(number)
-        self.values.append(value)
-        self.money.append(money)
-        if money >= self.needed and not self.first:
+        evidence = self.test.add(bool(value)) if isinstance(self.test, ShareTest) else self.test.add(value)
+        self.count += 1
+        self.total += value
+        self.recent.append(value)
+        self.evidence = max(self.evidence, evidence)
+        if evidence >= self.needed and not self.first:
             self.first = path
+        if self.history is not None:
+            for column, entry in zip(self.history, (number, value, evidence), strict=True):
+                column.append(entry)  # type: ignore[arg-type]
 
     @property
     def now(self) -> float:
         """The share of all rows, or the median of the last ones."""
-        if self.limit is not None:
-            return sum(self.values) / len(self.values)
-        return statistics.median(self.values[-RECENT:])
+        return self.total / self.count if self.limit is not None else statistics.median(self.recent)
 
     @property
     def alarm(self) -> bool:
@@ -64,7 +80,7 @@ class Test:
 
     def in_words(self) -> str:
         """What an alarm means, in one line."""
-        count = f"{sum(self.values):.0f} of {len(self.values)}"
+        count = f"{self.total:.0f} of {self.count}"
         if self.usual is None:
             return {
                 "unreadable": f"{count} files cannot be read",
@@ -77,15 +93,16 @@ class Test:
         return f"{WORDS[self.name][self.now > middle]}: {self.name} {self.now:.3g}, {low:.3g} to {high:.3g} at fit"
 
     def as_json(self) -> dict[str, Any]:
+        """Its answer, for programs."""
         usual = None if self.usual is None else dict(zip(("q05", "median", "q95"), self.usual, strict=True))
         return {
             "test": self.name,
             "product": self.product,
-            "photos": len(self.values),
+            "photos": self.count,
             "now": self.now,
             "limit": self.limit,
             "usual": usual,
-            "evidence": max(self.money),
+            "evidence": self.evidence,
             "alarm": self.alarm,
             "first": self.first or None,
             "says": self.in_words() if self.alarm else "",
@@ -95,35 +112,40 @@ class Test:
 class Monitor:
     """Follows the rows of one model, in their order.
 
-    false_alarm: the chance of any false alarm, in all tests together, while nothing changes on the line.
+    false_alarm: the chance of any false alarm, in all checks together, while nothing changes on the line.
     defects: the share of real defects that is usual on this line, on top of false rejects.
+    history: whether each check keeps the values of all rows, as a plot needs them.
     """
 
-    def __init__(self, model: FittedModel, false_alarm: float = 0.01, defects: float = 0.0) -> None:
+    def __init__(
+        self, model: FittedModel, false_alarm: float = 0.01, defects: float = 0.0, history: bool = False
+    ) -> None:
         self.model = model.sha256
         self.rows = self.damaged = self.of_other_models = 0
         self.began: datetime | None = None
         self.ended: datetime | None = None
-        self._tests: dict[tuple[str, str], Test] = {}
+        self._checks: dict[tuple[str, str], Check] = {}
         self._needed = 1 / false_alarm
+        self._history = history
         self._ask("unreadable", "", ShareTest(TOLERATED), limit=TOLERATED)
         self._ask("unknown", "", ShareTest(TOLERATED), limit=TOLERATED)
-        for name, scores in model.scores.items():
-            if name not in model.held_out:
+        for product, scores in model.scores.items():
+            if product not in model.held_out:
                 continue  # nothing was promised
             limit = min(0.99, ceiling(len(scores), model.share_of(scores)) + defects)
-            good = [six_digits(one) for one in scores]
-            self._ask("rejects", name, ShareTest(limit), limit=limit)
-            self._ask("scores", name, RiseTest(good), usual=_quantiles(good))
-        for name, photos in model.photo_statistics.items():
-            for part in PhotoStatistics._fields if photos else ():
-                good = [six_digits(getattr(one, part)) for one in photos]
-                self._ask(part, name, RiseTest(good, fall=True), usual=_quantiles(good))
-        for one in self._tests.values():
-            one.needed *= len(self._tests)  # so that the promise is of all of them together (Bonferroni)
+            good = [six_digits(score) for score in scores]
+            self._ask("rejects", product, ShareTest(limit), limit=limit)
+            self._ask("scores", product, RiseTest(good), usual=_quantiles(good))
+        for product, photos in model.photo_statistics.items():
+            for statistic in PhotoStatistics._fields if photos else ():
+                good = [six_digits(getattr(photo, statistic)) for photo in photos]
+                self._ask(statistic, product, RiseTest(good, fall=True), usual=_quantiles(good))
+        for check in self._checks.values():
+            check.needed *= len(self._checks)  # so that the promise is about all of them together (Bonferroni)
 
-    def _ask(self, name: str, product: str, tester: RiseTest | ShareTest, **expected: Any) -> None:
-        self._tests[name, product] = Test(name, product, tester, self._needed, **expected)
+    def _ask(self, name: str, product: str, test: RiseTest | ShareTest, **expected: Any) -> None:
+        history = History([], [], []) if self._history else None
+        self._checks[name, product] = Check(name, product, test, self._needed, history=history, **expected)
 
     def add(self, row: Row | Damaged) -> None:
         """Take one row into account. Rows of another model are counted and left out, and so are damaged lines."""
@@ -136,17 +158,27 @@ class Monitor:
             self.began, self.ended = self.began or row.time, row.time or self.ended
             for name, value in _values(row).items():
                 product = "" if name in ("unreadable", "unknown") else row.class_name
-                if test := self._tests.get((name, product)):
-                    test.add(self.rows, row.path, value)
+                if check := self._checks.get((name, product)):
+                    check.add(self.rows, row.path, value)
 
     @property
-    def tests(self) -> list[Test]:
-        """Those with a row that counts for them, by product."""
-        return sorted((one for one in self._tests.values() if one.values), key=lambda one: one.product)
+    def checks(self) -> list[Check]:
+        """Those for which a row counts, by product."""
+        return sorted((check for check in self._checks.values() if check.count), key=lambda check: check.product)
+
+    @property
+    def needed(self) -> float:
+        """The evidence that is an alarm."""
+        return len(self._checks) * self._needed
+
+    @property
+    def alarm(self) -> bool:
+        """Whether any check gives an alarm."""
+        return any(check.alarm for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        """All that was found, with times in ISO 8601."""
-        began, ended = (None if one is None else one.isoformat() for one in (self.began, self.ended))
+        """The answers of all checks, with times in ISO 8601."""
+        began, ended = (None if time is None else time.isoformat() for time in (self.began, self.ended))
         return {
             "model": self.model,
             "rows": self.rows,
@@ -154,14 +186,14 @@ class Monitor:
             "of_other_models": self.of_other_models,
             "began": began,
             "ended": ended,
-            "alarm": any(one.alarm for one in self.tests),
-            "evidence_for_alarm": len(self._tests) * self._needed,
-            "tests": [one.as_json() for one in self.tests],
+            "alarm": self.alarm,
+            "evidence_for_alarm": self.needed,
+            "tests": [check.as_json() for check in self.checks],
         }
 
 
 def _values(row: Row) -> dict[str, float]:
-    """What a row says, by the name of the test that it counts for."""
+    """The values of a row, by the name of the check for which they count."""
     if row.score is None:
         return {"unreadable": 1.0}
     if row.verdict == "unknown":

@@ -1,7 +1,12 @@
+import base64
 import hashlib
 import hmac
 import json
+import shutil
+import socket
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -77,7 +82,84 @@ def test_a_row_is_posted_and_signed_with_the_secret(server: Server, monkeypatch:
 
 def test_without_a_secret_nothing_is_signed(server: Server) -> None:
     delivered(webhook(server.url), [ROW])
-    assert SIGNATURE not in server.got[0][2]
+    headers = {name.lower() for name in server.got[0][2]}
+    assert SIGNATURE.lower() not in headers
+    assert "webhook-signature" not in headers
+    assert {"webhook-id", "webhook-timestamp"} <= headers
+
+
+@pytest.mark.parametrize(
+    ("secret", "key"), [("confidential", "confidential"), ("whsec_Y29uZmlkZW50aWFs", "confidential")]
+)
+def test_a_row_is_signed_as_standard_webhooks_has_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, secret: str, key: str
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    monkeypatch.setenv(SECRET, secret)
+    server.answers = [500, 200, 200]
+    before = int(time.time())
+    delivered(webhook(server.url), [ROW, b"another"])
+    first, again, other = ({name.lower(): value for name, value in headers.items()} for _, _, headers in server.got)
+    assert first["webhook-id"] == again["webhook-id"] != other["webhook-id"]
+    assert before <= int(again["webhook-timestamp"]) <= time.time()
+    signed = f"{again['webhook-id']}.{again['webhook-timestamp']}.".encode() + ROW
+    openssl = subprocess.run(
+        ["openssl", "dgst", "-sha256", "-hmac", key, "-binary"], input=signed, capture_output=True, check=True
+    )
+    assert again["webhook-signature"] == f"v1,{base64.b64encode(openssl.stdout).decode()}"
+
+
+def test_a_secret_that_cannot_be_decoded_is_refused_and_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET, "whsec_confidential!")
+    with pytest.raises(MambaADError, match="expected Base64 after whsec_$"):
+        webhook("http://127.0.0.1/")
+
+
+def test_an_unforeseen_error_is_a_failed_attempt_and_the_thread_goes_on() -> None:
+    sent = []
+
+    def send(row: bytes) -> None:
+        sent.append(row)
+        if row == b"1":
+            raise UnicodeError("label empty or too long")
+
+    assert delivered(("odd", send), [b"1", b"2"], attempts=2) == [
+        "odd: a row was not delivered: UnicodeError: label empty or too long"
+    ]
+    assert sent == [b"1", b"1", b"2"]
+
+
+def test_where_nobody_can_be_told_the_thread_goes_on() -> None:
+    sent = []
+
+    def send(row: bytes) -> None:
+        sent.append(row)
+        raise delivery.Refused("no")
+
+    def say(line: str) -> None:
+        raise BrokenPipeError
+
+    one = Delivery("mute", send, say)
+    one.put(b"1")
+    one.put(b"2")
+    one._rows.join()
+    assert sent == [b"1", b"2"]
+
+
+def test_a_host_without_an_address_is_told_at_the_start_and_tried_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of a line may come up after its PC."""
+
+    def nobody(host: str, *args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    said: list[str] = []
+    name, _ = webhook("http://plc.local/rows?token=confidential", said.append)
+    assert name == "--webhook http://plc.local"
+    assert said == [
+        "--webhook http://plc.local: the host is not known now (Name or service not known): rows are sent all the same"
+    ]
 
 
 def test_rows_are_sent_again_until_they_are_taken_and_in_order(server: Server) -> None:
@@ -118,7 +200,18 @@ def test_nobody_there_is_one_line() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://a/b", "example.com", "http://", "http://a b/", "http://a:x/", "http://[/", ""],
+    [
+        "file:///etc/passwd",
+        "ftp://a/b",
+        "example.com",
+        "http://",
+        "http://a b/",
+        "http://a:x/",
+        "http://[/",
+        "",
+        "http://cam..local/x",
+        f"http://{'x' * 64}.com/",
+    ],
 )
 def test_other_addresses_are_refused(url: str) -> None:
     with pytest.raises(MambaADError, match="http or https alone$"):
@@ -171,6 +264,16 @@ def test_a_command_gets_the_row_and_no_shell_sees_it(tmp_path: Path) -> None:
     assert delivered(command(words), [evil]) == []
     assert (tmp_path / "got it").read_bytes() == evil
     assert sorted(path.name for path in tmp_path.iterdir()) == ["$HOME;touch", "got it"]
+
+
+def test_a_command_does_not_get_the_secret_of_the_webhook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SECRET, "confidential")
+    monkeypatch.setenv("OTHER", "variable")
+    (tmp_path / "tell.sh").write_text(f"env > '{tmp_path}/env'")
+    assert delivered(command(f"sh {tmp_path}/tell.sh"), [ROW]) == []
+    environment = (tmp_path / "env").read_text()
+    assert "OTHER=variable" in environment
+    assert "confidential" not in environment
 
 
 def test_a_command_that_fails_is_one_line_and_not_run_again() -> None:

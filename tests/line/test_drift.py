@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mambaad_cli.line import drift
-from mambaad_cli.line.drift import Gambler, RiseTest, ShareTest, rank_payoffs, simulated
+from mambaad_cli.line.drift import Gambler, Ranking, RiseTest, ShareTest, rank_payoffs, simulated
 
 
 def test_bets_on_ranks_are_fair_whatever_the_number_of_good_images() -> None:
@@ -55,6 +55,30 @@ def test_values_that_fall_are_found_only_where_asked_for() -> None:
     both, rise = RiseTest(good, fall=True), RiseTest(good)
     assert max(both.add(value) for value in low) > 1e6
     assert max(rise.add(value) for value in low) <= 1.0
+
+
+def test_ranks_are_exact_at_first_and_then_those_of_a_bounded_number_of_bins() -> None:
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=2000).round(3).tolist()
+    exact, bounded = Ranking(values[:10]), Ranking(values[:10], exact=500)
+    for i, value in enumerate(values[10:], 10):
+        above, equal = exact.add(value)
+        assert (above, equal) == (sum(one > value for one in values[:i]), values[:i].count(value))
+        few_above, more_equal = bounded.add(value)
+        assert few_above <= above <= above + equal <= few_above + more_equal
+        assert i >= 500 or (few_above, more_equal) == (above, equal)
+        assert more_equal < 0.05 * i
+    assert bounded._bins is not None
+    assert (bounded.count, len(bounded._bins)) == (2000, 2 * len(set(values[:500])) + 1)
+
+
+def test_a_shift_is_found_after_more_values_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "EXACT", 300)
+    rng = np.random.default_rng(4)
+    quiet, shifted = rng.normal(size=3000).tolist(), rng.normal(1.0, size=600).tolist()
+    test = RiseTest(rng.normal(size=50).tolist())
+    assert max(test.add(value) for value in quiet) < 100
+    assert max(test.add(value) for value in shifted) > 1e6
 
 
 def test_a_share_above_its_limit_is_found_and_one_below_is_not() -> None:

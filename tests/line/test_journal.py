@@ -4,12 +4,9 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import IO, TypeAlias
 
 import pytest
@@ -19,6 +16,7 @@ from mambaad_cli.line import journal as journal_module
 from mambaad_cli.line.arrivals import Version
 from mambaad_cli.line.journal import Journal
 from mambaad_cli.line.ledger import Ledger, Photo
+from tests.line.killing import kill_at_line
 
 V = Version(3, 14)
 Rotate: TypeAlias = "Callable[[Path], None]"
@@ -119,38 +117,6 @@ def test_a_running_watch_of_the_old_version_is_respected(opened: Callable[..., J
 
 
 # ---- killed at every step ----
-
-
-def kill_at_line(number: int, work: Callable[[], object], modules: tuple[str, ...]) -> bool:
-    """Run `work` in a process that is killed when it comes to a line of these modules for the n-th time.
-
-    Returns whether it was killed: False once `number` is larger than the number of lines.
-    """
-    child = os.fork()
-    if child == 0:
-        left = number
-
-        def trace(frame: FrameType, event: str, argument: object) -> object:
-            nonlocal left
-            if not frame.f_code.co_filename.endswith(modules):
-                return None
-            if event == "line":
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        try:
-            sys.settrace(trace)
-            work()
-        except BaseException:
-            sys.settrace(None)
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL)
-    return status == signal.SIGKILL
 
 
 @pytest.fixture

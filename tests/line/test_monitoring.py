@@ -1,4 +1,5 @@
 import json
+import pickle
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -44,11 +45,11 @@ def lines(
 
 
 def alarms(model: FittedModel, rows: "list[Row | Damaged]", **choices: float) -> dict[str, str]:
-    """The tests with an alarm and what they say."""
+    """The checks with an alarm, in words."""
     monitor = Monitor(model, **choices)
     for row in rows:
         monitor.add(row)
-    return {one.name: one.in_words() for one in monitor.tests if one.alarm}
+    return {check.name: check.in_words() for check in monitor.checks if check.alarm}
 
 
 def test_a_line_on_which_nothing_changes_gives_no_alarm(model: FittedModel) -> None:
@@ -106,6 +107,25 @@ def test_rows_of_other_models_and_damaged_ones_are_left_out(model: FittedModel) 
     for row in [*lines(5), Damaged(6), Damaged(7, growing=True), *(replace(one, model="other") for one in lines(7))]:
         monitor.add(row)
     assert (monitor.rows, monitor.damaged, monitor.of_other_models) == (5, 1, 7)
+
+
+def test_memory_does_not_grow_with_the_rows_unless_a_plot_needs_them(model: FittedModel) -> None:
+    """With the same answers: those of all rows, to the last digit."""
+    bounded, full = Monitor(model), Monitor(model, history=True)
+    sizes = []
+    for row in lines(3000, shift=0.3, rejected=0.05):
+        bounded.add(row)
+        full.add(row)
+        if bounded.rows in (200, 3000):
+            checks = [replace(check, test=None) for check in bounded.checks]  # the tests themselves: see Ranking
+            sizes.append(len(pickle.dumps(checks)))
+    assert sizes[1] < sizes[0] + 100
+    assert bounded.as_json() == full.as_json()
+    (scores,) = [check for check in full.checks if check.name == "scores"]
+    assert scores.history is not None
+    assert [len(column) for column in scores.history] == [scores.count] * 3
+    assert scores.evidence == max(scores.history.evidence)
+    assert scores.now == np.median(scores.history.values[-50:])
 
 
 # ---- the command ----
@@ -168,3 +188,10 @@ def test_rows_without_times_need_no_since(files: Path) -> None:
     (files / "rows.jsonl").write_text("path,class,score,threshold,verdict,error,p_value,certainty\na,nut,9,1,good,,,\n")
     assert run(files).exit_code == 0
     assert "--since needs JSON rows" in run(files, "--since", "7d").stderr
+
+
+def test_an_exported_model_is_refused_with_what_to_take_instead(files: Path) -> None:
+    (files / "m.onnx").touch()
+    result = run(files, "--model", files / "m.onnx")
+    assert result.exit_code == 1
+    assert result.stderr.endswith("m.onnx is an exported model: take the model file that it was made from\n")
