@@ -1,4 +1,4 @@
-"""How soon `mambaad watch` writes the row of a photo, and what memory it takes over many: a watch of its own, measured.
+"""How soon `mambaad watch` writes the row of a photo, and how much memory it takes over many photos.
 
 python -m mambaad_cli.benchmark.profile_watch tests/data/cookie/incoming --photos 1000 --rate 5
 python -m mambaad_cli.benchmark.profile_watch tests/data/cookie/incoming --photos 20000 --rate 0 --tiny
@@ -18,7 +18,7 @@ import psutil
 
 from mambaad_cli.data import images
 
-LONGEST = 300.0  # seconds without a new row, as while the model loads
+MAX_SILENCE = 300.0  # seconds without a new row, as while the model loads
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, sources: Sequence[Path], model: Path, photos: int, rate: float, settle: float) -> None:
-    """Run `mambaad watch` in `folder` and print what was found."""
+    """Run `mambaad watch` in `folder`; print how soon the rows came and what memory it took."""
     incoming, output = folder / "incoming", folder / "rows.jsonl"
     incoming.mkdir()
     command = [sys.executable, "-m", "mambaad_cli", "watch", str(incoming), "-o", str(output), "-m", str(model)]
@@ -65,12 +65,11 @@ def measure(folder: Path, sources: Sequence[Path], model: Path, photos: int, rat
             sizes.append(watched.memory_info().rss / 1e6)
         finally:
             process.terminate()
-    seconds = [rows.times[name] - at for name, at in complete.items()]
+    seconds = [rows.times[name] - arrived for name, arrived in complete.items()]
     p50, p95, p99 = np.quantile(seconds, (0.5, 0.95, 0.99))
-    asked = (
-        f"{rate:g} a second" if rate else f"as fast as they are scored ({photos / (time.monotonic() - began):.1f}/s)"
-    )
-    print(f"{photos} photos, {asked}, --settle {settle:g}; {len(seconds)} rows")
+    measured = photos / (time.monotonic() - began)
+    pace = f"{rate:g} a second" if rate else f"as fast as they are scored ({measured:.1f}/s)"
+    print(f"{photos} photos, {pace}, --settle {settle:g}; {len(seconds)} rows")
     if rate:
         print(f"from complete file to row: p50 {p50:.2f} s, p95 {p95:.2f}, p99 {p99:.2f}, at most {max(seconds):.2f}")
     print(f"memory: {sizes[0]:.0f} MB at first, {sizes[len(sizes) // 2]:.0f} MB halfway, {sizes[-1]:.0f} MB at the end")
@@ -84,33 +83,33 @@ class Rows:
         self.times: dict[str, float] = {}
 
     def follow_until(self, until: float) -> None:
-        """Look at the file until that time."""
+        """Follow the file until that time."""
         while True:
-            self._look()
+            self._read_more()
             if (left := until - time.monotonic()) <= 0:
                 return
             time.sleep(min(0.01, left))
 
     def wait_for(self, count: int) -> None:
-        """Wait until the file has so many rows. Raises TimeoutError where none is added for long."""
-        until = time.monotonic() + LONGEST
+        """Wait until the file has `count` rows. Raises TimeoutError where none is added for MAX_SILENCE seconds."""
+        until = time.monotonic() + MAX_SILENCE
         while len(self.times) < count:
             before = len(self.times)
             self.follow_until(time.monotonic() + 0.01)
             if len(self.times) > before:
-                until = time.monotonic() + LONGEST
+                until = time.monotonic() + MAX_SILENCE
             if time.monotonic() > until:
-                raise TimeoutError(f"{len(self.times)} of {count} rows after {LONGEST:g} s")
+                raise TimeoutError(f"{len(self.times)} of {count} rows after {MAX_SILENCE:g} s")
 
-    def _look(self) -> None:
+    def _read_more(self) -> None:
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             file.seek(self.at)
             data = file.read()
-        whole = data.rfind(b"\n") + 1
-        self.at += whole
-        for line in data[:whole].splitlines():
+        complete = data.rfind(b"\n") + 1
+        self.at += complete
+        for line in data[:complete].splitlines():
             self.times[Path(json.loads(line)["path"]).name] = time.monotonic()
 
 

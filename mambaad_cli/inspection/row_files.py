@@ -17,12 +17,12 @@ from mambaad_cli.files import shown
 from mambaad_cli.inspection.regions import Region, of_json
 from mambaad_cli.inspection.rows import COLUMNS, SCHEMA
 
-NEEDED = COLUMNS[:5]  # path, class, score, threshold and verdict: all rows have them
+REQUIRED = COLUMNS[:5]  # path, class, score, threshold and verdict: all rows have them
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image as its row tells; what the row does not tell is None or empty. CSV tells nothing from `regions` on."""
+    """The row of one image. A value that the row lacks is None or empty; CSV has none from `regions` on."""
 
     path: str
     class_name: str = ""
@@ -68,7 +68,7 @@ class RowFile(NamedTuple):
 
 @dataclass
 class _Lines:
-    """The lines of a file that have an end, one after the other, and what is known once all of them were read."""
+    """The lines of a file that have an end, one after the other; digest and `growing` count once all were read."""
 
     path: Path
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
@@ -96,22 +96,22 @@ def read_rows(path: Path) -> Iterator[Row | Damaged]:
 def read_file(path: Path) -> RowFile:
     """All rows of a file at once. Raises MambaADError as `read_rows` does, and for a file without a row."""
     lines = _Lines(path)
-    found = list(_rows(lines))
-    rows = [one for one in found if isinstance(one, Row)]
+    entries = list(_rows(lines))
+    rows = [entry for entry in entries if isinstance(entry, Row)]
     if not rows:
         raise MambaADError(f"{shown(path)} holds no rows: expected what mambaad watch or mambaad score --json writes")
-    damaged = [one.number for one in found if isinstance(one, Damaged)]
+    damaged = [entry.number for entry in entries if isinstance(entry, Damaged)]
     return RowFile(path, lines.digest.hexdigest(), rows, damaged)
 
 
 def _rows(lines: _Lines) -> Iterator[Row | Damaged]:
     path = lines.path
     try:
-        whole = iter(lines)
-        first = next(whole, None)
+        complete_lines = iter(lines)
+        first = next(complete_lines, None)
         if first is not None:
-            both = itertools.chain([first], whole)
-            yield from _of_json(path, both) if first.startswith("{") else _of_csv(path, both)
+            all_lines = itertools.chain([first], complete_lines)
+            yield from _of_json(path, all_lines) if first.startswith("{") else _of_csv(path, all_lines)
         if lines.growing:
             yield Damaged(lines.growing, growing=True)
     except OSError as error:
@@ -136,21 +136,21 @@ def _of_json(path: Path, lines: Iterable[str]) -> Iterator[Row | Damaged]:
 
 def _of_csv(path: Path, lines: Iterable[str]) -> Iterator[Row | Damaged]:
     reader = csv.DictReader(lines)
-    if not set(NEEDED) <= set(reader.fieldnames or ()):
+    if not set(REQUIRED) <= set(reader.fieldnames or ()):
         raise MambaADError(f"{shown(path)} was not written by mambaad watch or mambaad score --json or --csv")
     for values in reader:
         try:
             if None in values or None in values.values():  # too many cells, or too few
                 raise ValueError("cut")
-            yield _row({name: _uncovered(text) for name, text in values.items()})
+            yield _row({name: _without_apostrophe(text) for name, text in values.items()})
         except (TypeError, ValueError):
             yield Damaged(reader.line_num)
 
 
-def _uncovered(text: str) -> str:
+def _without_apostrophe(text: str) -> str:
     """A cell without the apostrophe that `rows.csv_line` puts before what a spreadsheet would run.
 
-    >>> _uncovered("'=1+1.png"), _uncovered("'quoted'.png")
+    >>> _without_apostrophe("'=1+1.png"), _without_apostrophe("'quoted'.png")
     ('=1+1.png', "'quoted'.png")
     """
     return text[1:] if text[:1] == "'" and text[1:2] in tuple("=+-@\t\r") else text
@@ -168,7 +168,7 @@ def _row(values: dict[str, Any]) -> Row:
         verdict=_text(values["verdict"]),
         error=str(values.get("error") or ""),
         p_value=_number(values.get("p_value")),
-        regions=None if regions is None else tuple(of_json(one) for one in regions),
+        regions=None if regions is None else tuple(of_json(region) for region in regions),
         time=_time(values.get("time")),
         model=str(values.get("model") or ""),
         photo=None if None in photo else PhotoStatistics(*map(float, photo)),

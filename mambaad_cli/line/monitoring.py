@@ -63,8 +63,9 @@ class Check:
         if evidence >= self.needed and not self.first:
             self.first = path
         if self.history is not None:
-            for column, entry in zip(self.history, (number, value, evidence), strict=True):
-                column.append(entry)  # type: ignore[arg-type]
+            self.history.numbers.append(number)
+            self.history.values.append(value)
+            self.history.evidence.append(evidence)
 
     @property
     def now(self) -> float:

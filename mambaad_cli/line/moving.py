@@ -17,6 +17,7 @@ from mambaad_cli.line.disk import sync_folder
 from mambaad_cli.line.ledger import HELD, PLACED, STAYS, Ledger, Moved, Photo
 
 BLOCK = 1 << 20
+MAX_REPORTED = 10_000  # photos of which is remembered that they were reported
 
 
 class Mover:
@@ -77,6 +78,8 @@ class Mover:
                 except OSError as error:
                     self._report(source, error)
                     continue  # `go_on` tries again
+            elif version == MISSING and not self.folder.is_dir():
+                continue  # the folder is gone: the photo may come back with it
             elif version != MISSING and version.inode and version.inode == photo.version.inode:
                 placing.withdraw(path)  # its writer is still at it: it will be scored again
                 self.ledger.update(photo._replace(state=STAYS, moved_to=""))
@@ -147,6 +150,8 @@ class Mover:
         self.ledger.update(Photo(name, never, "", since=time.time(), returned=True))
 
     def _report(self, path: Path, error: OSError) -> None:
+        if len(self._reported) >= MAX_REPORTED:
+            self._reported.clear()
         if str(path) not in self._reported:
             self._reported.add(str(path))
             self.say(f"{shown(path)} stays where it is: {error.strerror}")

@@ -4,13 +4,16 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import pytest
 
+import mambaad_cli
 from mambaad_cli import MambaADError
 from mambaad_cli.line import journal as journal_module
 from mambaad_cli.line.arrivals import Version
@@ -19,8 +22,26 @@ from mambaad_cli.line.ledger import Ledger, Photo
 from tests.line.killing import kill_at_line
 
 V = Version(3, 14)
+ROOT = Path(mambaad_cli.__file__).parent.parent
 Rotate: TypeAlias = "Callable[[Path], None]"
 EVIL = 'two\nlines "<b>" \udcff.png'
+
+
+def rename(rows: Path) -> None:
+    if rows.exists():
+        number = len(list(rows.parent.glob("rows.jsonl.[0-9]*"))) + 1
+        rows.rename(rows.with_name(f"rows.jsonl.{number}"))
+
+
+def copy_and_truncate(rows: Path) -> None:
+    if rows.exists() and rows.stat().st_size:
+        number = len(list(rows.parent.glob("rows.jsonl.[0-9]*"))) + 1
+        shutil.copy(rows, rows.with_name(f"rows.jsonl.{number}"))
+        os.truncate(rows, 0)
+
+
+def nothing(rows: Path) -> None:
+    pass
 
 
 @pytest.fixture
@@ -126,23 +147,6 @@ def in_memory() -> Iterator[Path]:
         yield Path(folder)
 
 
-def rename(rows: Path) -> None:
-    if rows.exists():
-        number = len(list(rows.parent.glob("rows.jsonl.[0-9]*"))) + 1
-        rows.rename(rows.with_name(f"rows.jsonl.{number}"))
-
-
-def copy_and_truncate(rows: Path) -> None:
-    if rows.exists() and rows.stat().st_size:
-        number = len(list(rows.parent.glob("rows.jsonl.[0-9]*"))) + 1
-        shutil.copy(rows, rows.with_name(f"rows.jsonl.{number}"))
-        os.truncate(rows, 0)
-
-
-def nothing(rows: Path) -> None:
-    pass
-
-
 @pytest.mark.parametrize(
     ("header", "rotate", "rotate_after_kill"),
     [
@@ -220,6 +224,75 @@ def test_rows_that_are_moved_away_meanwhile_go_on_in_a_new_file(opened: Callable
     again = opened(header="path\n")
     assert (output(again), again.notices) == ("path\nrow of b\n", [])
     assert again.has("a", V)
+
+
+@pytest.mark.parametrize("rotate", [rename, copy_and_truncate, Path.unlink])
+def test_rows_and_the_name_of_their_file_are_on_disk_before_the_ledger_knows_them(
+    opened: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch, rotate: Rotate
+) -> None:
+    journal = opened(header="path\n")
+    journal.record(["row of a\n"], [Photo("a", V, "good")])
+    rotate(journal.output)
+    steps: list[str] = []
+    fsync, record, begin = os.fsync, Ledger.record, Ledger.begin
+
+    def noted(handle: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def recorded(self: Ledger, *arguments: Any) -> None:
+        steps.append("photos")
+        record(self, *arguments)
+
+    def marked(self: Ledger, *arguments: Any) -> None:
+        steps.append("end")
+        begin(self, *arguments)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Ledger, "record", recorded)
+    monkeypatch.setattr(Ledger, "begin", marked)
+    journal.record(["row of b\n"], [Photo("b", V, "good")])
+    begun = [] if rotate is copy_and_truncate else ["out"]  # its folder
+    assert steps == [*begun, "end", "rows.jsonl", "end", "rows.jsonl", "photos", "end"]
+    assert journal.output.read_text() == "path\nrow of b\n"
+
+
+def test_without_the_locks_of_posix_there_is_one_writer_too(
+    opened: Callable[..., Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows, where there is no fcntl. Another process is refused as well."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    journal = opened()
+    with pytest.raises(MambaADError, match="^another mambaad watch writes"):
+        opened()
+    script = "import sys, pathlib; from mambaad_cli.line import journal; p = pathlib.Path(sys.argv[1])"
+    script += "; journal.Journal(p, p.parent, 'm')"
+    arguments = [sys.executable, "-c", script, str(journal.output)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stderr.splitlines()[-1].startswith("mambaad_cli.MambaADError: another mambaad watch writes ")
+
+
+def test_a_half_line_of_others_is_not_glued_to_a_row(opened: Callable[..., Journal]) -> None:
+    first = opened()
+    first.record(["row of a\n"], [Photo("a", V, "good")])
+    first.close()
+    first.output.unlink()
+    first.output.write_text("half of somet")
+    again = opened()
+    again.record(["row of b\n"], [Photo("b", V, "good")])
+    assert output(again) == "half of somet\nrow of b\n"
+
+
+def test_a_damaged_ledger_is_one_line_and_left_alone(opened: Callable[..., Journal]) -> None:
+    first = opened()
+    first.record(["row of a\n"], [Photo("a", V, "good")])
+    first.close()
+    ledger = first.ledger.path
+    ledger.write_bytes(ledger.read_bytes()[:100] + bytes(5000))
+    before = ledger.read_bytes()
+    with pytest.raises(MambaADError, match="rows.jsonl.ledger is damaged: .*: choose another --output$"):
+        opened()
+    assert ledger.read_bytes()[100:] == before[100:]
 
 
 def test_one_writer_at_a_time(opened: Callable[..., Journal]) -> None:

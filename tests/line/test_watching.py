@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -84,6 +85,32 @@ def test_overlays_are_written_where_asked_for(watched: Callable[..., Any], goods
     assert (tmp_path / "maps" / "nut" / "0.png").is_file()
     assert cv2.imread(str(tmp_path / "maps" / "nut" / "0.jpg.png")).shape == (80, 96, 3)
     assert all("regions" in one for one in rows(tmp_path / "rows.jsonl"))
+
+
+def test_overlays_show_the_region_of_interest(
+    watched: Callable[..., Any], tiny_model: FittedModel, goods: Path, tmp_path: Path
+) -> None:
+    """As those of `mambaad map`: the pixels outside are dimmed."""
+    left = np.zeros((80, 96), bool)
+    left[:, :48] = True
+    tiny_model.rois = {"nut": left, "bolt": left}
+    watched(maps=tmp_path / "maps")
+    (prediction,) = predict(tiny_model, images.find([goods / "nut" / "0.png"]), PredictOptions("nut", maps=True))
+    assert prediction.inside is not None
+    written = images.read(tmp_path / "maps" / "nut" / "0.png").astype(int)
+    assert np.abs(written - prediction.overlay()).max() <= 1
+
+
+def test_the_runtime_is_that_for_many_photos(watched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def for_inference(self: FittedModel, images: int | None = None) -> FittedModel:
+        asked.append(images)
+        return self
+
+    monkeypatch.setattr(FittedModel, "for_inference", for_inference)
+    watched()
+    assert set(asked) == {None}
 
 
 def test_photos_are_moved_by_verdict_those_of_an_interrupted_run_too(
@@ -180,8 +207,23 @@ def test_what_cannot_be_done_is_said_before_any_photo_is_scored(command: Callabl
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_masks_of_photos_are_taken_from_a_folder(
+    command: Callable[..., Result], tiny_model: FittedModel, goods: Path, tmp_path: Path
+) -> None:
+    tiny_model.own_masks = True
+    model_file.save(tiny_model, tmp_path / "m.safetensors")
+    result = command()
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert result.stderr.endswith("give their folder with --roi-dir\n")
+    assert not (tmp_path / "rows.jsonl").exists()
+    for i in range(6):
+        images.write(tmp_path / "masks" / f"{i}.png", np.full((80, 96), 255, np.uint8))
+    assert command("--roi-dir", tmp_path / "masks").exit_code == 0
+    assert {row["error"] for row in rows(tmp_path / "rows.jsonl")} == {""}
+
+
 def test_killed_in_the_middle_of_500_photos_each_has_exactly_one_row(tiny_model: FittedModel, tmp_path: Path) -> None:
-    """Also: SIGTERM ends a watch in order, with status 0."""
+    """With a log rotation in between. Also: SIGTERM ends a watch in order, with status 0."""
     model_file.save(tiny_model, tmp_path / "m.safetensors")
     (tmp_path / "in").mkdir()
     small = picture(height=16, width=16)
@@ -201,15 +243,21 @@ def test_killed_in_the_middle_of_500_photos_each_has_exactly_one_row(tiny_model:
 
     with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
         lines_reach(100, process)
+        output.rename(tmp_path / "rows.jsonl.1")
+        lines_reach(20, process)
         process.kill()
-    before = output.read_bytes().count(b"\n")
-    assert 100 <= before < 500
+    before = output.read_bytes().count(b"\n") + (tmp_path / "rows.jsonl.1").read_bytes().count(b"\n")
+    assert 120 <= before < 500
+    output.rename(tmp_path / "rows.jsonl.2")
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE) as process:
-        lines_reach(500, process)
+        lines_reach(1, process)  # it has cut what it wrote last
+        rotated = sum((tmp_path / f"rows.jsonl.{i}").read_bytes().count(b"\n") for i in (1, 2))
+        lines_reach(500 - rotated, process)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0
     assert b"photos: " in said
-    found = [Path(one["path"]).name for one in rows(output)]
+    files = [output, tmp_path / "rows.jsonl.1", tmp_path / "rows.jsonl.2"]
+    found = [Path(row["path"]).name for path in files for row in rows(path)]
     assert len(found) == 500
     assert set(found) == {f"{i}.bmp" for i in range(500)}
