@@ -333,15 +333,18 @@ def test_what_belongs_to_something_else_is_refused_and_left_alone(tmp_path: Path
         Journal(tmp_path / "d", tmp_path, "m")
 
 
-def test_a_full_disk_is_one_line_and_what_it_cut_is_mended(opened: Callable[..., Journal]) -> None:
+@pytest.mark.parametrize("row", ["x" * 2000, "row of b"])
+def test_a_full_disk_is_one_line_and_what_it_cut_is_mended(opened: Callable[..., Journal], row: str) -> None:
+    """The rows do not fit, or only the ledger does not."""
+    reason = "disk I/O error" if row == "row of b" else "File too large"
     journal = opened()
     journal.record(["row of a\n"], [Photo("a", V, "good")])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(MambaADError, match=r"^cannot write .*: File too large; the rows before are kept$"):
-            journal.record([f"{'x' * 2000}\n"], [Photo("b", V, "good")])
+        with pytest.raises(MambaADError, match=rf"^cannot write .*: {reason}; the rows before are kept$"):
+            journal.record([f"{row}\n"], [Photo("b", V, "good")])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)

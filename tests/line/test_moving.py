@@ -221,6 +221,44 @@ def test_another_photo_of_the_same_name_that_comes_while_the_row_is_written_stay
     assert rows(folder) == [("a.png", "good", "good/a.png"), ("a.png", "anomalous", "anomalous/a.png")]
 
 
+def test_a_folder_that_is_gone_before_the_old_names_are_removed_gives_no_second_row(
+    watch: Callable[..., Watch], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = Journal.record
+
+    def unplugged(self: Journal, *arguments: Any) -> None:
+        record(self, *arguments)
+        (folder / "in").rename(folder / "away")
+
+    (folder / "in" / "a.png").write_text("good .")
+    watching = watch()
+    monkeypatch.setattr(Journal, "record", unplugged)
+    step(watching)
+    step(watching)
+    (folder / "away").rename(folder / "in")
+    step(watching)
+    assert rows(folder) == [("a.png", "good", "good/a.png")]
+    assert files(folder) == {"done/good/a.png": "good ."}
+
+
+def test_a_photo_that_cannot_be_moved_stays_and_its_row_does_not_claim_otherwise(
+    watch: Callable[..., Watch], folder: Path
+) -> None:
+    (folder / "done").mkdir()
+    (folder / "done" / "good").write_text("no folder")
+    (folder / "in" / "a.png").write_text("good .")
+    watching = watch()
+    step(watching)
+    step(watching)
+    assert rows(folder) == [("a.png", "good", ".")]
+    assert watch.said == [f"{folder}/in/a.png stays where it is: File exists"]  # type: ignore[attr-defined]
+    watching.close()
+    (folder / "done" / "good").unlink()
+    watch(once=True).run()
+    assert files(folder) == {"done/good/a.png": "good ."}
+    assert len(rows(folder)) == 1
+
+
 # ---- versions ----
 
 
