@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-POLL = 0.2  # seconds between two looks
-POLL_TOLD = 1.0  # the same where changes are told: those of network drives are not
+POLL = 0.2  # seconds between two listings
+POLL_REPORTED = 1.0  # the same where the system reports changes: it does not for network drives
 
 
 class Pauses:
-    """Waits for the next look."""
+    """Waits until the folder is listed again."""
 
     def __init__(self, longest: float) -> None:
         self.longest = longest
@@ -32,7 +32,7 @@ def changes(folder: Path) -> Iterator[Pauses]:
     except ImportError:
         yield Pauses(POLL)
         return
-    pauses, ending = Pauses(POLL_TOLD), threading.Event()
+    pauses, ending = Pauses(POLL_REPORTED), threading.Event()
 
     def follow() -> None:
         while not ending.is_set():
@@ -43,7 +43,7 @@ def changes(folder: Path) -> Iterator[Pauses]:
                     pauses.changed.set()
             except (OSError, RuntimeError):  # the folder is gone, or there are too many to follow
                 pauses.longest = POLL
-                ending.wait(POLL_TOLD)
+                ending.wait(POLL_REPORTED)
 
     thread = threading.Thread(target=follow, name="changes", daemon=True)
     thread.start()

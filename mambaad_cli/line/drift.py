@@ -27,7 +27,7 @@ import numpy as np
 SHIFTS = (0.25, 0.5, 1.0, 2.0)  # that the bets are best for, in standard deviations of a normal score
 RATES = (1.5, 2.0, 4.0, 10.0)  # that the bets are best for, in units of the limit
 MAX_MONEY = 1e300
-EXACT = 20_000  # values of which each one is kept
+EXACT = 20_000  # values that are kept exactly
 
 
 class Gambler:

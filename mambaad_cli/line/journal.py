@@ -200,8 +200,8 @@ def _end_of_last_line(file: IO[bytes], size: int) -> int:
     while end > 0:
         start = max(0, end - BLOCK)
         file.seek(start)
-        if (found := file.read(end - start).rfind(b"\n")) >= 0:
-            return start + found + 1
+        if (last := file.read(end - start).rfind(b"\n")) >= 0:
+            return start + last + 1
         end = start
     return 0
 

@@ -133,7 +133,7 @@ class Ledger:
         self.commit()
 
     def record(self, photos: Iterable[Photo], end: End) -> None:
-        """These photos have rows, of which the last ends here. On disk when this returns."""
+        """These photos have rows, and the last row ends here. On disk when this returns."""
         rows = [_values(photo) for photo in photos]
         self._connection.executemany(f"REPLACE INTO photos VALUES ({', '.join('?' * 11)})", rows)
         self.recorded += len(rows)
@@ -151,8 +151,8 @@ class Ledger:
 
     def moved(self) -> list[Moved]:
         """Photos that were moved a moment ago."""
-        found = self._connection.execute("SELECT * FROM moved").fetchall()
-        return [Moved(os.fsdecode(target), os.fsdecode(name), *numbers) for target, name, *numbers in found]
+        rows = self._connection.execute("SELECT * FROM moved").fetchall()
+        return [Moved(os.fsdecode(target), os.fsdecode(name), *numbers) for target, name, *numbers in rows]
 
     # Changes below are on disk with the next `commit`: what is lost in a crash is found out again.
 

@@ -17,7 +17,7 @@ from mambaad_cli.line.disk import sync_folder
 from mambaad_cli.line.ledger import HELD, PLACED, STAYS, Ledger, Moved, Photo
 
 BLOCK = 1 << 20
-MAX_REPORTED = 10_000  # photos of which is remembered that they were reported
+MAX_REPORTED = 10_000  # photos that are remembered as reported
 
 
 class Mover:

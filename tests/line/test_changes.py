@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from mambaad_cli.line.changes import POLL, POLL_TOLD, changes
+from mambaad_cli.line.changes import POLL, POLL_REPORTED, changes
 
 
 def test_a_new_file_ends_the_pause_where_the_system_tells(tmp_path: Path) -> None:
     pytest.importorskip("watchfiles")
     with changes(tmp_path) as pauses:
-        assert pauses.longest == POLL_TOLD
+        assert pauses.longest == POLL_REPORTED
         until = time.monotonic() + 20
         while not pauses.changed.wait(0.2):  # following may begin after the first file
             assert time.monotonic() < until
