@@ -55,7 +55,9 @@ def of_prediction(one: Prediction, scale: ColourScale | None, room: Room) -> Pic
     if one.picture is None:
         return None
     small = thumbnail(one.picture, room.side)
-    glowing = "" if scale is None or one.anomaly_map is None else encoded(overlay(small, one.anomaly_map, scale), room)
+    glowing = ""
+    if scale is not None and one.anomaly_map is not None:
+        glowing = encoded(overlay(small, one.anomaly_map, scale, one.inside), room)
     return Pictures(encoded(small, room), glowing, small.shape[1], small.shape[0], one.picture.shape[:2])
 
 

@@ -85,6 +85,28 @@ def test_only_the_worst_have_pictures(tmp_path: Path) -> None:
     assert entries[0].link == "3.png"
 
 
+def pixels_of(uri: str) -> np.ndarray:
+    """The picture (h, w, 3) RGB in a data URI."""
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(uri.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    return picture[..., ::-1]
+
+
+def test_overlays_dim_what_lies_outside_the_region_of_interest(tiny_model: FittedModel, goods: Path) -> None:
+    """Left half: outside. The threshold is too high for any glow, so that only the region changes the photo."""
+    (prediction, *_) = predictions(tiny_model, goods)
+    assert prediction.anomaly_map is not None
+    inside = np.ones(prediction.anomaly_map.shape, bool)
+    inside[:, : inside.shape[1] // 2] = False
+    prediction = prediction._replace(threshold=1e9, cold=1e8, inside=inside)
+    shown = pictures.of_prediction(prediction, prediction.colour_scale, pictures.room_for(1))
+    assert shown is not None
+    photo, overlay = pixels_of(shown.photo).astype(float), pixels_of(shown.overlay).astype(float)
+    third = shown.width // 3
+    assert overlay[:, :third].mean() < 0.6 * photo[:, :third].mean()
+    assert overlay[:, -third:].mean() == pytest.approx(photo[:, -third:].mean(), rel=0.05)
+
+
 def predictions(model: FittedModel, goods: Path) -> list[Prediction]:
     return list(predict(model, images.find([goods]), PredictOptions(maps=True, min_area=0)))
 
