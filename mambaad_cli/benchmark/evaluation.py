@@ -34,7 +34,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.overlays import output_paths, write_maps
 from mambaad_cli.inspection.predict import BATCH, Prediction, PredictOptions, predict
 
-EXACT_PIXELS = 200_000_000  # of a class; they take 5 bytes each, and the metrics of more are streamed
+MAX_EXACT_PIXELS = 200_000_000  # of a class; they take 5 bytes each, and the metrics of more are streamed
 METRICS = {
     "image_auroc": "image AU-ROC",
     "image_ap": "image AP",
@@ -48,10 +48,21 @@ METRICS = {
 
 
 @dataclass(frozen=True)
-class Share:
-    """So many of a total.
+class EvaluationOptions:
+    """What an evaluation measures and keeps, and how it runs."""
 
-    >>> str(Share(3, 4)), Share(3, 4).rate, Share(0, 0).rate
+    batch: int = BATCH  # images that go through the model together
+    workers: int = WORKERS  # threads that read files
+    full_size: bool = False  # pixel metrics at the size of the photos, not of the model's maps
+    maps: Path | None = None  # folder for the overlays of all test images, and contact sheets of them
+    pictures: bool = False  # each Prediction carries its map, its picture and its regions
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A number of images out of a total.
+
+    >>> str(Proportion(3, 4)), Proportion(3, 4).rate, Proportion(0, 0).rate
     ('3/4', 0.75, None)
     """
 
@@ -66,8 +77,8 @@ class Share:
         return self.count / self.total if self.total else None
 
 
-class Result(NamedTuple):
-    """The score of one test image; `threshold` is None where the model has none yet."""
+class ImageResult(NamedTuple):
+    """The score of a test image; `threshold` is None where the model has none yet."""
 
     sample: Sample
     score: float
@@ -87,13 +98,13 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """What the test images of one class say. A metric that they do not define is None."""
+    """The metrics of the test images of one class. A metric that they do not define is None."""
 
     name: str
     known: bool  # whether the model was trained on this class
     threshold: float | None
-    held_out: bool  # whether the threshold promises something
-    results: list[Result]  # of the images that could be read, in the samples' order
+    held_out: bool  # whether the threshold comes from images that the model was not trained on
+    results: list[ImageResult]  # of the images that could be read, in the samples' order
     image: ImageMetrics | None  # None where all images are good, or all anomalous
     pixel: PixelMetrics | None  # None where no mask marks a defect
     pixel_error: PixelMetrics | None  # pixel ± pixel_error holds the exact values; None: they are exact
@@ -109,36 +120,37 @@ class ClassMetrics:
 
     @property
     def good(self) -> int:
-        return sum(not one.sample.anomalous for one in self.results)
+        return sum(not result.sample.anomalous for result in self.results)
 
     @property
     def anomalous(self) -> int:
         return len(self.results) - self.good
 
     @property
-    def false_rejects(self) -> Share | None:
+    def false_rejects(self) -> Proportion | None:
         """Good images above the threshold; None without a threshold, as are `misses`."""
         if self.threshold is None:
             return None
-        return Share(sum(one.rejected for one in self.results if not one.sample.anomalous), self.good)
+        return Proportion(sum(result.rejected for result in self.results if not result.sample.anomalous), self.good)
 
     @property
-    def misses(self) -> Share | None:
+    def misses(self) -> Proportion | None:
         """Anomalous images not above the threshold."""
         if self.threshold is None:
             return None
-        return Share(sum(not one.rejected for one in self.results if one.sample.anomalous), self.anomalous)
+        missed = sum(not result.rejected for result in self.results if result.sample.anomalous)
+        return Proportion(missed, self.anomalous)
 
     @property
-    def recall(self) -> dict[str, Share]:
+    def recall(self) -> dict[str, Proportion]:
         """Anomalous images above the threshold, by the kind of defect; empty without a threshold."""
         if self.threshold is None:
             return {}
-        found: dict[str, list[bool]] = {}
-        for one in self.results:
-            if one.sample.anomalous:
-                found.setdefault(one.sample.defect, []).append(one.rejected)
-        return {defect: Share(sum(rejected), len(rejected)) for defect, rejected in found.items()}
+        rejected: dict[str, list[bool]] = {}
+        for result in self.results:
+            if result.sample.anomalous:
+                rejected.setdefault(result.sample.defect, []).append(result.rejected)
+        return {defect: Proportion(sum(flags), len(flags)) for defect, flags in rejected.items()}
 
 
 @dataclass(frozen=True)
@@ -151,47 +163,42 @@ class Evaluation:
     @property
     def held_out(self) -> bool:
         """Whether every class has a threshold from images that the model was not trained on."""
-        return all(one.held_out for one in self.classes)
+        return all(metrics.held_out for metrics in self.classes)
 
     @property
     def mean(self) -> dict[str, float | None]:
         """Each metric's mean over the classes that have it, under the keys of METRICS."""
-        columns = {key: [one.metrics[key] for one in self.classes] for key in METRICS}
-        known = {key: [value for value in column if value is not None] for key, column in columns.items()}
-        return {key: float(np.mean(values)) if values else None for key, values in known.items()}
+        columns = {key: [metrics.metrics[key] for metrics in self.classes] for key in METRICS}
+        defined = {key: [value for value in column if value is not None] for key, column in columns.items()}
+        return {key: float(np.mean(values)) if values else None for key, values in defined.items()}
 
     @property
-    def false_rejects(self) -> Share | None:
-        return _total(one.false_rejects for one in self.classes)
+    def false_rejects(self) -> Proportion | None:
+        return _total(metrics.false_rejects for metrics in self.classes)
 
     @property
-    def misses(self) -> Share | None:
-        return _total(one.misses for one in self.classes)
+    def misses(self) -> Proportion | None:
+        return _total(metrics.misses for metrics in self.classes)
 
 
-def _total(shares: Iterable[Share | None]) -> Share | None:
-    known = [share for share in shares if share is not None]
-    return Share(sum(one.count for one in known), sum(one.total for one in known)) if known else None
+def _total(proportions: Iterable[Proportion | None]) -> Proportion | None:
+    known = [proportion for proportion in proportions if proportion is not None]
+    if not known:
+        return None
+    return Proportion(sum(proportion.count for proportion in known), sum(proportion.total for proportion in known))
 
 
 def evaluate(
     model: FittedModel,
     samples: Sequence[Sample],
-    *,
-    batch: int = BATCH,
-    workers: int = WORKERS,
-    full_size: bool = False,
-    maps: Path | None = None,
-    pictures: bool = False,
-    on_result: Callable[[Prediction], None] = lambda one: None,
+    options: EvaluationOptions | None = None,
+    on_result: Callable[[Prediction], None] = lambda prediction: None,
 ) -> Evaluation:
-    """Score the test samples and measure each class by itself; training samples are not looked at.
+    """Score the test samples and measure each class separately; training samples are ignored.
 
-    `full_size`: pixel metrics at the size of the photos, to which maps are scaled; else masks are scaled to the maps.
-    `maps`: a folder for the overlays of all test images and contact sheets of them. `on_result` is told of each image,
-    unreadable ones included; with `pictures` also its map, its picture and its regions. Images and masks that cannot be
-    read are left out and listed. An interrupt ends it with the classes done so far; where there are none, it is raised
-    on.
+    With `full_size` maps are scaled to their photos, otherwise masks are scaled to the maps. `on_result` is called with
+    the prediction of each image, also of those that cannot be read. Images and masks that cannot be read are left out
+    and listed. After an interrupt, the classes that are complete are returned; without any, the interrupt is raised on.
 
     Raises MambaADError: no test samples, scores that are not finite, and with `maps` a model without a threshold or a
     folder where an overlay would replace an image or a mask.
@@ -200,20 +207,24 @@ def evaluate(
     if not groups:
         raise MambaADError("the dataset has no test images: expected test/good/ and test/<defect>/, or split test")
     classes: list[ClassMetrics] = []
-    options = PredictOptions(batch=batch, workers=workers, maps=pictures or maps is not None)
-    if pictures:
-        options = replace(options, min_area=0)
-    tallies = (_Tally(name, own, model, full_size) for name, own in groups.items())
-    predictions = _measured(model, tallies, classes, options, on_result)
+    options = options or EvaluationOptions()
+    tallies = (_Tally(name, group, model, options.full_size) for name, group in groups.items())
+    predictions = _measured(model, tallies, classes, _predict_options(options), on_result)
     try:
-        if maps is None:
+        if options.maps is None:
             deque(predictions, maxlen=0)
         else:
-            _write_overlays(predictions, [sample for own in groups.values() for sample in own], model, maps)
+            _write_overlays(predictions, [sample for group in groups.values() for sample in group], model, options.maps)
     except KeyboardInterrupt:
         if not classes:
             raise
     return Evaluation(classes, list(groups)[len(classes) :])
+
+
+def _predict_options(options: EvaluationOptions) -> PredictOptions:
+    maps = options.pictures or options.maps is not None
+    min_area = 0 if options.pictures else None
+    return PredictOptions(batch=options.batch, workers=options.workers, maps=maps, min_area=min_area)
 
 
 def _by_class(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
@@ -234,30 +245,30 @@ def _measured(
     for tally in tallies:
         name = tally.name
         files = [ImageFile(sample.path, sample.path, name) for sample in tally.samples]
-        own_options = replace(options, class_name=known_class(model, name), maps=options.maps or tally.masked)
-        for sample, one in zip(tally.samples, predict(model, files, own_options), strict=True):
-            one = one._replace(class_name=name)
-            tally.add(sample, one)
-            on_result(one)
-            yield one
+        class_options = replace(options, class_name=known_class(model, name), maps=options.maps or tally.masked)
+        for sample, prediction in zip(tally.samples, predict(model, files, class_options), strict=True):
+            prediction = prediction._replace(class_name=name)
+            tally.add(sample, prediction)
+            on_result(prediction)
+            yield prediction
         classes.append(tally.metrics())
 
 
 def known_class(model: FittedModel, name: str) -> str | None:
-    """The class as `predict` wants it told; None where the model does not know it, and finds what it looks like."""
+    """The class for PredictOptions; None where the model does not know it and has to recognise the product."""
     return name if name in model.trained_on else None
 
 
 def _is_held_out(model: FittedModel, class_name: str) -> bool:
-    """Whether the class's threshold promises something.
+    """Whether the class's threshold comes from images that the model was not trained on.
 
-    The threshold of a class that the model does not know is one of those it knows, so then of all of these.
+    A class that the model does not know has the threshold of a known class, so all of these have to be held out.
     """
     return class_name in model.held_out if class_name in model.scores else set(model.scores) <= model.held_out
 
 
 class _Tally:
-    """One class while its predictions come in."""
+    """The results of one class while its predictions come in."""
 
     def __init__(self, name: str, samples: Sequence[Sample], model: FittedModel, full_size: bool) -> None:
         self.samples, self.full_size = samples, full_size
@@ -265,19 +276,19 @@ class _Tally:
         self.known = not model.trained_on or name in model.trained_on
         self.masked = any(sample.mask is not None for sample in samples)
         self.pixels = _Pixels()
-        self.results: list[Result] = []
+        self.results: list[ImageResult] = []
         self.unreadable: list[str] = []
         self.without_mask: list[str] = []
 
-    def add(self, sample: Sample, one: Prediction) -> None:
-        if one.score is None:
-            self.unreadable.append(f"{shown(sample.path)}: {one.error}")
+    def add(self, sample: Sample, prediction: Prediction) -> None:
+        if prediction.score is None:
+            self.unreadable.append(f"{shown(sample.path)}: {prediction.error}")
             return
-        if not math.isfinite(one.score):
-            raise MambaADError(f"{shown(sample.path)}: its score is {one.score}: fit the model again")
-        self.results.append(Result(sample, one.score, self.threshold))
-        if self.masked and one.anomaly_map is not None and one.picture is not None:
-            self.add_pixels(sample, one.anomaly_map, one.picture.shape[:2])
+        if not math.isfinite(prediction.score):
+            raise MambaADError(f"{shown(sample.path)}: its score is {prediction.score}: fit the model again")
+        self.results.append(ImageResult(sample, prediction.score, self.threshold))
+        if self.masked and prediction.anomaly_map is not None and prediction.picture is not None:
+            self.add_pixels(sample, prediction.anomaly_map, prediction.picture.shape[:2])
 
     def add_pixels(self, sample: Sample, anomaly_map: np.ndarray, shape: tuple[int, int]) -> None:
         try:
@@ -290,7 +301,8 @@ class _Tally:
         self.pixels.add(anomaly_map, resize_mask(mask, anomaly_map.shape))
 
     def metrics(self) -> ClassMetrics:
-        labels, scores = [one.sample.anomalous for one in self.results], [one.score for one in self.results]
+        labels = [result.sample.anomalous for result in self.results]
+        scores = [result.score for result in self.results]
         image = image_metrics(labels, scores) if len(set(labels)) == 2 else None
         pixel, pixel_error = self.pixels.metrics()
         return ClassMetrics(
@@ -308,7 +320,7 @@ class _Tally:
 
 
 class _Pixels:
-    """The maps and masks of one class: held until their metrics are asked for; where they are many, only counted."""
+    """The maps and masks of one class: kept until `metrics` is called, or only counted where there are too many."""
 
     def __init__(self) -> None:
         self.stream: StreamingPixelMetrics | None = None
@@ -321,13 +333,13 @@ class _Pixels:
         self.good, self.defect = self.good + mask.size - defect, self.defect + defect
         self.maps.append(anomaly_map)
         self.masks.append(mask)
-        if self.good + self.defect > EXACT_PIXELS:
+        if self.good + self.defect > MAX_EXACT_PIXELS:
             self.stream = self.stream or StreamingPixelMetrics()
-            for held, its_mask in zip(_drained(self.maps), _drained(self.masks), strict=True):
-                self.stream.add(held, its_mask)
+            for kept_map, kept_mask in zip(_drained(self.maps), _drained(self.masks), strict=True):
+                self.stream.add(kept_map, kept_mask)
 
     def metrics(self) -> tuple[PixelMetrics | None, PixelMetrics | None]:
-        """(value, error): None where they are undefined, and no error where they are exact. To be asked once."""
+        """(value, error): None where they are undefined, and no error where they are exact. To be called once."""
         if not (self.good and self.defect):
             return None, None
         if self.stream is not None:
@@ -354,5 +366,5 @@ def _write_overlays(
     masks = {os.path.realpath(sample.mask) for sample in samples if sample.mask is not None}
     if any(os.path.realpath(path) in masks for path in output_paths(files, folder)):
         raise MambaADError(f"overlays in {shown(folder)} would replace the dataset's masks: choose another folder")
-    named = (one._replace(file=file) for one, file in zip(predictions, files, strict=True))
-    write_maps(named, files, model, folder)
+    placed = (prediction._replace(file=file) for prediction, file in zip(predictions, files, strict=True))
+    write_maps(placed, files, model, folder)

@@ -1,24 +1,30 @@
-"""An evaluation as tables for people and for programs, and what their reader must know besides."""
+"""An evaluation as tables to read, as CSV and as JSON, with notes on what the numbers leave out."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from mambaad_cli.benchmark.evaluation import METRICS, ClassMetrics, Evaluation, Share
+from mambaad_cli.benchmark.evaluation import METRICS, ClassMetrics, Evaluation
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.rows import csv_line
 
 TITLES = ["class", *METRICS.values(), "false rejects", "misses"]
 RECALL_TITLES = ["class", "defect", "found", "recall"]
-# what is no wider than a number, so that the names of classes have room in a terminal of 80 columns
+# broken into lines no wider than a number, so that class names have space in a terminal of 80 columns
 NARROW = {"AU-ROC": "AU-\nROC", "AU-PRO": "AU-\nPRO", "rejects": "re-\njects"}
 
 
-def to_table(evaluation: Evaluation) -> Table:
-    """Classes and their mean; metrics in per cent, – where undefined; false rejects and misses of so many images."""
+def to_table(evaluation: Evaluation) -> Group:
+    """The metrics of each class, then the recall of each kind of defect, for rich to print."""
+    return Group(metrics_table(evaluation), recall_table(evaluation))
+
+
+def metrics_table(evaluation: Evaluation) -> Table:
+    """Classes and their mean: metrics in per cent, – where undefined; false rejects and misses, each of how many."""
     *classes, mean = _rows(evaluation)
     heads = ["\n".join(NARROW.get(word, word) for word in title.split()) for title in TITLES]
     table = _table(heads, classes, names=1)
@@ -32,7 +38,7 @@ def recall_table(evaluation: Evaluation) -> Table:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], names: int) -> Table:
-    """A table for people. Numbers stay whole; where there is no room, the first `names` columns end in an ellipsis."""
+    """Numbers are never cut; where there is too little space, texts of the first `names` columns end in an ellipsis."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, head in enumerate(heads):
         table.add_column(head, justify="left" if i < names else "right", no_wrap=i >= names)
@@ -47,8 +53,8 @@ def to_markdown(evaluation: Evaluation) -> str:
     parts = [_markdown(TITLES, _rows(evaluation), left=1)]
     if recalls := _recall_rows(evaluation):
         parts.append(_markdown(RECALL_TITLES, recalls, left=2))
-    if said := notes(evaluation):
-        parts.append("".join(f"- {line}\n" for line in said))
+    if lines := notes(evaluation):
+        parts.append("".join(f"- {line}\n" for line in lines))
     return "\n".join(parts)
 
 
@@ -63,8 +69,8 @@ def to_csv(evaluation: Evaluation) -> str:
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """All that is known: metrics and rates in 0 … 1, unrounded; null where undefined."""
-    classes = [_facts(one) | _details(one) for one in evaluation.classes]
+    """Everything: metrics and rates in 0 … 1, unrounded; null where undefined."""
+    classes = [_facts(metrics) | _details(metrics) for metrics in evaluation.classes]
     whole = {
         "classes": classes,
         "mean": _summary(evaluation),
@@ -75,52 +81,54 @@ def to_json(evaluation: Evaluation) -> str:
 
 
 def notes(evaluation: Evaluation) -> list[str]:
-    """What a reader of the table must know besides: a line for each thing left out or not as usual."""
-    lines = []
-    for one in evaluation.classes:
-        if not one.known:
-            lines.append(f"{one.name}: the model was not trained on this class")
-        if one.pixel_error is not None:
-            lines.append(f"{one.name}: pixel metrics are streamed, exact to ± {max(one.pixel_error):.1g}")
-        if one.without_mask:
-            left_out = f"{len(one.without_mask)} of {one.anomalous} anomalous images left out of pixel metrics"
-            lines.append(f"{one.name}: {left_out}, the first: {one.without_mask[0]}")
-        lines += [f"{one.name}: left out {line}" for line in one.unreadable]
+    """What a reader of the table must know: a line for each thing that is left out or unusual."""
+    lines = [line for metrics in evaluation.classes for line in _class_notes(metrics)]
     if evaluation.classes and evaluation.false_rejects is None:
         lines.append("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR to count its mistakes")
     elif not evaluation.held_out:
-        without = [one.name for one in evaluation.classes if not one.held_out]
-        of = "" if len(without) == len(evaluation.classes) else f"{', '.join(without)}: "
+        without = [metrics.name for metrics in evaluation.classes if not metrics.held_out]
+        classes = "" if len(without) == len(evaluation.classes) else f"{', '.join(without)}: "
         lines.append(
-            f"{of}the threshold comes from training images, too few to hold some out, so it is too low: "
-            "mambaad calibrate MODEL GOOD_DIR sets it anew"
+            f"{classes}the threshold comes from training images, too few to hold some out, so it is too low: "
+            "set it with other good images: mambaad calibrate MODEL GOOD_DIR"
         )
     if evaluation.unfinished:
         lines.append(f"interrupted: nothing is known of {', '.join(evaluation.unfinished)}")
     return [shown(line) for line in lines]
 
 
+def _class_notes(metrics: ClassMetrics) -> Iterator[str]:
+    if not metrics.known:
+        yield f"{metrics.name}: the model was not trained on this class"
+    if metrics.pixel_error is not None:
+        yield f"{metrics.name}: pixel metrics are streamed, exact to ± {max(metrics.pixel_error):.1g}"
+    if metrics.without_mask:
+        left_out = f"{len(metrics.without_mask)} of {metrics.anomalous} anomalous images left out of pixel metrics"
+        yield f"{metrics.name}: {left_out}, the first: {metrics.without_mask[0]}"
+    yield from (f"{metrics.name}: left out {line}" for line in metrics.unreadable)
+
+
 def _rows(evaluation: Evaluation) -> list[list[str]]:
     """The cells of the table: a row for each class, then their mean with the counts of all."""
-    rows = [_row(one.name, one.metrics, one.false_rejects, one.misses) for one in evaluation.classes]
-    return [*rows, _row("mean", evaluation.mean, evaluation.false_rejects, evaluation.misses)]
+    rows = [_row(metrics.name, metrics.metrics, metrics) for metrics in evaluation.classes]
+    return [*rows, _row("mean", evaluation.mean, evaluation)]
 
 
-def _row(name: str, metrics: dict[str, float | None], false_rejects: Share | None, misses: Share | None) -> list[str]:
-    counts = ["–" if share is None else str(share) for share in (false_rejects, misses)]
-    return [shown(name), *map(_percent, metrics.values()), *counts]
+def _row(name: str, values: dict[str, float | None], of: ClassMetrics | Evaluation) -> list[str]:
+    counts = ["–" if count is None else str(count) for count in (of.false_rejects, of.misses)]
+    return [shown(name), *map(_percent, values.values()), *counts]
 
 
 def _recall_rows(evaluation: Evaluation) -> list[list[str]]:
     return [
-        [shown(one.name), shown(defect), str(share), _percent(share.rate)]
-        for one in evaluation.classes
-        for defect, share in one.recall.items()
+        [shown(metrics.name), shown(defect), str(recall), _percent(recall.rate)]
+        for metrics in evaluation.classes
+        for defect, recall in metrics.recall.items()
     ]
 
 
 def _percent(value: float | None) -> str:
-    """As papers print it.
+    """A metric as papers print it.
 
     >>> _percent(0.98649), _percent(None)
     ('98.6', '–')
@@ -141,25 +149,21 @@ def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -
     return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]]) + "\n"
 
 
-def _facts(one: ClassMetrics) -> dict[str, Any]:
-    """A class's row for programs."""
-    counts = {"good": one.good, "anomalous": one.anomalous, "unreadable": len(one.unreadable)}
-    return {"class": one.name, **one.metrics, **_mistakes(one.false_rejects, one.misses), **counts}
+def _facts(metrics: ClassMetrics) -> dict[str, Any]:
+    """The row of a class for programs."""
+    counts = {"good": metrics.good, "anomalous": metrics.anomalous, "unreadable": len(metrics.unreadable)}
+    return {"class": metrics.name, **metrics.metrics, **_mistakes(metrics), **counts}
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:
-    """The mean's row for programs, with the counts of all."""
-    facts = [_facts(one) for one in evaluation.classes]
+    """The row of the mean for programs, with the counts of all classes."""
+    facts = [_facts(metrics) for metrics in evaluation.classes]
     counts = {key: sum(row[key] for row in facts) for key in ("good", "anomalous", "unreadable")}
-    return {
-        "class": "mean",
-        **evaluation.mean,
-        **_mistakes(evaluation.false_rejects, evaluation.misses),
-        **counts,
-    }
+    return {"class": "mean", **evaluation.mean, **_mistakes(evaluation), **counts}
 
 
-def _mistakes(false_rejects: Share | None, misses: Share | None) -> dict[str, Any]:
+def _mistakes(of: ClassMetrics | Evaluation) -> dict[str, Any]:
+    false_rejects, misses = of.false_rejects, of.misses
     return {
         "false_rejects": false_rejects and false_rejects.count,
         "false_reject_rate": false_rejects and false_rejects.rate,
@@ -168,18 +172,18 @@ def _mistakes(false_rejects: Share | None, misses: Share | None) -> dict[str, An
     }
 
 
-def _details(one: ClassMetrics) -> dict[str, Any]:
-    """What does not fit into a row."""
-    recall = {
-        defect: {"found": share.count, "total": share.total, "recall": share.rate}
-        for defect, share in one.recall.items()
+def _details(metrics: ClassMetrics) -> dict[str, Any]:
+    """What is not in the row of a class."""
+    recalls = {
+        defect: {"found": recall.count, "total": recall.total, "recall": recall.rate}
+        for defect, recall in metrics.recall.items()
     }
     return {
-        "trained_on": one.known,
-        "threshold": one.threshold,
-        "held_out": one.held_out,
-        "recall": recall,
-        "pixel_error": one.pixel_error and one.pixel_error._asdict(),
-        "without_mask": one.without_mask,
-        "unreadable_images": one.unreadable,
+        "trained_on": metrics.known,
+        "threshold": metrics.threshold,
+        "held_out": metrics.held_out,
+        "recall": recalls,
+        "pixel_error": metrics.pixel_error and metrics.pixel_error._asdict(),
+        "without_mask": metrics.without_mask,
+        "unreadable_images": metrics.unreadable,
     }

@@ -22,7 +22,7 @@ from mambaad_cli.cli.options import (
     Workers,
     given,
 )
-from mambaad_cli.cli.output import warn
+from mambaad_cli.cli.output import publish, warn
 from mambaad_cli.files import shown
 
 
@@ -53,10 +53,10 @@ def evaluate(
     runtime: Runtime = "auto",
 ) -> None:
     """Measure a model on a labelled benchmark: the seven metrics, false rejects and misses of each class."""
-    from rich.console import Console
     from tqdm import tqdm
 
     from mambaad_cli.benchmark import evaluation, evaluation_sheets, evaluation_tables
+    from mambaad_cli.benchmark.evaluation import EvaluationOptions
     from mambaad_cli.data import datasets
     from mambaad_cli.inspection.predict import Prediction, PredictOptions
 
@@ -66,43 +66,30 @@ def evaluate(
     if models and given(ctx, ("model",)):
         raise typer.BadParameter(f"two models: {shown(models[0])} and --model {shown(model)}")
     model = models[0] if models else model
+    if worst is not None:
+        evaluation_sheets.check_sheets(worst)
     samples = datasets.load(dataset, layout)
     fitted = running.load_model(model, device, precision=precision, runtime=runtime)
     running.set_regions(fitted, None, None, roi_dir)
     references = {sample.path: sample.defect for sample in samples if sample.split == "test"}
-    kept = None if report is None else reporting.begin(report, len(references), PredictOptions(), fitted)[1]
+    collector = None if report is None else reporting.begin(report, len(references), PredictOptions(), fitted)[1]
+    options = EvaluationOptions(batch, workers, full_size, maps, pictures=collector is not None)
     with tqdm(total=len(references), unit="image", leave=False, disable=None, file=sys.stderr) as progress:
 
-        def on_result(one: Prediction) -> None:
+        def on_result(prediction: Prediction) -> None:
             progress.update()
-            if kept is not None:
-                kept.add(one, references[one.file.path])
+            if collector is not None:
+                collector.add(prediction, references[prediction.file.path])
 
-        measured = evaluation.evaluate(
-            fitted,
-            samples,
-            batch=batch,
-            workers=workers,
-            full_size=full_size,
-            maps=maps,
-            pictures=kept is not None,
-            on_result=on_result,
-        )
-    if format == "table":
-        console = Console()
-        console.print(evaluation_tables.to_table(measured))
-        console.print(evaluation_tables.recall_table(measured))
-    else:
-        tables = evaluation_tables
-        formats = {"markdown": tables.to_markdown, "csv": tables.to_csv, "json": tables.to_json}
-        typer.echo(formats[format](measured), nl=False)
+        measured = evaluation.evaluate(fitted, samples, options, on_result)
+    publish(evaluation_tables, measured, format, output=None)
     for note in evaluation_tables.notes(measured):
         warn(note)
     if worst is not None:
         for path in evaluation_sheets.write_worst(measured, fitted, worst):
             warn(f"wrote {path}")
-    if kept is not None and report is not None:
-        reporting.finish(report, kept, model, fitted, title=f"Evaluation on {dataset}")
+    if collector is not None and report is not None:
+        reporting.finish(report, collector, model, fitted, title=f"Evaluation on {dataset}")
     if measured.unfinished:
         raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(USER_CAN_MEND if any(one.unreadable for one in measured.classes) else 0)
+    raise typer.Exit(USER_CAN_MEND if any(metrics.unreadable for metrics in measured.classes) else 0)

@@ -14,7 +14,7 @@ from sklearn import metrics as sk
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark.evaluation import Share
+from mambaad_cli.benchmark.evaluation import EvaluationOptions, Proportion
 from mambaad_cli.benchmark.evaluation_sheets import worst
 from mambaad_cli.benchmark.evaluation_tables import notes, to_csv, to_json, to_markdown, to_table
 from mambaad_cli.benchmark.metrics import PixelMetrics
@@ -81,12 +81,12 @@ def three(labels: Any, scores: Any) -> list[float]:
 # Metrics
 
 
-@pytest.mark.parametrize("exact_pixels", [evaluate.EXACT_PIXELS, 0])
+@pytest.mark.parametrize("exact_pixels", [evaluate.MAX_EXACT_PIXELS, 0])
 def test_metrics_of_each_class_are_those_of_scikit_learn(tmp_path, monkeypatch, exact_pixels):
-    monkeypatch.setattr(evaluate, "EXACT_PIXELS", exact_pixels)
+    monkeypatch.setattr(evaluate, "MAX_EXACT_PIXELS", exact_pixels)
     masks, model = textured_tree(tmp_path), tiny_model()
     samples = datasets.load(tmp_path)
-    evaluation = evaluate.evaluate(model, samples, batch=3)
+    evaluation = evaluate.evaluate(model, samples, EvaluationOptions(batch=3))
     assert [one.name for one in evaluation.classes] == ["gear", "nut"]
     for one in evaluation.classes:
         own = [sample for sample in samples if sample.class_name == one.name and sample.split == "test"]
@@ -102,7 +102,10 @@ def test_classes_do_not_depend_on_how_samples_are_mixed_nor_on_the_batch(tmp_pat
     textured_tree(tmp_path)
     samples, model = datasets.load(tmp_path), tiny_model()
     mixed = samples[::2] + samples[1::2]
-    found = evaluate.evaluate(model, samples, batch=1), evaluate.evaluate(model, mixed, batch=8, workers=1)
+    found = (
+        evaluate.evaluate(model, samples, EvaluationOptions(batch=1)),
+        evaluate.evaluate(model, mixed, EvaluationOptions(batch=8, workers=1)),
+    )
     means = [list(one.mean.values()) for one in found]
     assert means[0] == pytest.approx(means[1], abs=1e-4)
 
@@ -151,9 +154,9 @@ def test_mask_of_a_letterboxed_image_lies_on_the_image_alone(tmp_path):
     assert one.pixel == PixelMetrics(1.0, 1.0, 1.0, 1.0)
 
 
-@pytest.mark.parametrize("exact_pixels", [evaluate.EXACT_PIXELS, 6000])  # both images', or those of the first
+@pytest.mark.parametrize("exact_pixels", [evaluate.MAX_EXACT_PIXELS, 6000])  # both images', or those of the first
 def test_pixel_metrics_at_the_size_of_the_photos(tmp_path, monkeypatch, exact_pixels):
-    monkeypatch.setattr(evaluate, "EXACT_PIXELS", exact_pixels)
+    monkeypatch.setattr(evaluate, "MAX_EXACT_PIXELS", exact_pixels)
     samples = [grey(tmp_path, "bent", value, square=slice(9, 22)) for value in (60, 90)]
     model = tiny_model()
     shapes = {sample.path: images.read(sample.path).shape[:2] for sample in samples}
@@ -164,7 +167,7 @@ def test_pixel_metrics_at_the_size_of_the_photos(tmp_path, monkeypatch, exact_pi
         maps = [model.anomaly_maps(one)[0].numpy() for one in pictures]
     large = [cv2.resize(one, shapes[sample.path][::-1]) for sample, one in zip(samples, maps, strict=True)]
     assert large[0].shape == truths[0].shape != maps[0].shape
-    (one,) = evaluate.evaluate(model, samples, full_size=True).classes
+    (one,) = evaluate.evaluate(model, samples, EvaluationOptions(full_size=True)).classes
     assert list(one.pixel[:3]) == pytest.approx(three(np.ravel(truths), np.ravel(large)), abs=1e-4)
     assert (one.pixel_error is None) == (exact_pixels > 6000)
 
@@ -216,7 +219,7 @@ def test_unreadable_image_is_left_out_listed_and_counted(tmp_path):
     seen: list[Prediction] = []
     evaluation = evaluate.evaluate(brightness_model(15), samples, on_result=seen.append)
     (one,) = evaluation.classes
-    assert (one.good, one.anomalous, one.false_rejects) == (1, 1, Share(0, 1))
+    assert (one.good, one.anomalous, one.false_rejects) == (1, 1, Proportion(0, 1))
     assert [line.split(": ")[0] for line in one.unreadable] == [str(samples[0].path)]
     assert [prediction.verdict for prediction in seen] == ["error", "good", "anomalous"]
     assert rows_of(to_csv(evaluation))[0]["unreadable"] == "1"
@@ -255,10 +258,14 @@ def test_interrupt_keeps_the_classes_that_are_done(tmp_path):
 @pytest.mark.parametrize(
     ("threshold", "false_rejects", "recall"),
     [
-        (5, Share(3, 3), {"bent": Share(2, 2), "torn": Share(2, 2)}),
-        (45, Share(1, 3), {"bent": Share(1, 2), "torn": Share(2, 2)}),
-        (80, Share(0, 3), {"bent": Share(0, 2), "torn": Share(1, 2)}),
-        (90, Share(0, 3), {"bent": Share(0, 2), "torn": Share(0, 2)}),  # at the threshold is not above it
+        (5, Proportion(3, 3), {"bent": Proportion(2, 2), "torn": Proportion(2, 2)}),
+        (45, Proportion(1, 3), {"bent": Proportion(1, 2), "torn": Proportion(2, 2)}),
+        (80, Proportion(0, 3), {"bent": Proportion(0, 2), "torn": Proportion(1, 2)}),
+        (
+            90,
+            Proportion(0, 3),
+            {"bent": Proportion(0, 2), "torn": Proportion(0, 2)},
+        ),  # at the threshold is not above it
     ],
 )
 def test_false_rejects_and_recall_are_those_of_the_models_own_threshold(tmp_path, threshold, false_rejects, recall):
@@ -270,7 +277,7 @@ def test_false_rejects_and_recall_are_those_of_the_models_own_threshold(tmp_path
     (one,) = evaluate.evaluate(brightness_model(threshold), samples).classes
     assert one.false_rejects == false_rejects
     assert one.recall == recall
-    assert one.misses == Share(4 - sum(share.count for share in recall.values()), 4)
+    assert one.misses == Proportion(4 - sum(share.count for share in recall.values()), 4)
 
 
 def test_each_class_is_judged_by_its_own_threshold_whatever_its_folders_are_called(tmp_path):
@@ -279,7 +286,7 @@ def test_each_class_is_judged_by_its_own_threshold_whatever_its_folders_are_call
     model.scores = {"nut": [0.01], "gear": [0.5]}
     model.trained_on = {"nut": 1, "gear": 1}
     gear, nut = evaluate.evaluate(model, samples).classes
-    assert (gear.false_rejects, nut.false_rejects) == (Share(0, 1), Share(1, 1))
+    assert (gear.false_rejects, nut.false_rejects) == (Proportion(0, 1), Proportion(1, 1))
 
 
 def test_model_without_threshold_has_metrics_but_no_counts_of_mistakes(tmp_path):
@@ -337,7 +344,7 @@ def test_maps_writes_an_overlay_of_each_test_image_and_the_same_metrics(tmp_path
     ]
     samples[2].path.write_bytes(b"")
     seen: list[Prediction] = []
-    with_maps = evaluate.evaluate(brightness_model(40), samples, maps=folder, on_result=seen.append)
+    with_maps = evaluate.evaluate(brightness_model(40), samples, EvaluationOptions(maps=folder), on_result=seen.append)
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
     overlays = {"nut/test/good/10.png", "nut/test/bent/60.png", "gear/test/bent/70.png"}
     assert written == overlays | {"contact_sheet.png"}
@@ -356,7 +363,7 @@ def test_maps_never_replace_images_or_masks_of_the_dataset(tmp_path):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
     for folder in (tmp_path / "test", tmp_path / "ground_truth"):
         with pytest.raises(MambaADError, match="choose another"):
-            evaluate.evaluate(brightness_model(40), [bad, good], maps=folder)
+            evaluate.evaluate(brightness_model(40), [bad, good], EvaluationOptions(maps=folder))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
 
 
@@ -365,7 +372,9 @@ def test_maps_of_images_anywhere_stay_inside_their_folder(tmp_path):
     write(tmp_path / "lists" / "2.png", np.zeros(SIZE, np.uint8))
     paths = [tmp_path / "lists" / ".." / "else" / "1.png", tmp_path / "lists" / "2.png"]
     evaluate.evaluate(
-        brightness_model(40), [Sample(path, "nut", "test", "good", None) for path in paths], maps=tmp_path / "a" / "b"
+        brightness_model(40),
+        [Sample(path, "nut", "test", "good", None) for path in paths],
+        EvaluationOptions(maps=tmp_path / "a" / "b"),
     )
     assert sorted(path.name for path in (tmp_path / "a").rglob("*.png")) == ["1.png", "2.png", "contact_sheet.png"]
     assert (tmp_path / "a" / "b" / "else" / "1.png").exists()
@@ -373,4 +382,6 @@ def test_maps_of_images_anywhere_stay_inside_their_folder(tmp_path):
 
 def test_maps_need_a_threshold(tmp_path):
     with pytest.raises(MambaADError, match="no threshold yet"):
-        evaluate.evaluate(brightness_model(None), [grey(tmp_path, "good", 10)], maps=tmp_path / "maps")
+        evaluate.evaluate(
+            brightness_model(None), [grey(tmp_path, "good", 10)], EvaluationOptions(maps=tmp_path / "maps")
+        )

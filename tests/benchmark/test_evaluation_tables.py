@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark.evaluation import ClassMetrics, Evaluation, Result
-from mambaad_cli.benchmark.evaluation_tables import recall_table, to_csv, to_json, to_markdown, to_table
+from mambaad_cli.benchmark.evaluation import ClassMetrics, Evaluation, ImageResult
+from mambaad_cli.benchmark.evaluation_tables import metrics_table, recall_table, to_csv, to_json, to_markdown, to_table
 from mambaad_cli.benchmark.metrics import ImageMetrics, PixelMetrics
 from mambaad_cli.data.datasets import Sample
 from tests.benchmark.brightness import brightness_model, grey
@@ -60,7 +60,7 @@ def test_markdown_holds_both_tables_as_papers_print_them(two_classes):
 
 
 def test_terminal_table_shows_names_as_they_are_in_80_columns(two_classes):
-    text = printed(to_table(two_classes), 80) + printed(recall_table(two_classes), 80)
+    text = printed(to_table(two_classes), 80)
     assert "[red]torn" in text
     assert [line.split()[-2:] for line in text.splitlines() if line.startswith(("nut ", "[i]a|b ", "mean"))][:3] == [
         ["1/2", "0/1"],
@@ -106,15 +106,17 @@ def test_pixel_metrics_worked_by_hand(two_classes):
 
 def full(name: str, defect: str = "bent") -> Evaluation:
     """One class with every column filled: metrics as wide as they get, 12 of 120 images rejected, 15 of 150 missed."""
-    kept, rejected = (Result(Sample(Path("1.png"), name, "test", "good", None), score, 1.0) for score in (0.5, 2.0))
-    missed, found = (Result(Sample(Path("2.png"), name, "test", defect, None), score, 1.0) for score in (0.5, 2.0))
+    kept, rejected = (
+        ImageResult(Sample(Path("1.png"), name, "test", "good", None), score, 1.0) for score in (0.5, 2.0)
+    )
+    missed, found = (ImageResult(Sample(Path("2.png"), name, "test", defect, None), score, 1.0) for score in (0.5, 2.0))
     results = [kept] * 108 + [rejected] * 12 + [missed] * 15 + [found] * 135
     image, pixel = ImageMetrics(1.0, 1.0, 1.0), PixelMetrics(1.0, 1.0, 1.0, 1.0)
     return Evaluation([ClassMetrics(name, True, 1.0, True, results, image, pixel, None, [], [])], [])
 
 
 def test_names_and_numbers_stay_whole_in_80_columns() -> None:
-    lines = printed(to_table(full("magnetic_tile_lite")), 80).splitlines()
+    lines = printed(metrics_table(full("magnetic_tile_lite")), 80).splitlines()
     numbers = [*["100.0"] * 8, "12/120", "15/150"]
     (row,) = (line for line in lines if line.startswith("magnetic"))
     assert row.split() == ["magnetic_tile_lite", *numbers]
@@ -124,12 +126,12 @@ def test_names_and_numbers_stay_whole_in_80_columns() -> None:
 
 def test_only_a_name_without_room_ends_in_an_ellipsis() -> None:
     name = "magnetic tile of the second supplier"
-    row = printed(to_table(full(name)), 80).splitlines()[-2]
+    row = printed(metrics_table(full(name)), 80).splitlines()[-2]
     shown, numbers = row.split("…")
     assert name.startswith(shown)
     assert len(shown) > 10
     assert numbers.split() == [*["100.0"] * 8, "12/120", "15/150"]
-    assert name in printed(to_table(full(name)), 120)
+    assert name in printed(metrics_table(full(name)), 120)
 
 
 def test_recall_of_long_names_stays_on_one_line_with_its_numbers() -> None:
