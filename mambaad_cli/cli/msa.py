@@ -7,7 +7,7 @@ import typer
 
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
-from mambaad_cli.cli.options import DEFAULT_MODEL, Batch, ClassName, Device, ModelFile, Precision, Res, Workers
+from mambaad_cli.cli.options import DEFAULT_MODEL, Batch, ClassName, Device, ModelFile, Precision, Res, RoiDir, Workers
 from mambaad_cli.cli.output import warn
 
 
@@ -23,6 +23,7 @@ def msa(
     model: ModelFile = DEFAULT_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print all of it as one JSON object.")] = False,
     class_name: ClassName = None,
+    roi_dir: RoiDir = None,
     res: Res = None,
     batch: Batch = 8,
     workers: Workers = 2,
@@ -31,7 +32,7 @@ def msa(
 ) -> None:
     """Study the inspection as a gauge: from repeated photos of known parts, how right and how repeatable it is.
 
-    Tells effectiveness, misses, false alarms and kappa, %GRR of the scores, and which parts flip.
+    Prints effectiveness, misses, false alarms and kappa, %GRR of the scores, and which parts flip.
     """
     from rich.console import Console
 
@@ -40,19 +41,22 @@ def msa(
 
     readings = studies.load(study)
     photos = studies.to_score(readings)
+    if roi_dir is not None and not photos:
+        raise typer.BadParameter("the study has no photos to score", param_hint="--roi-dir")
     if photos:
         from mambaad_cli.data.images import ImageFile
         from mambaad_cli.inspection.predict import PredictOptions
 
         fitted = running.load_model(model, device, res, precision)
+        running.set_regions(fitted, None, None, roi_dir)
         files = [ImageFile(path, Path(path.name), "") for path in photos]
         predictions = running.running(fitted, files, PredictOptions(class_name, batch, workers))
         readings = list(studies.scored(readings, predictions))
-    found = studies.analyse(readings)
+    results = studies.analyse(readings)
     if as_json:
-        typer.echo(tables.to_json(found), nl=False)
+        typer.echo(tables.to_json(results), nl=False)
     else:
-        Console().print(tables.to_table(found))
-    for note in found.notes:
+        Console().print(tables.to_table(results))
+    for note in results.notes:
         warn(note)
-    raise typer.Exit(USER_CAN_MEND if found.unreadable else 0)
+    raise typer.Exit(USER_CAN_MEND if results.unreadable else 0)

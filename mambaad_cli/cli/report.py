@@ -10,7 +10,7 @@ import typer
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import reporting, running
 from mambaad_cli.cli.app import app, examples
-from mambaad_cli.cli.options import Batch, Device, Precision, Res, Workers
+from mambaad_cli.cli.options import Batch, Device, Precision, Res, RoiDir, Workers, given
 from mambaad_cli.cli.output import check_apart, check_writable, warn
 from mambaad_cli.files import shown
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mambaad_cli.inspection.row_files import Row
 
 
+OF_A_MODEL = ("roi_dir", "res", "batch", "device", "precision")  # options that need --model
+
+
 @app.command(
     epilog=examples(
         "mambaad report rows.jsonl -o report.html --model mambaad.safetensors",
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     )
 )
 def report(
+    ctx: typer.Context,
     rows: Annotated[list[Path], typer.Argument(help="Files of rows, from mambaad score --json or --csv, or watch.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
     model: Annotated[
@@ -44,13 +48,14 @@ def report(
         int, typer.Option(min=0, help="How many images, the worst ones, are shown with pictures.")
     ] = reporting.PICTURES,
     msa: Annotated[Path | None, typer.Option(help="Also show a gauge study, written by mambaad msa --json.")] = None,
+    roi_dir: RoiDir = None,
     res: Res = None,
     batch: Batch = 8,
     workers: Workers = 2,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Write rows as one HTML file for people: yields, scores, the images worst first, and what an auditor asks for.
+    """Write rows as one HTML page: yields, scores, the images worst first, and a record for auditors.
 
     The file needs no network: photos and, with --model, overlays are inside it.
     """
@@ -59,22 +64,24 @@ def report(
     from mambaad_cli.report.content import Report
     from mambaad_cli.report.record import record
 
+    if model is None and (unfit := given(ctx, OF_A_MODEL)):
+        raise typer.BadParameter(f"{', '.join(unfit)}: only with --model")
     files = [read_file(path) for path in rows]
     check_apart(output, [path for path in (*rows, model, msa) if path is not None])
     check_writable(output)
     study = None if msa is None else _study(msa)
-    found = [row for file in files for row in file.rows]
+    all_rows = [row for file in files for row in file.rows]
     notes = [f"{file.path}: left out damaged lines: {_some(file.damaged)}" for file in files if file.damaged]
     if model is None:
-        entries, used = collect.with_photos(found, output, pictures, workers, link), None
+        entries, used = collect.with_photos(all_rows, output, pictures, workers, link), None
     else:
         used = model, running.load_model(model, device, res, precision)
-        predicted = _predicting(used[1], batch, workers)
-        entries, differ = collect.with_overlays(found, predicted, output, pictures, link)
-        notes += _doubts(found, used[1].sha256, differ)
+        running.set_regions(used[1], None, None, roi_dir)
+        entries, differ = collect.with_overlays(all_rows, _predicting(used[1], batch, workers), output, pictures, link)
+        notes += _doubts(all_rows, used[1].sha256, differ)
     if lost := sum(entry.pictures is None for entry in entries[:pictures]):
         notes.append(f"photos that could not be read, shown without pictures: {lost}")
-    page.write(Report(title, entries, record(found, files, used), notes, study), output)
+    page.write(Report(title, entries, record(all_rows, files, used), notes, study), output)
     for note in notes:
         warn(note)
     typer.echo(f"{len(entries)} images in {shown(output)} ({output.stat().st_size / 1e6:.1f} MB)")
@@ -83,14 +90,14 @@ def report(
 def _predicting(
     model: "FittedModel", batch: int, workers: int
 ) -> "Callable[[str, Sequence[ImageFile]], Iterator[Prediction]]":
-    """Scores files of a product with maps and regions, as `collect.with_overlays` asks for them."""
+    """A function that scores files of a product, with maps and regions, for `collect.with_overlays`."""
     from mambaad_cli.inspection.predict import PredictOptions
 
     options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
 
     def predicted(name: str, files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
-        known = name if name in model.trained_on else None
-        return running.running(model, files, replace(options, class_name=known))
+        class_name = name if name in model.trained_on else None
+        return running.running(model, files, replace(options, class_name=class_name))
 
     return predicted
 

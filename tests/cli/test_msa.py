@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from mambaad_cli.data import images
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -34,6 +36,39 @@ def test_photos_are_scored_with_the_model(tiny_model: FittedModel, model: Path, 
     assert (one["misses"]["count"], one["false_alarms"]["count"], one["effectiveness"]["count"]) == (0, 4, 2)
     assert found["scores"][0]["anova"][0]["df"] == 3
     assert "9.png: " in result.stderr
+
+
+def with_own_masks(tiny_model: FittedModel, path: Path, photos: list[Path]) -> Path:
+    """Saves the model as one that has a mask for each photo; returns the folder of the masks: the left half counts."""
+    tiny_model.own_masks = True
+    model_file.save(tiny_model, path)
+    for photo in photos:
+        mask = np.zeros((80, 96), np.uint8)
+        mask[:, :48] = 255
+        images.write(Path("masks") / f"{photo.stem}.png", mask)
+    return Path("masks")
+
+
+def test_photos_with_a_mask_each_are_scored_inside_it(tiny_model: FittedModel, model: Path, tmp_path: Path) -> None:  # noqa: F811
+    """The right half, outside the masks, differs between the trials: the scores of a part do not."""
+    photos = []
+    for part in range(2):
+        for trial in range(2):
+            photo = picture(part)
+            photo[:, 48:] = 60 * trial
+            photos.append(Path(f"study/good/p{part}/{2 * part + trial}.png"))
+            images.write(photos[-1], photo)
+    masks = with_own_masks(tiny_model, model, photos)
+    assert "--roi-dir" in complaint(run("msa", "study", "--class", "nut"))
+    result = run("msa", "study", "--class", "nut", "--json", "--roi-dir", masks)
+    assert result.exit_code == 0, result.output
+    variance = json.loads(result.stdout)["scores"][0]["variance"]
+    assert variance["repeatability"] < 1e-9 * variance["total"]
+
+
+def test_masks_for_a_study_without_photos_are_refused() -> None:
+    result = run("msa", DATA / "gauge" / "aiag.csv", "--roi-dir", DATA)
+    assert (result.exit_code, "no photos" in result.stderr) == (2, True)
 
 
 def test_the_table_names_the_parts_that_flip(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mambaad_cli.data import images
 from mambaad_cli.inspection import model_file
 from mambaad_cli.inspection.fitted_model import FittedModel
 from tests.cli.test_commands import complaint, model, run  # noqa: F401 (model is a fixture)
+from tests.cli.test_msa import with_own_masks
 from tests.conftest import DATA, picture
 
 
@@ -44,6 +45,27 @@ def test_a_report_holds_photos_overlays_and_the_record(rows: Path, model: Path, 
     assert 'href="goods/nut/0.png"' in text
     for digest in (hashlib.sha256(model.read_bytes()).hexdigest(), hashlib.sha256(rows.read_bytes()).hexdigest()):
         assert digest in text
+
+
+def test_a_model_with_a_mask_for_each_photo_reports_with_these_masks(
+    rows: Path,
+    tiny_model: FittedModel,
+    model: Path,  # noqa: F811
+    goods: Path,
+) -> None:
+    masks = with_own_masks(tiny_model, model, sorted(goods.rglob("*.png")))
+    options = ("report", rows, "-o", "report.html", "--model", model)
+    assert "--roi-dir" in complaint(run(*options))
+    result = run(*options, "--roi-dir", masks)
+    assert result.exit_code == 0, result.output
+    assert "could not be read" not in result.stderr
+    assert page().count("data:image/webp;base64,") == 24
+
+
+@pytest.mark.parametrize("option", [("--roi-dir", "."), ("--res", "128"), ("--device", "cpu"), ("--batch", "2")])
+def test_options_of_a_model_need_one(rows: Path, option: tuple[str, str]) -> None:
+    result = run("report", rows, "-o", "report.html", *option)
+    assert (result.exit_code, f"{option[0]}: only with --model" in result.stderr) == (2, True)
 
 
 def test_without_a_model_the_photos_are_there(rows: Path) -> None:
