@@ -46,7 +46,7 @@ def report(
     ] = False,
     pictures: Annotated[
         int, typer.Option(min=0, help="How many images, the worst ones, are shown with pictures.")
-    ] = reporting.PICTURES,
+    ] = reporting.MAX_PICTURES,
     msa: Annotated[Path | None, typer.Option(help="Also show a gauge study, written by mambaad msa --json.")] = None,
     roi_dir: RoiDir = None,
     res: Res = None,

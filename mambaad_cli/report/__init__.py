@@ -1,1 +1,1 @@
-"""Rows, photos and a model -> one HTML file for people, which needs no network and no server."""
+"""Rows, photos and a model -> one HTML page, which needs no network and no server."""

@@ -1,4 +1,4 @@
-"""What a report says: counts and yields, its rows worst first, and the record that an auditor asks for."""
+"""The content of a report: counts and yields, its rows worst first, and the record for auditors."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from mambaad_cli.inspection.row_files import Row
 
 VERDICTS = ("good", "review", "anomalous", "unknown", "uncalibrated", "error")
 PASSED = ("good",)  # a part for review has not passed yet
-RANKS = {"error": 3, "unknown": 2}  # what comes before all scores, worst first
+URGENT_VERDICTS = {"error": 3, "unknown": 2}  # these come before all scores, the highest number first
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Count:
-    """The images of a product on a day."""
+class VerdictCounts:
+    """The numbers of images of a product on a day, by verdict."""
 
     product: str
     day: str
@@ -66,7 +66,7 @@ class Count:
         return sum(self.verdicts.get(verdict, 0) for verdict in PASSED)
 
     @property
-    def yielded(self) -> float | None:
+    def yield_rate(self) -> float | None:
         """The share of the judged images that are good; None where nothing is judged, or there is no threshold."""
         if not self.judged or self.verdicts.get("uncalibrated"):
             return None
@@ -74,19 +74,19 @@ class Count:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """What encloses the yield of the line with 95 % confidence, if images are independent of each other."""
+        """The 95 % confidence interval of the yield of the line, if images are independent of each other."""
         return exact_interval(self.passed, self.judged)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a page shows."""
+    """The content of a page."""
 
     title: str
     entries: list[Entry]  # worst first
     record: list[tuple[str, list[tuple[str, str]]]]  # (heading, (name, value) …)
     notes: list[str] = field(default_factory=list)
-    study: Any = None  # what `mambaad msa --json` says
+    study: Any = None  # the gauge study, as `mambaad msa --json` prints it
 
     @property
     def lead(self) -> str:
@@ -97,12 +97,12 @@ class Report:
         return " · ".join(text for text in (products, span) if text)
 
     @property
-    def counts(self) -> list[Count]:
+    def counts(self) -> list[VerdictCounts]:
         return counted(entry.row for entry in self.entries)
 
     @property
-    def whole(self) -> Count:
-        return Count("", "", Counter(entry.row.verdict for entry in self.entries))
+    def whole(self) -> VerdictCounts:
+        return VerdictCounts("", "", Counter(entry.row.verdict for entry in self.entries))
 
     @property
     def products(self) -> list[str]:
@@ -114,22 +114,23 @@ class Report:
 
     @property
     def verdicts(self) -> list[str]:
-        """Those that occur, in a fixed order."""
-        there = self.whole.verdicts
-        return [one for one in VERDICTS if one in there] + sorted(set(there) - set(VERDICTS))
+        """The verdicts that occur, in a fixed order."""
+        occurring = self.whole.verdicts
+        return [verdict for verdict in VERDICTS if verdict in occurring] + sorted(set(occurring) - set(VERDICTS))
 
 
-def counted(rows: Iterable[Row]) -> list[Count]:
+def counted(rows: Iterable[Row]) -> list[VerdictCounts]:
     """Counts by product and day, in this order.
 
-    >>> [(one.product, one.passed, one.total) for one in counted([Row("a", "nut", verdict="good"), Row("b", "nut")])]
+    >>> rows = [Row("a", "nut", verdict="good"), Row("b", "nut")]
+    >>> [(count.product, count.passed, count.total) for count in counted(rows)]
     [('nut', 1, 2)]
     """
     groups: dict[tuple[str, str], Counter[str]] = {}
     for row in rows:
         day = "" if row.time is None else row.time.date().isoformat()
         groups.setdefault((row.class_name, day), Counter())[row.verdict] += 1
-    return [Count(*key, groups[key]) for key in sorted(groups)]
+    return [VerdictCounts(*key, groups[key]) for key in sorted(groups)]
 
 
 def worst_first(rows: Iterable[Row]) -> list[Row]:
@@ -144,7 +145,7 @@ def worst_first(rows: Iterable[Row]) -> list[Row]:
 
 def urgency(row: Row) -> tuple[float, float, float]:
     """Sort key of `worst_first`."""
-    return -RANKS.get(row.verdict, 0), -row.margin, -(row.score or 0.0)
+    return -URGENT_VERDICTS.get(row.verdict, 0), -row.margin, -(row.score or 0.0)
 
 
 def link_to(photo: str, page: Path) -> str:
@@ -158,8 +159,8 @@ def link_to(photo: str, page: Path) -> str:
 
 def thresholds(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(product, its thresholds in the rows), for the record."""
-    found: dict[str, dict[float, None]] = {}
+    products: dict[str, dict[float, None]] = {}
     for row in rows:
         if row.threshold is not None:
-            found.setdefault(row.class_name, {})[row.threshold] = None
-    return [(name or "all", ", ".join(f"{value:.6g}" for value in own)) for name, own in sorted(found.items())]
+            products.setdefault(row.class_name, {})[row.threshold] = None
+    return [(name or "all", ", ".join(f"{value:.6g}" for value in values)) for name, values in sorted(products.items())]

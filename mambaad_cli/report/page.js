@@ -1,12 +1,12 @@
 "use strict";
 (() => {
-  const one = (selector, within = document) => within.querySelector(selector);
+  const find = (selector, within = document) => within.querySelector(selector);
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const number = (text) => (text === "" || text === undefined ? null : Number(text));
   const three = (value) => (value === null ? "" : String(Number(value.toPrecision(4))));
   const share = (count, total) => `${count} of ${total} (${(100 * count / total).toFixed(1)}%)`;
 
-  const table = one("table.images");
+  const table = find("table.images");
   const body = table.tBodies[0];
   const rows = [...body.rows].map((line) => {
     const data = line.dataset;
@@ -20,7 +20,7 @@
   });
   for (const [name, has] of [
     ["p", (row) => row.p !== null], ["time", (row) => row.time], ["regions", (row) => row.regions !== null],
-    ["shots", (row) => one("img", row.line)],
+    ["shots", (row) => find("img", row.line)],
   ]) table.classList.toggle(`without-${name}`, !rows.some(has));
 
   // ---- pictures: put in place when they come near the window, and all that is shown when it is printed ----
@@ -47,34 +47,34 @@
 
   // ---- filters and sorting ----
 
-  const chosen = (id, value) => !one(id) || one(id).value === "" || one(id).value === `=${value}`;
+  const chosen = (id, value) => !find(id) || find(id).value === "" || find(id).value === `=${value}`;
   const STEP = 300;  // rows that are laid out at first, and each time that the end of the table comes near
   let most = STEP;
-  const filter = (room = most) => {
-    const text = one("#find").value.trim().toLowerCase();
+  const filter = (limit = most) => {
+    const text = find("#find").value.trim().toLowerCase();
     const verdicts = new Set(all("input[name=verdict]:checked").map((box) => box.value));
-    const onlyChanged = one("#changed").checked;
+    const onlyChanged = find("#changed").checked;
     let fitting = 0;
     for (const row of rows) {
       row.fits = verdicts.has(row.verdict) && chosen("#product", row.product) && chosen("#day", row.day)
         && (!text || row.name.toLowerCase().includes(text)) && (!onlyChanged || row.changed);
       fitting += row.fits;
-      row.line.hidden = !row.fits || fitting > room;
+      row.line.hidden = !row.fits || fitting > limit;
     }
-    one("#count").value = fitting === rows.length ? `${fitting} images` : `${fitting} of ${rows.length} images`;
-    one("#rest").hidden = fitting <= room;
+    find("#count").value = fitting === rows.length ? `${fitting} images` : `${fitting} of ${rows.length} images`;
+    find("#rest").hidden = fitting <= limit;
   };
   const afresh = () => {
     most = STEP;
     filter();
   };
-  one(".filters").addEventListener("input", afresh);
+  find(".filters").addEventListener("input", afresh);
   const further = () => {
     most += STEP;
     filter();
   };
-  one("#rest").addEventListener("click", further);
-  new IntersectionObserver(([seen]) => { if (seen.isIntersecting) further(); }, { rootMargin: "1200px" }).observe(one("#rest"));
+  find("#rest").addEventListener("click", further);
+  new IntersectionObserver(([seen]) => { if (seen.isIntersecting) further(); }, { rootMargin: "1200px" }).observe(find("#rest"));
 
   const natural = new Intl.Collator(undefined, { numeric: true });
   const compare = (a, b) => (typeof a === "string" ? natural.compare(a, b) : a - b);
@@ -91,19 +91,19 @@
     body.append(...rows.map((row) => row.line));
     afresh();
   };
-  for (const head of all("th[data-sort]", table)) one("button", head).addEventListener("click", () => sort(head));
+  for (const head of all("th[data-sort]", table)) find("button", head).addEventListener("click", () => sort(head));
 
   // ---- a picture large ----
 
-  const large = one("#large");
+  const large = find("#large");
   let at = null;
   const open = (row) => {
     at = row;
     place(row.line);
-    one("#large-title").textContent = one(".name b, .name a", row.line).textContent;
+    find("#large-title").textContent = find(".name b, .name a", row.line).textContent;
     const { width, height } = row.line.dataset;
-    const regions = one(".regions ol", row.line);
-    one(".shots", large).replaceChildren(...all(".pictures img", row.line).map((image, i) => {
+    const regions = find(".regions ol", row.line);
+    find(".shots", large).replaceChildren(...all(".pictures img", row.line).map((image, i) => {
       const frame = document.createElement("div");
       frame.className = "frame";
       frame.style.setProperty("--aspect", width / height);
@@ -120,12 +120,12 @@
     }));
     const facts = [row.verdict, row.score === null ? "" : `score ${three(row.score)}`,
       row.threshold === null ? "" : `threshold ${three(row.threshold)}`, `photo ${width}×${height} px`];
-    one(".facts", large).textContent = facts.filter(Boolean).join(" · ");
-    one(".regions", large).replaceChildren(...(regions ? [regions.cloneNode(true)] : []));
+    find(".facts", large).textContent = facts.filter(Boolean).join(" · ");
+    find(".regions", large).replaceChildren(...(regions ? [regions.cloneNode(true)] : []));
     if (!large.open) large.showModal();
   };
   const step = (by) => {
-    const shown = rows.filter((row) => row.fits && one(".pictures", row.line));
+    const shown = rows.filter((row) => row.fits && find(".pictures", row.line));
     const next = shown[shown.indexOf(at) + by];
     if (next) open(next);
   };
@@ -133,35 +133,35 @@
     const button = event.target.closest(".pictures");
     if (button) open(rows.find((row) => row.line.contains(button)));
   });
-  one("#previous").addEventListener("click", () => step(-1));
-  one("#next").addEventListener("click", () => step(1));
+  find("#previous").addEventListener("click", () => step(-1));
+  find("#next").addEventListener("click", () => step(1));
   large.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
   large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
-  large.addEventListener("close", () => one(".pictures", at.line)?.focus());
+  large.addEventListener("close", () => find(".pictures", at.line)?.focus());
 
   // ---- the histogram, and what another threshold would do ----
 
   const HEIGHT = 200, EDGE = 8, TOP = 26, BOTTOM = 22;  // EDGE: half of a slider's thumb
-  const section = one("#what-if"), svg = one("#histogram"), slider = one("#slider"), field = one("#threshold");
-  const select = one("#scored");
+  const section = find("#what-if"), svg = find("#histogram"), slider = find("#slider"), field = find("#threshold");
+  const select = find("#scored");
   let drawn = null;  // of the product that is shown: its rows, the range, the model's threshold, the one that is tried
 
   const quantile = (sorted, q) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
   const load = () => {
-    const own = rows.filter((row) => row.score !== null && (!select || row.product === select.value));
-    const scores = own.map((row) => row.score).sort((a, b) => a - b);
-    const model = own.map((row) => row.threshold).filter((value) => value !== null).pop() ?? null;
+    const shownRows = rows.filter((row) => row.score !== null && (!select || row.product === select.value));
+    const scores = shownRows.map((row) => row.score).sort((a, b) => a - b);
+    const model = shownRows.map((row) => row.threshold).filter((value) => value !== null).pop() ?? null;
     const low = Math.min(scores[0], model ?? Infinity);
     let high = Math.max(scores[scores.length - 1], model ?? -Infinity);
-    if (model !== null && scores.length) {  // far outliers share the last bin, so that the threshold has room
+    if (model !== null && scores.length) {  // far outliers share the last bin, so that there is space for the threshold
       const far = model + 6 * (model - quantile(scores, 0.05));
       if (far > model) high = Math.min(high, Math.max(far, quantile(scores, 0.9)));
     }
     const margin = (high - low || Math.abs(high) || 1) * 0.02;
-    drawn = { own, model, low: low - margin, high: high + margin, tried: model ?? high + margin };
+    drawn = { shownRows, model, low: low - margin, high: high + margin, tried: model ?? high + margin };
     const bins = Math.min(60, Math.max(12, Math.round(3 * Math.sqrt(scores.length))));
     drawn.bins = Array.from({ length: bins }, () => 0);
     for (const score of scores) drawn.bins[Math.min(bins - 1, Math.floor(bins * place01(score)))] += 1;
@@ -172,30 +172,30 @@
   const rejects = (row, threshold) => row.score > threshold || row.verdict === "unknown";
   const passes = (row) => row.verdict !== "anomalous" && row.verdict !== "unknown";
   const show = () => {
-    const { own, model, low, high, tried } = drawn;
+    const { shownRows, model, low, high, tried } = drawn;
     slider.value = Math.round(1000 * place01(tried));
     slider.setAttribute("aria-valuetext", three(tried));
     if (document.activeElement !== field) field.value = three(tried);
-    one("#reset").disabled = tried === model;
+    find("#reset").disabled = tried === model;
     let rejected = 0, now = 0;
-    for (const row of own) {
+    for (const row of shownRows) {
       const out = rejects(row, tried);
       rejected += out;
       now += !passes(row);
       row.changed = tried !== model && out === passes(row);
-      one(".would-be", row.line).textContent = row.changed ? (out ? "→ rejected" : "→ passes") : "";
+      find(".would-be", row.line).textContent = row.changed ? (out ? "→ rejected" : "→ passes") : "";
     }
-    const lines = [`At ${three(tried)}, ${share(rejected, own.length)} images would be rejected`];
+    const lines = [`At ${three(tried)}, ${share(rejected, shownRows.length)} images would be rejected`];
     if (tried !== model && model !== null) lines.push(`; at the model’s ${three(model)} it is ${now}`);
-    const labelled = own.filter((row) => row.reference);
+    const labelled = shownRows.filter((row) => row.reference);
     if (labelled.length) {
       const bad = labelled.filter((row) => row.reference !== "good"), good = labelled.filter((row) => row.reference === "good");
       if (bad.length) lines.push(`. Misses ${share(bad.filter((row) => !rejects(row, tried)).length, bad.length)} bad parts`);
       if (good.length) lines.push(`. Rejects ${share(good.filter((row) => rejects(row, tried)).length, good.length)} good parts`);
     }
-    one("#would").textContent = `${lines.join("")}.`;
+    find("#would").textContent = `${lines.join("")}.`;
     draw(low, high, tried, model);
-    if (one("#changed").checked) filter();
+    if (find("#changed").checked) filter();
   };
 
   const make = (name, attributes, text) => {
@@ -208,9 +208,9 @@
   const ticks = (low, high) => {
     const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [5, 2, 1].find((factor) => factor * power <= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step); i * step <= high - step / 4; i++) found.push(i * step);
-    return found;
+    const values = [];
+    for (let i = Math.ceil(low / step); i * step <= high - step / 4; i++) values.push(i * step);
+    return values;
   };
   const draw = (low, high, tried, model) => {
     const width = svg.clientWidth || 1000, floor = HEIGHT - BOTTOM, bins = drawn.bins.length;
@@ -235,7 +235,7 @@
     for (const value of ticks(low, high)) {
       parts.push(make("text", { class: "tick", x: x(place01(value)), y: HEIGHT - 6, "text-anchor": "middle" }, three(value)));
     }
-    if (drawn.own.some((row) => row.score > high)) {
+    if (drawn.shownRows.some((row) => row.score > high)) {
       parts.push(make("text", { class: "tick", x: x(1), y: HEIGHT - 6, "text-anchor": "end" }, "and above"));
     }
     if (model !== null && tried !== model) parts.push(make("line", { class: "model", x1: x(place01(model)), x2: x(place01(model)), y1: TOP - 6, y2: floor }));
@@ -260,9 +260,9 @@
       for (const option of [...select.options]) if (!most.has(option.value)) option.remove();
       select.value = [...most].sort((a, b) => b[1] - a[1])[0][0];
       select.addEventListener("change", () => {
-        for (const row of drawn.own) {
+        for (const row of drawn.shownRows) {
           row.changed = false;
-          one(".would-be", row.line).textContent = "";
+          find(".would-be", row.line).textContent = "";
         }
         load();
       });
@@ -270,7 +270,7 @@
     slider.addEventListener("input", () => attempt(from01(slider.value / 1000)));
     field.addEventListener("input", () => { if (Number.isFinite(field.valueAsNumber)) attempt(field.valueAsNumber); });
     field.addEventListener("blur", () => show());
-    one("#reset").addEventListener("click", () => attempt(drawn.model ?? drawn.high));
+    find("#reset").addEventListener("click", () => attempt(drawn.model ?? drawn.high));
     svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); drag(event); });
     svg.addEventListener("pointermove", (event) => { if (svg.hasPointerCapture(event.pointerId)) drag(event); });
     new ResizeObserver(() => show()).observe(svg);

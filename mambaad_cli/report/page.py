@@ -1,4 +1,4 @@
-"""A report as one HTML file: its style and its script are inside, and its browser is told to fetch nothing."""
+"""A report as one HTML file: style and script are inside, and its security policy forbids the browser to fetch more."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ def write(report: Report, path: Path) -> None:
 
 
 def rendered(report: Report) -> Iterable[str]:
-    """The page in pieces. Every value is escaped; the script alone is known to the browser, by its hash."""
+    """The page in pieces. Every value is escaped; the browser runs only our script, which it knows by its hash."""
     environment = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
@@ -52,5 +52,5 @@ def number(value: Any) -> str:
 
 
 def _printable(value: Any) -> Any:
-    """Text on one line that every browser can show: names of files may hold any bytes."""
+    """Text on one line that every browser can display: names of files may hold any bytes."""
     return shown(value) if type(value) is str and not value.isprintable() else value

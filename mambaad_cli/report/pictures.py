@@ -15,21 +15,21 @@ from mambaad_cli.data.images import ImageError
 from mambaad_cli.inspection.heatmap import ColourScale, overlay, thumbnail
 from mambaad_cli.inspection.predict import Prediction
 
-BYTES = 11_000_000  # of all pictures together; base64 and the rows of 2,000 images make 20 MB of it
-LARGEST, SMALLEST = 384, 64  # pixels of a longer side
+MAX_BYTES = 11_000_000  # of all pictures together; base64 and the rows of 2,000 images make 20 MB of it
+MAX_SIDE, MIN_SIDE = 384, 64  # pixels of the longer side
 BYTES_PER_PIXEL = 0.12  # of a photo in WebP that still looks good
 QUALITIES = (80, 60, 40, 20)
 
 
-class Room(NamedTuple):
-    """What a picture may take."""
+class PictureLimits(NamedTuple):
+    """The largest size of a picture in a report."""
 
     side: int  # pixels of its longer side
     bytes: int
 
 
 class Pictures(NamedTuple):
-    """What a report shows of an image."""
+    """The pictures of an image in a report."""
 
     photo: str  # data URI
     overlay: str  # data URI, "" where there is none
@@ -38,47 +38,47 @@ class Pictures(NamedTuple):
     shape: tuple[int, int]  # height, width of the photo itself
 
 
-def room_for(n: int) -> Room:
-    """What each picture of n images may take, photo and overlay counted.
+def limits_for(n: int) -> PictureLimits:
+    """The limits of each picture of n images, which have a photo and an overlay each.
 
-    >>> room_for(44), room_for(2000)
-    (Room(side=384, bytes=17695), Room(side=151, bytes=2750))
+    >>> limits_for(44), limits_for(2000)
+    (PictureLimits(side=384, bytes=17695), PictureLimits(side=151, bytes=2750))
     """
-    most = round(LARGEST * LARGEST * BYTES_PER_PIXEL)
-    each = min(most, BYTES // (2 * max(1, n)))
-    side = min(LARGEST, max(SMALLEST, round(math.sqrt(each / BYTES_PER_PIXEL))))
-    return Room(side, each)
+    most = round(MAX_SIDE * MAX_SIDE * BYTES_PER_PIXEL)
+    each = min(most, MAX_BYTES // (2 * max(1, n)))
+    side = min(MAX_SIDE, max(MIN_SIDE, round(math.sqrt(each / BYTES_PER_PIXEL))))
+    return PictureLimits(side, each)
 
 
-def of_prediction(one: Prediction, scale: ColourScale | None, room: Room) -> Pictures | None:
+def of_prediction(prediction: Prediction, scale: ColourScale | None, limits: PictureLimits) -> Pictures | None:
     """Photo and overlay of a Prediction with its map; None where the photo could not be read."""
-    if one.picture is None:
+    if prediction.picture is None:
         return None
-    small = thumbnail(one.picture, room.side)
-    glowing = ""
-    if scale is not None and one.anomaly_map is not None:
-        glowing = encoded(overlay(small, one.anomaly_map, scale, one.inside), room)
-    return Pictures(encoded(small, room), glowing, small.shape[1], small.shape[0], one.picture.shape[:2])
+    photo, heatmap = thumbnail(prediction.picture, limits.side), ""
+    if scale is not None and prediction.anomaly_map is not None:
+        heatmap = encoded(overlay(photo, prediction.anomaly_map, scale, prediction.inside), limits)
+    height, width = photo.shape[:2]
+    return Pictures(encoded(photo, limits), heatmap, width, height, prediction.picture.shape[:2])
 
 
-def of_files(paths: Sequence[Path], room: Room, workers: int) -> Iterator[Pictures | None]:
-    """The photos alone, in order, read in threads; None for one that cannot be read."""
+def of_files(paths: Sequence[Path], limits: PictureLimits, workers: int) -> Iterator[Pictures | None]:
+    """The photos without overlays, in order, read in threads; None for a photo that cannot be read."""
 
-    def one(path: Path) -> Pictures | None:
+    def read(path: Path) -> Pictures | None:
         try:
             file = images.opened(path)
-            small = thumbnail(file.decoded((room.side, room.side)), room.side)
+            small = thumbnail(file.decoded((limits.side, limits.side)), limits.side)
         except ImageError:
             return None
-        return Pictures(encoded(small, room), "", small.shape[1], small.shape[0], file.shape)
+        return Pictures(encoded(small, limits), "", small.shape[1], small.shape[0], file.shape)
 
     with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(one, paths)
+        yield from pool.map(read, paths)
 
 
-def encoded(picture: np.ndarray, room: Room) -> str:
-    """The picture (h, w, 3) uint8 RGB as a data URI of at most `room.bytes`: of lower quality, then smaller, to fit."""
-    data = _encoding(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), room.bytes)
+def encoded(picture: np.ndarray, limits: PictureLimits) -> str:
+    """The picture (h, w, 3) uint8 RGB as a data URI of at most `limits.bytes`: it loses quality, then size."""
+    data = _encoding(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), limits.bytes)
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
 
 

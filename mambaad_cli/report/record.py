@@ -1,4 +1,4 @@
-"""What an auditor asks of a report: by what, from what, when and how it was made."""
+"""The record of a report for auditors: when, from which files and by which software it was made."""
 
 import importlib.metadata
 import platform
@@ -26,11 +26,11 @@ def record(
     rows: Sequence[Row], files: Sequence[RowFile] = (), model: "tuple[Path, FittedModel] | None" = None
 ) -> list[tuple[str, Facts]]:
     """Sections of (name, value): this report, its rows, the model, the thresholds, the versions."""
-    found = [("This report", _made()), ("Rows", _sources(rows, files))]
+    sections = [("This report", _made()), ("Rows", _sources(rows, files))]
     if model is not None:
-        found.append(("Model", _model(*model)))
-    found.append(("Thresholds in the rows", thresholds(rows)))
-    return [(heading, facts) for heading, facts in [*found, ("Versions", _versions())] if facts]
+        sections.append(("Model", _model(*model)))
+    sections.append(("Thresholds in the rows", thresholds(rows)))
+    return [(heading, facts) for heading, facts in [*sections, ("Versions", _versions())] if facts]
 
 
 def _made() -> Facts:
@@ -45,7 +45,7 @@ def _sources(rows: Sequence[Row], files: Sequence[RowFile]) -> Facts:
         first, last = (time.strftime("%Y-%m-%d %H:%M:%S UTC") for time in (min(times), max(times)))
         facts.append(("scored", f"{first} to {last}"))
     if models := sorted({row.model for row in rows if row.model}):
-        facts.append(("by the model of SHA-256", ", ".join(f"{one}…" for one in models)))
+        facts.append(("by the model of SHA-256", ", ".join(f"{model}…" for model in models)))
     return facts
 
 
@@ -53,12 +53,11 @@ def _model(path: Path, model: "FittedModel") -> Facts:
     facts = [("file", str(path)), ("SHA-256", sha256_of(path))]
     for name, scores in model.scores.items():
         threshold = model.threshold(name)
-        said = f"threshold {threshold:.6g}, from {len(scores)} good images"
+        origin = f"threshold {threshold:.6g}, from {len(scores)} good images"
         if name in model.held_out:
-            said += (
-                f"; promises at most {percent(promise(len(scores), model.share_of(scores)))} false rejects on average"
-            )
-        facts.append((name, said))
+            rejects = percent(promise(len(scores), model.share_of(scores)))
+            origin += f"; promises at most {rejects} false rejects on average"
+        facts.append((name, origin))
     return facts
 
 

@@ -27,15 +27,15 @@ TIMES = """(() => {
 
 def measure(photos: Path, n: int) -> None:
     """Print the size, and the median of the times until the page is painted and until it is loaded."""
-    room = pictures.room_for(min(n, 2000))
+    limits = pictures.limits_for(min(n, 2000))
     made = []
     for file in images.find([photos]):
         photo = images.read(file.path)
-        small = pictures.thumbnail(photo, room.side)
+        small = pictures.thumbnail(photo, limits.side)
         hot = cv2.GaussianBlur(np.random.default_rng(len(made)).normal(0, 9, (64, 64)).astype(np.float32), (0, 0), 4)
-        glowing = pictures.encoded(overlay(small, hot, ColourScale(0.0, float(hot.max()) * 0.7)), room)
+        glowing = pictures.encoded(overlay(small, hot, ColourScale(0.0, float(hot.max()) * 0.7)), limits)
         made.append(
-            pictures.Pictures(pictures.encoded(small, room), glowing, small.shape[1], small.shape[0], photo.shape[:2])
+            pictures.Pictures(pictures.encoded(small, limits), glowing, small.shape[1], small.shape[0], photo.shape[:2])
         )
     entries = [
         Entry(row, made[i % len(made)] if i < 2000 else None, row.path) for i, row in enumerate(worst_first(rows_of(n)))

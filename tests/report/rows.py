@@ -27,15 +27,15 @@ def rows_of(n: int) -> list[Row]:
 
 def with_pictures(rows: list[Row], page: Path) -> list[Entry]:
     """Worst first, each with a photo and something that passes for its overlay."""
-    room = pictures.room_for(len(rows))
+    limits = pictures.limits_for(len(rows))
     entries = []
     for i, row in enumerate(worst_first(rows)):
         photo = picture(i, 300, 400)
-        small = pictures.thumbnail(photo, room.side)
+        small = pictures.thumbnail(photo, limits.side)
         glowing = small.copy()
         glowing[10:20, 10:20] = (255, 0, 0)
         shape = (small.shape[1], small.shape[0], photo.shape[:2])
-        own = pictures.Pictures(pictures.encoded(small, room), pictures.encoded(glowing, room), *shape)
+        own = pictures.Pictures(pictures.encoded(small, limits), pictures.encoded(glowing, limits), *shape)
         entries.append(Entry(row, own, link_to(row.path, page)))
     return entries
 

@@ -14,7 +14,7 @@ from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import page, pictures
 from mambaad_cli.report.collect import Collector, with_overlays, with_photos
-from mambaad_cli.report.content import Count, Entry, Report, link_to
+from mambaad_cli.report.content import Entry, Report, VerdictCounts, link_to
 from tests.conftest import picture
 from tests.report.rows import rows_of
 
@@ -28,26 +28,26 @@ def test_counts_and_yields_by_product_and_day() -> None:
         ("nut", "2026-03-01", 8, 10),
         ("nut", "2026-03-02", 0, 9),
     ]
-    one = Count("nut", "", {"good": 6, "review": 1, "anomalous": 1, "error": 2})
-    assert (one.total, one.judged, one.yielded) == (10, 8, 0.75)
+    one = VerdictCounts("nut", "", {"good": 6, "review": 1, "anomalous": 1, "error": 2})
+    assert (one.total, one.judged, one.yield_rate) == (10, 8, 0.75)
     assert [round(end, 3) for end in one.interval] == [0.349, 0.968]  # Clopper & Pearson for 6 of 8
-    assert Count("nut", "", {"uncalibrated": 3}).yielded is None
-    assert Count("nut", "", {"error": 3}).yielded is None
+    assert VerdictCounts("nut", "", {"uncalibrated": 3}).yield_rate is None
+    assert VerdictCounts("nut", "", {"error": 3}).yield_rate is None
 
 
 @pytest.mark.parametrize("n", [1, 500, 2000])
 def test_pictures_stay_within_their_bytes(n: int) -> None:
     """The worst photo for a codec: noise."""
-    room = pictures.room_for(n)
-    noise = np.random.default_rng(0).integers(0, 256, (room.side, room.side, 3), np.uint8)
-    assert len(base64.b64decode(pictures.encoded(noise, room).partition(",")[2])) <= room.bytes
+    limits = pictures.limits_for(n)
+    noise = np.random.default_rng(0).integers(0, 256, (limits.side, limits.side, 3), np.uint8)
+    assert len(base64.b64decode(pictures.encoded(noise, limits).partition(",")[2])) <= limits.bytes
 
 
 def test_2000_images_with_photo_and_overlay_are_less_than_20_MB(tmp_path: Path) -> None:
     """Each of their pictures as large as it may be, and four regions each."""
-    rows, room = rows_of(2000), pictures.room_for(2000)
-    full = "data:image/webp;base64," + base64.b64encode(bytes(room.bytes)).decode()
-    own = pictures.Pictures(full, full, room.side, room.side, (1000, 1000))
+    rows, limits = rows_of(2000), pictures.limits_for(2000)
+    full = "data:image/webp;base64," + base64.b64encode(bytes(limits.bytes)).decode()
+    own = pictures.Pictures(full, full, limits.side, limits.side, (1000, 1000))
     region = Region((1000, 2000, 100, 200), 20000, 12.345, (1050, 2100), (1050, 2100))
     path = tmp_path / "report.html"
     page.write(Report("", [Entry(replace(row, regions=(region,) * 4), own, row.path) for row in rows], []), path)
@@ -56,7 +56,7 @@ def test_2000_images_with_photo_and_overlay_are_less_than_20_MB(tmp_path: Path) 
 
 def test_a_picture_is_that_of_its_photo(tmp_path: Path) -> None:
     images.write(tmp_path / "a.png", picture(3, 300, 400))
-    (own, gone) = pictures.of_files([tmp_path / "a.png", tmp_path / "none.png"], pictures.room_for(2), workers=2)
+    (own, gone) = pictures.of_files([tmp_path / "a.png", tmp_path / "none.png"], pictures.limits_for(2), workers=2)
     assert gone is None
     assert own is not None
     assert (own.width, own.height, own.shape) == (384, 288, (300, 400))
@@ -99,7 +99,7 @@ def test_overlays_dim_what_lies_outside_the_region_of_interest(tiny_model: Fitte
     inside = np.ones(prediction.anomaly_map.shape, bool)
     inside[:, : inside.shape[1] // 2] = False
     prediction = prediction._replace(threshold=1e9, cold=1e8, inside=inside)
-    shown = pictures.of_prediction(prediction, prediction.colour_scale, pictures.room_for(1))
+    shown = pictures.of_prediction(prediction, prediction.colour_scale, pictures.limits_for(1))
     assert shown is not None
     photo, overlay = pixels_of(shown.photo).astype(float), pixels_of(shown.overlay).astype(float)
     third = shown.width // 3
