@@ -3,7 +3,7 @@ its test images, for several seeds.
 
 Fair by construction: all variants see the same images, have the same budget, are scored by the maximum of the anomaly
 map and take their threshold from good training images; nothing is tuned on test images.
-A finished cell (a variant with a seed) is kept in a file, so that an interrupted study goes on where it stopped.
+A finished cell (a variant with a seed) is kept in a file, so that an interrupted comparison continues where it stopped.
 """
 
 import hashlib
@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mambaad_cli import MambaADError, __version__
-from mambaad_cli.benchmark import comparison_results as kept_results
-from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark import machine, peers
-from mambaad_cli.benchmark.comparison_results import Kept
+from mambaad_cli.benchmark import comparison_results, evaluation, machine, peers
+from mambaad_cli.benchmark.comparison_results import ResultsFile
 from mambaad_cli.benchmark.comparison_variants import Variant
 from mambaad_cli.benchmark.evaluation_tables import notes
 from mambaad_cli.benchmark.passes import OUT_OF_MEMORY, reason, scoring_pass
@@ -36,13 +34,14 @@ from mambaad_cli.training import fit as training
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict
 
-FIRST_SEED = 42  # the one that fit takes
+FIRST_SEED = 42  # the default of fit
 DEFAULT_MINUTES = 2.0
-LEAST_PASSES, MOST_PASSES, PASSING = 5, 100, 3.0  # of one image to time; seconds
+MIN_PASSES, MAX_PASSES = 5, 100  # that time the scoring of an image
+MAX_PASS_SECONDS = 3.0  # of all passes together; MIN_PASSES are done all the same
 
 
 class Dataset(NamedTuple):
-    """What is learnt from and what is tested on. The fingerprint changes with any name, label, image or mask."""
+    """Training and test samples. The fingerprint changes with any name, label, image or mask."""
 
     root: Path
     train: list[Sample]
@@ -51,13 +50,13 @@ class Dataset(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """Of each fit: epochs, or else minutes, all included."""
+    """The budget of each fit: epochs, or minutes with everything included."""
 
     epochs: int | None = None
     minutes: float | None = None
 
     def limited(self, recipe: Recipe) -> Recipe:
-        """The recipe with this budget instead of its own. Minutes take the place of steps."""
+        """The recipe with this budget in place of its default. Minutes take the place of steps."""
         return replace(recipe, epochs=self.epochs or recipe.epochs, max_minutes=self.minutes)
 
     def __str__(self) -> str:
@@ -67,11 +66,11 @@ class Budget(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Conditions:
-    """What all variants have in common."""
+class ComparisonOptions:
+    """How a comparison runs; the same for all variants."""
 
     budget: Budget
-    size: tuple[int, int] | None = None  # H, W in pixels of what all see; None: as each one's preset says
+    size: tuple[int, int] | None = None  # H, W in pixels of all images; None: the size of the preset of each variant
     seeds: int = 1  # fits of each variant
     encoder_weights: Path | None = None  # a local file of the encoder's weights
     device: str = "cpu"
@@ -79,7 +78,7 @@ class Conditions:
 
 @dataclass
 class Outcome:
-    """What came of a variant: a record for each seed that was finished (see `_record`), or why there is none."""
+    """The results of a variant: a record of each finished seed (see `_record`), or the error that ended it."""
 
     variant: Variant
     cells: list[dict[str, Any]]
@@ -87,8 +86,8 @@ class Outcome:
 
 
 @dataclass
-class Study:
-    """All that was measured."""
+class Comparison:
+    """The results of all variants, and what they hold for."""
 
     machine: dict[str, str]
     data: Dataset
@@ -127,7 +126,7 @@ def _digest(path: Path) -> str:
     try:
         return sha256_of(path)
     except OSError:
-        return "unreadable"  # and said to be so, when it is fitted or scored
+        return "unreadable"  # fit and score report it
 
 
 # Fitting and measuring
@@ -136,33 +135,33 @@ def _digest(path: Path) -> str:
 def run(
     variants: Sequence[Variant],
     data: Dataset,
-    conditions: Conditions,
+    options: ComparisonOptions,
     results: Path,
-    on_progress: Callable[[str], None] = lambda doing: None,
+    on_progress: Callable[[str], None] = lambda text: None,
     on_cell: Callable[[Variant, dict[str, Any]], None] = lambda variant, cell: None,
-) -> Study:
-    """Fit and evaluate each variant with each seed, unless `results` has it already; one model for all classes.
+) -> Comparison:
+    """Fit and evaluate each variant with each seed that is not in `results` yet; one model for all classes.
 
-    Seed by seed, so that an interrupted study has compared all variants with the first. A variant that raises
-    MambaADError or runs out of memory says so in its outcome, is not kept, and the others go on.
+    Seed by seed, so that an interrupted comparison has compared all variants with the first. Where a variant raises
+    MambaADError or runs out of memory, its outcome holds the error, nothing is kept, and the others are compared.
 
     Raises MambaADError where no variant could be fitted, with the first one's reason.
     """
-    kept = Kept(results)
-    described = machine.conditions(conditions.device, "fp32")
-    context = _context(data, conditions, described)
+    kept = ResultsFile(results)
+    described = machine.conditions(options.device, "fp32")
+    context = _context(data, options, described)
     outcomes = [Outcome(variant, []) for variant in variants]
-    seeds = list(range(FIRST_SEED, FIRST_SEED + conditions.seeds))
+    seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
     for seed in seeds:
         for outcome in outcomes:
             variant = outcome.variant
             if outcome.error:
                 continue
-            key = _key(variant, conditions.size, seed, context)
+            key = _key(variant, options.size, seed, context)
             if key not in kept.cells:
                 on_progress(f"{variant.name}, seed {seed}")
                 try:
-                    cell = _record(variant, data, conditions, seed, on_progress)
+                    cell = _record(variant, data, options, seed, on_progress)
                 except (MambaADError, MemoryError, RuntimeError) as error:
                     outcome.error = reason(error)
                     if isinstance(error, RuntimeError) and outcome.error != OUT_OF_MEMORY:
@@ -173,22 +172,22 @@ def run(
             outcome.cells.append(kept.cells[key])
     if outcomes and not any(outcome.cells for outcome in outcomes):
         raise MambaADError(f"no detector could be fitted; {outcomes[0].variant.name}: {outcomes[0].error}")
-    return Study(described, data, conditions.size, conditions.budget, seeds, outcomes)
+    return Comparison(described, data, options.size, options.budget, seeds, outcomes)
 
 
-def _context(data: Dataset, conditions: Conditions, described: dict[str, str]) -> dict[str, Any]:
-    """What the cells of a run share and what changes their results, fit for JSON."""
+def _context(data: Dataset, options: ComparisonOptions, described: dict[str, str]) -> dict[str, Any]:
+    """What changes the results of all cells of a run, as values for JSON."""
     return {
         "data": data.fingerprint,
-        "budget": conditions.budget._asdict(),
-        "encoder_weights": conditions.encoder_weights and _digest(conditions.encoder_weights),
+        "budget": options.budget._asdict(),
+        "encoder_weights": options.encoder_weights and _digest(options.encoder_weights),
         "machine": {name: described[name] for name in ("device", "threads", "torch")},
-        "code": kept_results.source_digest(),
+        "code": comparison_results.source_digest(),
     }
 
 
 def _key(variant: Variant, size: tuple[int, int] | None, seed: int, context: dict[str, Any]) -> str:
-    """What changes a cell's result, and so not its name."""
+    """A digest of what changes the result of a cell; the name of the variant does not."""
     facts = [asdict(_settings(variant, size)), as_dict(variant.recipe), seed, context]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -201,11 +200,11 @@ def _settings(variant: Variant, size: tuple[int, int] | None) -> Settings:
     return replace(PRESETS[variant.preset], encoder=variant.encoder, options=variant.options)
 
 
-class _Told(Progress):
-    """What a fit tells: its steps are counted and handed on as text, files that were left out are listed."""
+class _FitProgress(Progress):
+    """Counts the steps of a fit, reports them as text, and lists the files that were left out."""
 
-    def __init__(self, doing: str, on_progress: Callable[[str], None]) -> None:
-        self.doing, self.on_progress = doing, on_progress
+    def __init__(self, title: str, on_progress: Callable[[str], None]) -> None:
+        self.title, self.on_progress = title, on_progress
         self.steps = 0
         self.left_out: list[str] = []
 
@@ -214,57 +213,57 @@ class _Told(Progress):
 
     def step(self, step: int, steps: int, loss: float, images: int) -> None:
         self.steps += 1
-        self.on_progress(f"{self.doing}: step {step} of {steps}, loss {loss:.4f}")
+        self.on_progress(f"{self.title}: step {step} of {steps}, loss {loss:.4f}")
 
 
 def _record(
-    variant: Variant, data: Dataset, conditions: Conditions, seed: int, on_progress: Callable[[str], None]
+    variant: Variant, data: Dataset, options: ComparisonOptions, seed: int, on_progress: Callable[[str], None]
 ) -> dict[str, Any]:
-    """One cell: metrics in 0 … 1 (None where undefined), mean over the classes and class by class, and times in s."""
-    doing = f"{variant.name}, seed {seed}"
-    settings = _settings(variant, conditions.size)
-    recipe = conditions.budget.limited(replace(variant.recipe, seed=seed, keep_examples=False))
-    told = _Told(doing, on_progress)
+    """A cell: metrics in 0 … 1 (None where undefined), their mean and those of each class, and times in seconds."""
+    title = f"{variant.name}, seed {seed}"
+    settings = _settings(variant, options.size)
+    recipe = options.budget.limited(replace(variant.recipe, seed=seed, keep_examples=False))
+    progress = _FitProgress(title, on_progress)
     start = time.perf_counter()
-    model = _fitted(variant, data, settings, recipe, conditions, told)
+    model = _fitted(variant, data, settings, recipe, options, progress)
     fit_seconds = time.perf_counter() - start
-    on_progress(f"{doing}: {len(data.test)} test images")
-    evaluation = evaluate.evaluate(model, data.test)
-    if evaluation.unfinished:
+    on_progress(f"{title}: {len(data.test)} test images")
+    evaluated = evaluation.evaluate(model, data.test)
+    if evaluated.unfinished:
         raise KeyboardInterrupt
     return {
         "variant": variant.name,
         "settings": asdict(settings),
         "recipe": as_dict(recipe),
         "seed": seed,
-        "mean": evaluation.mean,
-        "classes": {one.name: one.metrics for one in evaluation.classes},
+        "mean": evaluated.mean,
+        "classes": {metrics.name: metrics.metrics for metrics in evaluated.classes},
         "fit_seconds": fit_seconds,
-        "steps": told.steps,
+        "steps": progress.steps,
         "score_seconds": _seconds_an_image(model),
-        "notes": [*told.left_out, *notes(evaluation)],
+        "notes": [*progress.left_out, *notes(evaluated)],
     }
 
 
 def _fitted(
-    variant: Variant, data: Dataset, settings: Settings, recipe: Recipe, conditions: Conditions, told: Progress
+    variant: Variant, data: Dataset, settings: Settings, recipe: Recipe, options: ComparisonOptions, progress: Progress
 ) -> FittedModel:
     paths, classes = [sample.path for sample in data.train], [sample.class_name for sample in data.train]
     if variant.detector == peers.PATCHCORE:
-        weights = None if conditions.encoder_weights is None else read_state_dict(conditions.encoder_weights)
-        return peers.fit(paths, classes, settings, recipe.seed, told, conditions.device, weights)
+        weights = None if options.encoder_weights is None else read_state_dict(options.encoder_weights)
+        return peers.fit(paths, classes, peers.PeerOptions(settings, recipe.seed, options.device, weights), progress)
     files = [ImageFile(path, path, name) for path, name in zip(paths, classes, strict=True)]
-    run = RunOptions(conditions.device, encoder_weights=conditions.encoder_weights)
-    return training.fit(files, classes, settings, recipe, run, told)
+    run = RunOptions(options.device, encoder_weights=options.encoder_weights)
+    return training.fit(files, classes, settings, recipe, run, progress)
 
 
 def _seconds_an_image(model: FittedModel) -> float:
     """Median time of encoder, detector and anomaly map for one image of the first class, as `mambaad bench` does."""
-    once = scoring_pass(model.for_inference(), model.size_of(next(iter(model.trained_on))), 1, model.device)
-    once()
+    score_image = scoring_pass(model.for_inference(), model.size_of(next(iter(model.trained_on))), 1, model.device)
+    score_image()
     times: list[float] = []
-    while len(times) < LEAST_PASSES or (len(times) < MOST_PASSES and sum(times) < PASSING):
+    while len(times) < MIN_PASSES or (len(times) < MAX_PASSES and sum(times) < MAX_PASS_SECONDS):
         start = time.perf_counter()
-        once()
+        score_image()
         times.append(time.perf_counter() - start)
     return float(np.median(times))

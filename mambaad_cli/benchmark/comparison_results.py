@@ -12,7 +12,7 @@ import mambaad_cli
 from mambaad_cli import MambaADError
 from mambaad_cli.files import shown
 
-# what a fit's result depends on, in the package's folder
+# the code that changes the result of a fit, in the folder of the package
 SOURCES = (
     "model",
     "data",
@@ -33,19 +33,19 @@ def source_digest() -> str:
 
 def digest_of(root: Path, sources: list[Path]) -> str:
     """A digest of the Python and C files among `sources` and in folders among them: contents and paths below `root`."""
-    found = {file for source in sources for file in (source.rglob("*") if source.is_dir() else [source])}
+    files = {file for source in sources for file in (source.rglob("*") if source.is_dir() else [source])}
     digest = hashlib.sha256()
-    for file in sorted(file for file in found if file.suffix in (".py", ".c", ".h")):
+    for file in sorted(file for file in files if file.suffix in (".py", ".c", ".h")):
         digest.update(f"{file.relative_to(root).as_posix()}\n".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-class Kept:
-    """The file of finished cells, a JSON object a line, by their keys. Runs side by side may share it."""
+class ResultsFile:
+    """The file of finished cells by their keys, a JSON object on each line. Several runs may share it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises MambaADError for a file that cannot be read or holds something else."""
+        """Raises MambaADError for a file that cannot be read or holds other data."""
         self.path = path
         self.cells = {cell["key"]: cell for cell in _read(path)}
 
@@ -57,7 +57,7 @@ class Kept:
             with self.path.open("a+b") as file:
                 if file.tell() > 0:
                     file.seek(-1, os.SEEK_END)
-                    line = line if file.read() == b"\n" else f"\n{line}"  # the last one was cut short
+                    line = line if file.read() == b"\n" else f"\n{line}"  # the last line was cut off
                 file.write(line.encode())
         except OSError as error:
             raise MambaADError(f"cannot write {shown(self.path)}: {error.strerror or error}") from error
@@ -77,7 +77,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """A cell, or None of a line that a full disk or a killed process cut short."""
+    """A cell; None for a line that was cut off by a full disk or a killed process."""
     try:
         cell = json.loads(line)
     except ValueError:

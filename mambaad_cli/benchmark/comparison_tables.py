@@ -1,4 +1,4 @@
-"""A study's outcomes as tables and records."""
+"""The outcomes of a comparison as tables and records."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from mambaad_cli.benchmark.comparison import Outcome, Study
+from mambaad_cli.benchmark.comparison import Comparison, Outcome
 from mambaad_cli.benchmark.evaluation import METRICS
 from mambaad_cli.benchmark.passes import OUT_OF_MEMORY
 from mambaad_cli.benchmark.speed_tables import UNKNOWN, machine_line, markdown_table, number, rich_table
@@ -19,7 +19,7 @@ from mambaad_cli.training.recipe import as_dict
 
 
 class OverSeeds(NamedTuple):
-    """Of one figure: the mean over the seeds, and their sample deviation where there are two or more."""
+    """The mean of a figure over the seeds, and the sample deviation where there are two seeds or more."""
 
     mean: float | None
     deviation: float | None
@@ -30,20 +30,20 @@ def over_seeds(values: Iterable[float | None]) -> OverSeeds:
     >>> over_seeds([0.5, 1.5, 2.5]), over_seeds([None])
     (OverSeeds(mean=1.5, deviation=1.0), OverSeeds(mean=None, deviation=None))
     """
-    known = [value for value in values if value is not None]
+    defined = [value for value in values if value is not None]
     return OverSeeds(
-        float(np.mean(known)) if known else None,
-        float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        float(np.mean(defined)) if defined else None,
+        float(np.std(defined, ddof=1)) if len(defined) > 1 else None,
     )
 
 
 def metrics(outcome: Outcome) -> dict[str, OverSeeds]:
-    """The seven and mAD, each the mean over the classes that define it, in 0 … 1, under the keys of METRICS."""
+    """The seven metrics and mAD under the keys of METRICS, each in 0 … 1: the mean over the classes that define it."""
     return {key: over_seeds(cell["mean"][key] for cell in outcome.cells) for key in METRICS}
 
 
 def class_metrics(outcome: Outcome, key: str = "image_auroc") -> dict[str, OverSeeds]:
-    """One metric of each class."""
+    """A metric of each class."""
     names = dict.fromkeys(name for cell in outcome.cells for name in cell["classes"])
     return {name: over_seeds(cell["classes"].get(name, {}).get(key) for cell in outcome.cells) for name in names}
 
@@ -53,56 +53,56 @@ def times(outcome: Outcome) -> dict[str, OverSeeds]:
     return {key: over_seeds(cell[key] for cell in outcome.cells) for key in ("fit_seconds", "steps", "score_seconds")}
 
 
-def to_table(study: Study) -> Group:
+def to_table(comparison: Comparison) -> Group:
     """For rich to print: the machine, a row a variant with its metrics in per cent, notes."""
-    said = [Text(note, style="dim") for note in notes(study)]
-    return Group(Text(machine_line(study.machine)), Text(), rich_table(*_cells(study)), Text(), *said)
+    lines = [Text(note, style="dim") for note in notes(comparison)]
+    return Group(Text(machine_line(comparison.machine)), Text(), rich_table(*_cells(comparison)), Text(), *lines)
 
 
-def to_markdown(study: Study) -> str:
-    said = "\n".join(f"- {note}" for note in notes(study))
-    return "\n\n".join([machine_line(study.machine), markdown_table(*_cells(study)), said]) + "\n"
+def to_markdown(comparison: Comparison) -> str:
+    lines = "\n".join(f"- {note}" for note in notes(comparison))
+    return "\n\n".join([machine_line(comparison.machine), markdown_table(*_cells(comparison)), lines]) + "\n"
 
 
-def to_csv(study: Study) -> str:
+def to_csv(comparison: Comparison) -> str:
     """A row a variant; metrics in per cent, each with its deviation over the seeds, then each class's image AU-ROC."""
-    classes = list(dict.fromkeys(name for outcome in study.outcomes for name in class_metrics(outcome)))
+    classes = list(dict.fromkeys(name for outcome in comparison.outcomes for name in class_metrics(outcome)))
     heads = ["detector", "encoder", "seeds", *(f"{key}{end}" for key in METRICS for end in ("", "_deviation"))]
     heads += ["fit_seconds", "steps", "score_ms", *(f"image_auroc[{name}]" for name in classes), "error"]
     text = io.StringIO()
     text.write(csv_line(heads))
-    for outcome in study.outcomes:
+    for outcome in comparison.outcomes:
         row: list[Any] = [outcome.variant.name, outcome.variant.encoder, len(outcome.cells)]
         row += [_times(100, value) for figure in metrics(outcome).values() for value in figure]
-        of, own = times(outcome), class_metrics(outcome)
-        row += [of["fit_seconds"].mean, of["steps"].mean, _times(1e3, of["score_seconds"].mean)]
-        row += [_times(100, own[name].mean) if name in own else None for name in classes]
+        spent, by_class = times(outcome), class_metrics(outcome)
+        row += [spent["fit_seconds"].mean, spent["steps"].mean, _times(1e3, spent["score_seconds"].mean)]
+        row += [_times(100, by_class[name].mean) if name in by_class else None for name in classes]
         text.write(csv_line([*row, outcome.error]))
     return text.getvalue()
 
 
-def to_json(study: Study) -> str:
-    """All that is known: metrics in 0 … 1, null where undefined; `cells` holds every seed with all metrics by class."""
+def to_json(comparison: Comparison) -> str:
+    """Everything: metrics in 0 … 1, null where undefined; `cells` holds every seed with all metrics by class."""
     whole = {
-        "machine": study.machine,
+        "machine": comparison.machine,
         "data": {
-            "root": str(study.data.root),
-            "training_images": len(study.data.train),
-            "test_images": len(study.data.test),
-            "fingerprint": study.data.fingerprint,
+            "root": str(comparison.data.root),
+            "training_images": len(comparison.data.train),
+            "test_images": len(comparison.data.test),
+            "fingerprint": comparison.data.fingerprint,
         },
-        "size": study.size,
-        "budget": study.budget._asdict(),
-        "seeds": study.seeds,
-        "variants": [_whole(outcome) for outcome in study.outcomes],
-        "notes": notes(study),
+        "size": comparison.size,
+        "budget": comparison.budget._asdict(),
+        "seeds": comparison.seeds,
+        "variants": [_whole(outcome) for outcome in comparison.outcomes],
+        "notes": notes(comparison),
     }
     return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
 
 
 def _whole(outcome: Outcome) -> dict[str, Any]:
     figures = {"metrics": metrics(outcome), "classes_image_auroc": class_metrics(outcome), "times": times(outcome)}
-    plain = {name: {key: figure._asdict() for key, figure in of.items()} for name, of in figures.items()}
+    plain = {name: {key: figure._asdict() for key, figure in group.items()} for name, group in figures.items()}
     return {
         **outcome.variant._asdict(),
         "recipe": as_dict(outcome.variant.recipe),
@@ -112,47 +112,47 @@ def _whole(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def notes(study: Study) -> list[str]:
-    """What the table's figures mean and what they leave out, a line each."""
-    data, size = study.data, study.size
-    seen = "each detector's own image sizes" if size is None else f"{size[1]}x{size[0]} pixels"
+def notes(comparison: Comparison) -> list[str]:
+    """The meaning of the figures of the table, and what they leave out, a line each."""
+    data, size = comparison.data, comparison.size
+    sizes = "each detector's own image sizes" if size is None else f"{size[1]}x{size[0]} pixels"
     classes = len({sample.class_name for sample in data.test})
-    encoders = list(dict.fromkeys(outcome.variant.encoder for outcome in study.outcomes))
+    encoders = list(dict.fromkeys(outcome.variant.encoder for outcome in comparison.outcomes))
     on = f" on {encoders[0]}" if len(encoders) == 1 else ""
-    said = [
-        f"{shown(data.root)}: {classes} class{'' if classes == 1 else 'es'} in one model{on}, {seen}, "
-        f"{len(data.train)} training and {len(data.test)} test images; each fit had {study.budget}.",
+    lines = [
+        f"{shown(data.root)}: {classes} class{'' if classes == 1 else 'es'} in one model{on}, {sizes}, "
+        f"{len(data.train)} training and {len(data.test)} test images; each fit had {comparison.budget}.",
         "Metrics in per cent, mean over the classes; the image score is the map's maximum, for all detectors alike."
-        + (f" ±: deviation over {len(study.seeds)} seeds." if len(study.seeds) > 1 else ""),
+        + (f" ±: deviation over {len(comparison.seeds)} seeds." if len(comparison.seeds) > 1 else ""),
         "fit: seconds of a whole fit, with reading, encoding and the threshold (and its steps). score: ms of one "
         "image's encoder, detector and map, reading left out.",
     ]
-    failed = [outcome for outcome in study.outcomes if outcome.error not in ("", OUT_OF_MEMORY)]
-    said += [f"{outcome.variant.name} failed: {outcome.error}" for outcome in failed]
-    cells = [cell for outcome in study.outcomes for cell in outcome.cells]
+    failed = [outcome for outcome in comparison.outcomes if outcome.error not in ("", OUT_OF_MEMORY)]
+    lines += [f"{outcome.variant.name} failed: {outcome.error}" for outcome in failed]
+    cells = [cell for outcome in comparison.outcomes for cell in outcome.cells]
     for kind, why in (("image_auroc", "its test images are all good, or all anomalous"), ("pixel_auroc", "no masks")):
-        lacking = [name for cell in cells for name, own in cell["classes"].items() if own[kind] is None]
-        said += [f"no {kind.split('_')[0]} metrics of {shown(name)}: {why}" for name in dict.fromkeys(lacking)]
-    return [*said, *dict.fromkeys(note for cell in cells for note in cell["notes"])]
+        lacking = [name for cell in cells for name, values in cell["classes"].items() if values[kind] is None]
+        lines += [f"no {kind.split('_')[0]} metrics of {shown(name)}: {why}" for name in dict.fromkeys(lacking)]
+    return [*lines, *dict.fromkeys(note for cell in cells for note in cell["notes"])]
 
 
-def _cells(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table, as text of one or two lines a cell."""
-    mixed = len({outcome.variant.encoder for outcome in study.outcomes}) > 1
+def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table; a cell has one or two lines of text."""
+    mixed = len({outcome.variant.encoder for outcome in comparison.outcomes}) > 1
     heads = ["detector" + "\nencoder" * mixed, *(title.replace(" ", "\n") for title in METRICS.values())]
     heads += ["fit, s\n(steps)", "score\nms"]
     rows = []
-    for outcome in study.outcomes:
-        lines = [outcome.variant.name, outcome.variant.encoder * mixed, _shortfall(outcome, study.seeds)]
+    for outcome in comparison.outcomes:
+        lines = [outcome.variant.name, outcome.variant.encoder * mixed, _shortfall(outcome, comparison.seeds)]
         row = ["\n".join(line for line in lines if line), *(_percent(figure) for figure in metrics(outcome).values())]
-        of = times(outcome)
-        fitted = f"{number(of['fit_seconds'].mean)}\n({of['steps'].mean:.0f})" if of["steps"].mean else UNKNOWN
-        rows.append([*row, fitted, number(_times(1e3, of["score_seconds"].mean))])
+        spent = times(outcome)
+        fitted = f"{number(spent['fit_seconds'].mean)}\n({spent['steps'].mean:.0f})" if spent["steps"].mean else UNKNOWN
+        rows.append([*row, fitted, number(_times(1e3, spent["score_seconds"].mean))])
     return heads, rows
 
 
 def _shortfall(outcome: Outcome, seeds: Sequence[int]) -> str:
-    """That there are not as many seeds as were asked for, in few words: a long reason stands in the notes."""
+    """Why there are fewer seeds than were asked for, in few words; a long reason stands in the notes."""
     if not outcome.error:
         return ""
     some = f" ({len(outcome.cells)} of {len(seeds)} seeds)" if outcome.cells else ""

@@ -20,7 +20,7 @@ class Variant(NamedTuple):
     encoder: str
     options: dict[str, Any]  # the detector's keyword arguments
     recipe: Recipe
-    preset: str  # where its image sizes come from, unless one is asked for
+    preset: str  # its image sizes are the default
 
 
 PRESET_NAMES = {
@@ -30,11 +30,11 @@ PRESET_NAMES = {
     "rd4ad": "RD4AD",
     "uniad": "UniAD",
 }
-USUAL = ("small", "memory", "rd4ad", "uniad")
+DEFAULT_PRESETS = ("small", "memory", "rd4ad", "uniad")
 
 
 def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
-    """The variants of these detectors (mambaad) or names (mambaad-small); the usual ones without names.
+    """The variants of these detectors (mambaad) or names (mambaad-small); without names the usual ones.
 
     All of them on one encoder, the one whose weights come with us unless another is named; `own` leaves each detector
     on the encoder that it was published with.
@@ -46,19 +46,20 @@ def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Varian
     """
     variants = {preset: _variant(preset, name, encoder) for preset, name in PRESET_NAMES.items()}
     if not names:
-        return [variants[preset] for preset in USUAL]
+        return [variants[preset] for preset in DEFAULT_PRESETS]
     wanted = [as_typed(name) for name in names]
-    known = list(dict.fromkeys(name for one in variants.values() for name in (one.detector, as_typed(one.name))))
+    typed = {preset: (variant.detector, as_typed(variant.name)) for preset, variant in variants.items()}
+    choices = list(dict.fromkeys(name for names in typed.values() for name in names))
     for name in wanted:
-        if name not in known:
-            raise MambaADError(f"no detector {name!r} to fit: choose from {', '.join(known)}")
-    return [one for one in variants.values() if {one.detector, as_typed(one.name)} & set(wanted)]
+        if name not in choices:
+            raise MambaADError(f"no detector {name!r} to fit: choose from {', '.join(choices)}")
+    return [variant for preset, variant in variants.items() if set(typed[preset]) & set(wanted)]
 
 
 def _variant(preset: str, name: str, encoder: str | None) -> Variant:
-    own = PRESETS[preset]
-    chosen = own.encoder if encoder == "own" else encoder or DEFAULT
-    return Variant(name, own.detector, chosen, own.options, RECIPES[preset], preset)
+    settings = PRESETS[preset]
+    chosen = settings.encoder if encoder == "own" else encoder or DEFAULT
+    return Variant(name, settings.detector, chosen, settings.options, RECIPES[preset], preset)
 
 
 def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:

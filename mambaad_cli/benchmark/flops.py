@@ -30,7 +30,8 @@ def _forward_flops(u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int
 
 
 @register_flop_formula(torch.ops.mambaad.selective_scan_backward)
-def _backward_flops(dy, border, u, x, dt_weight, dt_bias, A, *_, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+def _backward_flops(dy, border, *forward_inputs, out_shape=None, **__) -> int:  # type: ignore[no-untyped-def]
+    u, x, _, _, A = forward_inputs[:5]
     return sum(scan.scan_flops(u, x, A, backward=True))
 
 

@@ -1,4 +1,4 @@
-"""The machine: what `mambaad doctor` tells of it, and what a benchmark's numbers hold for."""
+"""Facts of the machine, for `mambaad doctor` and for the numbers of a benchmark."""
 
 import math
 import os
@@ -24,17 +24,17 @@ from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.scan_orders import directions
 
-WATCHED = 0.2  # seconds for which the other processes are watched
-BUSY = 0.1  # share of the cores that they may take before the machine counts as busy
+WATCH_SECONDS = 0.2  # for which the CPU time of other processes is watched
+BUSY_SHARE = 0.1  # of the cores: from here on the machine counts as busy with other processes
 
 
 def conditions(device: str, precision: str, runtime: str = "torch") -> dict[str, str]:
-    """What a benchmark's numbers hold for: the device, the threads and the software."""
+    """The device, the threads and the software that the numbers of a benchmark hold for."""
     on_gpu = device.startswith("cuda")
     library = cpu.kernels()
     on_cpu = "chunked PyTorch" if library is None else f"fused C, {cpu.ISA[library.mambaad_isa]}"
-    run_by = {} if runtime == "torch" else {"default encoder": f"ONNX Runtime {version('onnxruntime')}"}
-    return run_by | {
+    encoder_runtime = {} if runtime == "torch" else {"default encoder": f"ONNX Runtime {version('onnxruntime')}"}
+    return encoder_runtime | {
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         "threads": str(torch.get_num_threads()),
         "precision": precision,
@@ -51,10 +51,9 @@ def say_backend() -> None:
     In a checkout whose kernel was not built they run many times slower, which must not go unnoticed.
     """
     keep_freed_memory()  # as the command does
-    found = conditions("cpu", "fp32")
-    print(
-        f"mambaad of {Path(__file__).parent.parent}; scan: {found['scan']}; {found['threads']} threads", file=sys.stderr
-    )
+    facts = conditions("cpu", "fp32")
+    folder = Path(__file__).parent.parent
+    print(f"mambaad of {folder}; scan: {facts['scan']}; {facts['threads']} threads", file=sys.stderr)
     if cpu.kernels() is None:
         print(
             "mambaad: the compiled scan is missing here, so this is slow: pip install -e . builds it", file=sys.stderr
@@ -63,14 +62,14 @@ def say_backend() -> None:
 
 def _cpu_name() -> str:
     with suppress(OSError):
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if found is not None:
-            return found[1]
+        model_name = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if model_name is not None:
+            return model_name[1]
     return platform.processor() or platform.machine()
 
 
 def facts() -> dict[str, Any]:
-    """What doctor reports, one value a line; strings, numbers and flat dicts, fit for JSON."""
+    """The facts that `mambaad doctor` prints, one on each line: strings, numbers and flat dicts, fit for JSON."""
     load = load_fact(cores_taken_by_others(), cores())  # first, while this process is not busy itself
     return {
         "mambaad": __version__,
@@ -82,7 +81,7 @@ def facts() -> dict[str, Any]:
         "load": load,
         **_scan_facts(),
         "gpu": _gpu(),
-        **{f"gpu scan, {name}": found for name, found in _gpu_scans().items()},
+        **{f"gpu scan, {name}": state for name, state in _gpu_scans().items()},
         "default encoder": _weights(),
         "runtime of the default encoder": _runtimes(),
         "cache of other encoders": _cache(),
@@ -91,12 +90,12 @@ def facts() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cores_taken_by_others(seconds: float = WATCHED) -> float:
-    """How many cores the other processes keep busy, on average over so many seconds; of those that we can see."""
+def cores_taken_by_others(seconds: float = WATCH_SECONDS) -> float:
+    """How many cores other processes keep busy, on average over `seconds`, as far as they are visible to us."""
     start, before = time.perf_counter(), _cpu_seconds()
     time.sleep(seconds)
     took, after = time.perf_counter() - start, _cpu_seconds()
@@ -105,8 +104,8 @@ def cores_taken_by_others(seconds: float = WATCHED) -> float:
 
 def _cpu_seconds() -> dict[int, float]:
     """CPU time of each other process since it started, by process id."""
-    known = {process.pid: process.info["cpu_times"] for process in psutil.process_iter(["cpu_times"])}
-    return {pid: times.user + times.system for pid, times in known.items() if times and pid != os.getpid()}
+    cpu_times = {process.pid: process.info["cpu_times"] for process in psutil.process_iter(["cpu_times"])}
+    return {pid: times.user + times.system for pid, times in cpu_times.items() if times and pid != os.getpid()}
 
 
 def load_fact(taken: float, cores: int) -> str:
@@ -117,10 +116,10 @@ def load_fact(taken: float, cores: int) -> str:
     >>> load_fact(1.88, 2)
     '1.9 busy processes besides this one on 2 cores: fits and scores take longer'
     """
-    if taken < BUSY * cores:
+    if taken < BUSY_SHARE * cores:
         return "quiet"
-    room = f"{cores} core{'' if cores == 1 else 's'}"
-    return f"{taken:.1f} busy processes besides this one on {room}: fits and scores take longer"
+    on_cores = f"{cores} core{'' if cores == 1 else 's'}"
+    return f"{taken:.1f} busy processes besides this one on {on_cores}: fits and scores take longer"
 
 
 def _scan_facts() -> dict[str, Any]:
@@ -142,7 +141,7 @@ def _scan_facts() -> dict[str, Any]:
 
 
 def _nanoseconds(function: Any) -> float:
-    """The best of a few runs on a 32 × 32 grid of 128 channels, 8 directions and 16 states."""
+    """The shortest of a few runs on a 32 × 32 grid of 128 channels, 8 directions and 16 states."""
     l, k, d, n, r = 1024, 8, 128, 16, 4
     A = -torch.arange(1.0, n + 1).expand(k, d, n).contiguous()
     order = torch.from_numpy(directions("hilbert", 32, 32, k).copy())
@@ -193,7 +192,7 @@ def _runtimes() -> str:
 
 
 def _milliseconds(encoder: Encoder) -> float:
-    """The best of a few runs on one image."""
+    """The shortest of a few runs on one image."""
     image, best = torch.rand(1, 3, 256, 256), math.inf
     for _ in range(8):
         start = time.perf_counter()

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from mambaad_cli.benchmark import detectors
-from mambaad_cli.benchmark.detectors import Row
+from mambaad_cli.benchmark.detectors import DetectorSpec
 from mambaad_cli.benchmark.passes import FAILURES, OUT_OF_MEMORY, Size, reason, scoring_pass
 
 STATUS = Path("/proc/self/status")
 
 
-def peak_memory(row: Row, sizes: Sequence[Size], device: str, precision: str) -> list[int | str | None]:
+def peak_memory(spec: DetectorSpec, sizes: Sequence[Size], device: str, precision: str) -> list[int | str | None]:
     """Bytes at the peak of a pass over one image of each size (H, W), or why there was none; None if it is unknown.
 
     On a GPU the allocator's count. On a CPU a process of its own for each detector, forked from one that has only
@@ -26,14 +26,14 @@ def peak_memory(row: Row, sizes: Sequence[Size], device: str, precision: str) ->
     does not tell (outside Linux).
     """
     if device != "cpu":
-        return list(_peaks(row, sizes, device, precision))
-    return _peaks_of_a_process(row, sizes, precision) if STATUS.exists() else [None] * len(sizes)
+        return list(_peaks(spec, sizes, device, precision))
+    return _peaks_of_a_process(spec, sizes, precision) if STATUS.exists() else [None] * len(sizes)
 
 
-def _peaks(row: Row, sizes: Sequence[Size], device: str, precision: str) -> Iterator[int | str]:
+def _peaks(spec: DetectorSpec, sizes: Sequence[Size], device: str, precision: str) -> Iterator[int | str]:
     before = _held(device)
     try:
-        model = detectors.build(row, device).model
+        model = detectors.build(spec, device).model
     except FAILURES as error:
         yield from [reason(error)] * len(sizes)
         return
@@ -46,12 +46,12 @@ def _peaks(row: Row, sizes: Sequence[Size], device: str, precision: str) -> Iter
             yield reason(error)
 
 
-def _peaks_of_a_process(row: Row, sizes: Sequence[Size], precision: str) -> list[int | str | None]:
+def _peaks_of_a_process(spec: DetectorSpec, sizes: Sequence[Size], precision: str) -> list[int | str | None]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "timm"])  # timm is else imported with the first encoder that needs it
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(
-        target=_send_peaks, args=(theirs, row, sizes, precision, torch.get_num_threads()), daemon=True
+        target=_send_peaks, args=(theirs, spec, sizes, precision, torch.get_num_threads()), daemon=True
     )
     child.start()
     theirs.close()
@@ -64,10 +64,10 @@ def _peaks_of_a_process(row: Row, sizes: Sequence[Size], precision: str) -> list
     return peaks + [rest] * (len(sizes) - len(peaks))
 
 
-def _send_peaks(pipe: Connection, row: Row, sizes: Sequence[Size], precision: str, threads: int) -> None:
+def _send_peaks(pipe: Connection, spec: DetectorSpec, sizes: Sequence[Size], precision: str, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     torch.set_num_threads(threads)
-    for peak in _peaks(row, sizes, "cpu", precision):
+    for peak in _peaks(spec, sizes, "cpu", precision):
         pipe.send(peak)
 
 
@@ -88,7 +88,7 @@ def _forget_peak(device: str) -> None:
 
 
 def _status(name: str) -> int:
-    """Bytes of one line of /proc/self/status."""
-    found = re.search(rf"^{name}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    """Bytes of a line of /proc/self/status."""
+    line = re.search(rf"^{name}:\s*(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    assert line is not None
+    return 1024 * int(line[1])

@@ -243,9 +243,9 @@ def _area(steps: _Steps, weights: np.ndarray, limit: float) -> float:
     curve cut linearly at `limit`.
     """
     end = limit * steps.good
-    room = np.maximum(end - steps.above, 0)
-    ramp = np.minimum(room, steps.level - steps.above)
-    under = room - ramp + ramp**2 / (2 * np.maximum(steps.level - steps.above, 1))
+    width = np.maximum(end - steps.above, 0)  # from the foot of each ramp to the limit
+    ramp = np.minimum(width, steps.level - steps.above)
+    under = width - ramp + ramp**2 / (2 * np.maximum(steps.level - steps.above, 1))
     return float(np.average(under, weights=weights) / end)
 
 
@@ -291,13 +291,13 @@ def main() -> None:
     maps = [anomaly_map * np.float32(scale) for scale in np.linspace(0.9, 1.1, 15) for anomaly_map, _ in images]
     masks = [mask.copy() for _ in range(15) for _, mask in images]
     start = time.perf_counter()
-    found = pixel_metrics(maps, masks)
+    metrics = pixel_metrics(maps, masks)
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"{len(maps)} maps of 256 × 256, {np.mean(masks):.1%} defect: {seconds:.1f} s, peak memory {peak:.2f} GiB "
-        f"with the maps; pixel AU-ROC {found.auroc:.4f}, AP {found.ap:.4f}, F1max {found.f1max:.4f}, "
-        f"AU-PRO {found.aupro:.4f}"
+        f"with the maps; pixel AU-ROC {metrics.auroc:.4f}, AP {metrics.ap:.4f}, F1max {metrics.f1max:.4f}, "
+        f"AU-PRO {metrics.aupro:.4f}"
     )
 
 

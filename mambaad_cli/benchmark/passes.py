@@ -1,4 +1,4 @@
-"""What is timed, counted and watched: a scoring pass and a training step, as calls without arguments.
+"""The calls without arguments that a benchmark measures: a scoring pass and a training step.
 
 Letters: b batch, H × W pixels.
 """
@@ -14,7 +14,7 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 
 TRAINING_BATCH = 8
 OUT_OF_MEMORY = "out of memory"
-FAILURES = (MambaADError, RuntimeError, MemoryError, ValueError, AssertionError)  # of one detector; the rest go on
+FAILURES = (MambaADError, RuntimeError, MemoryError, ValueError, AssertionError)  # of a detector; others are measured
 
 Size = tuple[int, int]  # H, W
 Task = Callable[[], object]
@@ -26,13 +26,13 @@ def scoring_pass(
     """One pass over `batch` random images: what scoring does after reading them. It returns when the device is done."""
     images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
-    def once() -> Tensor:
+    def run() -> Tensor:
         with torch.inference_mode(), _rounding(device, precision):
             maps = model.anomaly_maps(images)
         _wait_for(device)
         return maps
 
-    return once
+    return run
 
 
 def training_step(model: FittedModel, size: Size, device: str = "cpu", precision: str = "fp32") -> Task:
@@ -45,7 +45,7 @@ def training_step(model: FittedModel, size: Size, device: str = "cpu", precision
     ]
     optimizer = model.detector.train().optimizer()
 
-    def once() -> None:
+    def run() -> None:
         with _rounding(device, precision):
             loss = model.detector.loss(features)
         optimizer.zero_grad(set_to_none=True)
@@ -54,7 +54,7 @@ def training_step(model: FittedModel, size: Size, device: str = "cpu", precision
         optimizer.step()
         _wait_for(device)
 
-    return once
+    return run
 
 
 def reason(error: BaseException) -> str:

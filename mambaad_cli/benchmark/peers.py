@@ -1,4 +1,4 @@
-"""Detectors of anomalib (https://github.com/open-edge-platform/anomalib) beside ours, where it is installed.
+"""Detectors of anomalib (https://github.com/open-edge-platform/anomalib) to compare with ours, where it is installed.
 
 They are used through anomalib's public API, with our encoder and weights, on images that are read as ours are.
 EfficientAD is not among them: it has no encoder of choice, and its teacher and its penalty images are downloads.
@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +32,17 @@ from mambaad_cli.training.recipe import RECIPES
 
 PATCHCORE = "patchcore"
 STRIDES = (8, 16)  # that PatchCore compares: its paper's layers 2 and 3
-CLOSE = 1e-3  # largest difference of a feature from our encoder's, in units of the stage's largest value
+FEATURE_TOLERANCE = 1e-3  # largest difference of a feature from our encoder's, in units of the stage's largest value
+
+
+@dataclass(frozen=True)
+class PeerOptions:
+    """How a detector of anomalib is built and fitted."""
+
+    settings: Settings
+    seed: int
+    device: str = "cpu"
+    weights: dict[str, Tensor] | None = None  # of the encoder; None: its pretrained ones
 
 
 def peers(encoder: str | None = None) -> list[Variant]:
@@ -45,41 +56,39 @@ def peers(encoder: str | None = None) -> list[Variant]:
 def fit(
     paths: Sequence[Path],
     classes: Sequence[str],
-    settings: Settings,
-    seed: int,
+    options: PeerOptions,
     progress: Progress,
-    device: str = "cpu",
-    weights: dict[str, Tensor] | None = None,
 ) -> FittedModel:
     """PatchCore with anomalib's defaults (a coreset of 10 %, 9 neighbours) and one memory for all classes.
 
-    It has no threshold: its scores of the images that it remembers say nothing of new ones.
+    It has no threshold: scores of the images in its memory do not estimate those of new images.
 
     Raises MambaADError where anomalib's encoder does not give our features, and where no image can be read.
     """
-    torch.manual_seed(seed)
-    encoder = pretrained_encoder(settings.encoder, STRIDES, weights)
+    settings, device = options.settings, options.device
+    torch.manual_seed(options.seed)
+    encoder = pretrained_encoder(settings.encoder, STRIDES, options.weights)
     peer = _patchcore(settings.encoder, encoder).to(device)
-    found, batch = Counter[str](), []
-    images = read_ahead(paths, Wanted(settings.size))
-    for name, one in zip(classes, images, strict=True):
-        if isinstance(one, ImageError):
-            progress.unreadable(one)
+    counts, batch = Counter[str](), []
+    inputs = read_ahead(paths, Wanted(settings.size))
+    for name, image in zip(classes, inputs, strict=True):
+        if isinstance(image, ImageError):
+            progress.unreadable(image)
             continue
-        found[name] += 1
-        batch.append(one.pixels)
+        counts[name] += 1
+        batch.append(image.pixels)
         if len(batch) == BATCH:
             _remember(peer, encoder, batch)
             batch = []
-    if not found:
+    if not counts:
         raise MambaADError("no training image can be read")
     if batch:
         _remember(peer, encoder, batch)
     with _quiet():
         peer.fit()
-    shown = Normalised(nn.Identity(), [3], encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
+    normalised = Normalised(nn.Identity(), [3], encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
     detector = PatchCore(peer.eval())
-    return FittedModel(settings, shown.to(device), detector, trained_on=dict(found))
+    return FittedModel(settings, normalised.to(device), detector, trained_on=dict(counts))
 
 
 def _patchcore(name: str, encoder: Encoder) -> Any:
@@ -88,19 +97,19 @@ def _patchcore(name: str, encoder: Encoder) -> Any:
         import timm
         from anomalib.models import Patchcore
 
-        timms = f"tf_{name}" if name in FACTORS else name
-        whole: Any = timm.create_model(timms, features_only=True)
+        timm_name = f"tf_{name}" if name in FACTORS else name
+        whole: Any = timm.create_model(timm_name, features_only=True)
         reductions = whole.feature_info.reduction()
         stages = [reductions.index(stride) for stride in STRIDES]
-        peer = Patchcore(backbone=timms, layers=stages, pre_trained=False)
-    own = peer.model.feature_extractor.feature_extractor
-    cut(own)
-    load_weights(own, encoder.net.state_dict(), name)
+        peer = Patchcore(backbone=timm_name, layers=stages, pre_trained=False)
+    extractor = peer.model.feature_extractor.feature_extractor
+    cut(extractor)
+    load_weights(extractor, encoder.net.state_dict(), name)
     probe = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pairs = zip(encoder(probe), own.eval()((probe - encoder.mean) / encoder.std), strict=True)
-        if not all(bool((a - b).abs().max() <= CLOSE * a.abs().max()) for a, b in pairs):
-            raise MambaADError(f"anomalib's {timms} gives other features than our {name}")
+        pairs = zip(encoder(probe), extractor.eval()((probe - encoder.mean) / encoder.std), strict=True)
+        if not all(bool((a - b).abs().max() <= FEATURE_TOLERANCE * a.abs().max()) for a, b in pairs):
+            raise MambaADError(f"anomalib's {timm_name} gives other features than our {name}")
     return peer
 
 
@@ -111,10 +120,10 @@ def _remember(peer: Any, encoder: Encoder, batch: list[Tensor]) -> None:
 
 
 class Normalised(Encoder):
-    """Hands on the images as anomalib's own preprocessing would: its detector holds the encoder."""
+    """Normalises images as anomalib does; the detector of anomalib holds the encoder itself."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(b, 3, H, W) in 0 … 1 to one (b, 3, H, W)."""
+        """(b, 3, H, W) in 0 … 1 to a list of one (b, 3, H, W)."""
         return [(images - self.mean) / self.std]
 
 
@@ -132,8 +141,8 @@ class PatchCore(nn.Module):
 
     def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """anomalib's smoothed map (b, *size) of normalised images."""
-        found: Tensor = self.peer.model(features[0]).anomaly_map
-        return found[:, 0]
+        maps: Tensor = self.peer.model(features[0]).anomaly_map
+        return maps[:, 0]
 
     def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
         """None: it reconstructs nothing."""
@@ -145,7 +154,7 @@ class PatchCore(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """anomalib and lightning log, warn and draw bars of what does not concern us."""
+    """Silences anomalib and lightning: their log, warnings and progress bars do not concern the user."""
     logging.getLogger("anomalib").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -36,10 +36,10 @@ STAGES = ((512, 8, 3), (256, 16, 4), (128, 32, 6), (64, 64, 3))  # the paper's a
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", action="store_true", help="time by operator instead of ratios")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     say_backend()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    if asked.profile:
+    if args.profile:
         for preset, channels, batch in (("small", SMALL, 8), ("paper", (64, 128, 256), 2)):
             forward, step = decoder_tasks(preset, channels, batch)
             operators(f"{preset}, batch {batch}: images to maps", whole_pass(preset, batch))
@@ -111,21 +111,21 @@ def network() -> None:
     """The paper's network beside its encoder alone, per pixel at two sizes, and beside the plain recurrence."""
     encoder = for_inference(build_encoder("resnet34", (4, 8, 16)))
     detector = MambaAD(encoder.channels, **PRESETS["paper"].options).eval()
-    one, small, large = (torch.rand(batch, 3, side, side) for batch, side in ((1, 256), (8, 256), (1, 1024)))
+    single, batch_of_8, large = (torch.rand(n, 3, side, side) for n, side in ((1, 256), (8, 256), (1, 1024)))
 
     def whole(images: Tensor) -> list[Tensor]:
         return detector(encoder(images))
 
     def plain() -> None:
         with patch.object(mambaad, "selective_scan", scan.reference_scan):
-            whole(one)
+            whole(single)
 
-    share = count_flops(lambda: encoder(one))[0] / count_flops(lambda: whole(one))[0]
-    ratio = show("paper, batch 8 at 256² / its encoder", lambda: whole(small), lambda: encoder(small), 5)
+    share = count_flops(lambda: encoder(single))[0] / count_flops(lambda: whole(single))[0]
+    ratio = show("paper, batch 8 at 256² / its encoder", lambda: whole(batch_of_8), lambda: encoder(batch_of_8), 5)
     print(f"  per multiply-add, at the encoder's rate: {ratio * share:.2f}")
-    ratio = show("paper at 1024² / batch 8 at 256²", lambda: whole(large), lambda: whole(small), 3)
+    ratio = show("paper at 1024² / batch 8 at 256²", lambda: whole(large), lambda: whole(batch_of_8), 3)
     print(f"  per pixel: {ratio / 2:.2f}")
-    show("paper, one image at 256², plain recurrence / ours", plain, lambda: whole(one), 3)
+    show("paper, one image at 256², plain recurrence / ours", plain, lambda: whole(single), 3)
 
 
 def training(product: Callable[[], Tensor]) -> None:

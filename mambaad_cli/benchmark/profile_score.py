@@ -4,7 +4,7 @@ Throughput is a ratio of times measured in turn (A B A B …), the median over r
 of `score`, and of reading alone, with JPEGs decoded smaller where that is enough and decoded whole. Then the time of
 `mambaad score` of one image from a cold start. Options make up
 photos as large as a camera's: `--photos 4000x3000`, or `--photos 2448x2048 --format png`. With `--images` the
-memory of a run over so many files, on a tiny network, is printed instead, from the first thousand to the last.
+memory of a run over that number of files, on a tiny network, is printed instead, from the first thousand to the last.
 """
 
 import argparse
@@ -26,14 +26,13 @@ from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, read_ahead
-from mambaad_cli.inspection import model_file as modelfile
-from mambaad_cli.inspection import rows as report
+from mambaad_cli.inspection import model_file, rows
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.inspection.predict import BATCH, Prediction, predict
 from mambaad_cli.model.encoder import build_encoder
 from mambaad_cli.model.settings import PRESETS, Settings, scaled_size
 
-MOST = (10**6, 10**6)  # pixels: a model so large needs every JPEG whole
+FULL_SIZE = (10**6, 10**6)  # pixels of a model that needs every JPEG decoded at full size
 
 
 def main() -> None:
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--photos", type=parse_size, default=(512, 512), help="size of made-up photos: 4000x3000")
     parser.add_argument("--format", choices=("jpg", "png", "bmp"), default="jpg", help="of made-up photos")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, help="measure memory over so many files instead")
+    parser.add_argument("--images", type=int, help="measure memory over this number of files instead")
     args = parser.parse_args()
     say_backend()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
@@ -54,7 +53,7 @@ def main() -> None:
         if args.images:
             memory(files, args.images)
         else:
-            model = modelfile.load(args.model) if args.model else untrained()
+            model = model_file.load(args.model) if args.model else untrained()
             throughput(model, files, args.rounds)
             cold_start(model, files[0], Path(folder), args.rounds)
 
@@ -77,8 +76,8 @@ def photos(folder: Path, count: int, size: tuple[int, int], kind: str) -> list[I
         waves = [np.sin(x / rng.uniform(9, 90) + y / rng.uniform(9, 90)) for _ in range(3)]
         grain = rng.normal(0, 6, (*size, 1))
         images.write(folder / f"{i}.{kind}", (127 + 90 * np.stack(waves, -1) + grain).clip(0, 255).astype(np.uint8))
-    found = images.find([folder])
-    return [found[i % made] for i in range(count)]
+    files = images.find([folder])
+    return [files[i % made] for i in range(count)]
 
 
 def untrained() -> FittedModel:
@@ -93,8 +92,8 @@ def untrained() -> FittedModel:
 def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> None:
     """Print the time to the first score, and images/s of `score` over those of the bare model on the same batches."""
     paths, wanted = [file.path for file in files], model.wanted(model.settings.size)
-    inputs = [one for one in read_ahead(paths, wanted) if isinstance(one, Input)]
-    batches = [torch.stack([one.pixels for one in inputs[i : i + BATCH]]) for i in range(0, len(inputs), BATCH)]
+    inputs = [image for image in read_ahead(paths, wanted) if isinstance(image, Input)]
+    batches = [torch.stack([image.pixels for image in inputs[i : i + BATCH]]) for i in range(0, len(inputs), BATCH)]
     folded = model.for_inference()
 
     def bare() -> None:
@@ -111,7 +110,7 @@ def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> N
             pass
 
     def read_whole() -> None:
-        for _ in read_ahead(paths, wanted._replace(pictures=True, largest=MOST)):
+        for _ in read_ahead(paths, wanted._replace(pictures=True, largest=FULL_SIZE)):
             pass
 
     first = min(seconds(lambda: next(predict(model, files))) for _ in range(3))
@@ -119,7 +118,7 @@ def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> N
     times = [[seconds(task) for task in tasks.values()] for _ in range(rounds + 1)][1:]  # the first warms up
     print(f"first score after {first:.2f} s; images/s, and in units of the bare model's:")
     for name, column in zip(tasks, zip(*times, strict=True), strict=True):
-        ratios = [row[0] / own for row, own in zip(times, column, strict=True)]
+        ratios = [row[0] / task_time for row, task_time in zip(times, column, strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
         print(f"{name:14}{len(inputs) / statistics.median(column):8.1f}{spread:>20}")
 
@@ -131,14 +130,14 @@ def cold_start(model: FittedModel, file: ImageFile, folder: Path, rounds: int) -
     imports = {"import torch": ["-c", "import torch"], "mambaad --version": ["-m", "mambaad_cli", "--version"]}
     for name, arguments in {"mambaad score": score, **imports}.items():
 
-        def once(arguments: Sequence[str] = tuple(arguments)) -> None:
+        def run(arguments: Sequence[str] = tuple(arguments)) -> None:
             subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
 
-        print(f"{name}, from a cold start: {min(seconds(once) for _ in range(rounds)):.2f} s")
+        print(f"{name}, from a cold start: {min(seconds(run) for _ in range(rounds)):.2f} s")
 
 
 def memory(files: Sequence[ImageFile], count: int) -> None:
-    """Print this process's memory while `count` files, the given ones again and again, are scored to CSV."""
+    """Print the memory of this process while `count` files, `files` again and again, are scored to CSV."""
     settings = Settings(encoder="test_resnet", size=(64, 64), options={"depths": (1, 1, 1, 1), "directions": 2})
     model = new_model(settings, build_encoder("test_resnet", (4, 8, 16)))
     model.detector.eval()
@@ -146,13 +145,13 @@ def memory(files: Sequence[ImageFile], count: int) -> None:
     sizes: list[float] = []
 
     def watched() -> Iterator[Prediction]:
-        for i, one in enumerate(predict(model, many), 1):
+        for i, prediction in enumerate(predict(model, many), 1):
             if i % 1000 == 0:
                 sizes.append(resident())
                 print(f"{i} images: {sizes[-1]:.0f} MB", file=sys.stderr, flush=True)
-            yield one
+            yield prediction
 
-    report.write_rows(watched(), Path(os.devnull), as_json=False)
+    rows.write_rows(watched(), Path(os.devnull), as_json=False)
     print(f"{count} images: {sizes[0]:.0f} MB after 1000, at most {max(sizes):.0f} MB, {sizes[-1]:.0f} MB at the end")
 
 

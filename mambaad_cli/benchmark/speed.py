@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mambaad_cli.benchmark import detectors, memory
-from mambaad_cli.benchmark.detectors import Contestant, Row
+from mambaad_cli.benchmark.detectors import BuiltDetector, DetectorSpec
 from mambaad_cli.benchmark.flops import count_flops
 from mambaad_cli.benchmark.machine import conditions
 from mambaad_cli.benchmark.passes import FAILURES, Size, Task, reason, scoring_pass, training_step
@@ -26,8 +26,8 @@ from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.model import onnx_encoder
 
 BATCHES = (1, 2, 4, 8, 16)
-MOST_PIXELS = 2**22  # that go through a detector at once when batches are tried: 16 images of 512 × 512
-LEAST_ROUNDS, MOST_ROUNDS = 3, 200
+MAX_BATCH_PIXELS = 2**22  # that go through a detector at once when batches are tried: 16 images of 512 × 512
+MIN_ROUNDS, MAX_ROUNDS = 3, 200
 PRODUCT = 2048  # rows and columns of the matrices whose product tells the speed of the machine's arithmetic
 
 
@@ -45,10 +45,10 @@ class Timing:
 
 
 @dataclass
-class Result:
-    """One detector at one resolution. Times are seconds of a pass, one a round; none where they could not be had."""
+class SpeedResult:
+    """A detector at a resolution. Times are seconds of a pass, one a round; empty where it failed."""
 
-    row: Row
+    spec: DetectorSpec
     size: Size
     parameters: int = 0  # of encoder and detector
     trained: int = 0
@@ -64,22 +64,22 @@ class Result:
 
 @dataclass
 class Benchmark:
-    """All that was measured. Results of one resolution stand together, smallest first."""
+    """All measurements. Results of a resolution stand together, the smallest resolution first."""
 
     machine: dict[str, str]
-    results: list[Result]
+    results: list[SpeedResult]
     product: list[float] = field(default_factory=list)  # seconds of a product of two PRODUCT × PRODUCT matrices, fp32
 
 
 def run(
-    rows: Sequence[Row],
+    specs: Sequence[DetectorSpec],
     resolutions: Sequence[Size],
     timing: Timing | None = None,
     on_progress: Callable[[str], None] = lambda doing: None,
 ) -> Benchmark:
-    """Measure every row at every resolution (H, W).
+    """Measure every detector at every resolution (H, W).
 
-    A detector that fails, out of memory for one, says so in its results, and the others go on.
+    Where a detector fails, for example out of memory, its results hold the error, and the others are measured.
     """
     timing = timing or Timing()
     if timing.runtime == "onnxruntime":
@@ -88,29 +88,32 @@ def run(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(timing.threads or threads_before)
     try:
-        contestants, failed = [], []
-        for row in rows:
-            on_progress(f"{row.name}: building")
+        built, failed = [], []
+        for spec in specs:
+            on_progress(f"{spec.name}: building")
             try:
-                contestants.append(detectors.build(row, timing.device, timing.runtime))
+                built.append(detectors.build(spec, timing.device, timing.runtime))
             except FAILURES as error:
-                failed += [Result(row, size, error=reason(error)) for size in sizes]
-        by_size = [[Result(one.row, size, one.parameters, one.trained) for one in contestants] for size in sizes]
-        for one, *own in zip(contestants, *by_size, strict=True):
-            on_progress(f"{one.row.name}: memory")
-            _measure_memory(own, timing)
+                failed += [SpeedResult(spec, size, error=reason(error)) for size in sizes]
+        by_size = [
+            [SpeedResult(detector.spec, size, detector.parameters, detector.trained) for detector in built]
+            for size in sizes
+        ]
+        for detector, *detector_results in zip(built, *by_size, strict=True):
+            on_progress(f"{detector.spec.name}: memory")
+            _measure_memory(detector_results, timing)
         measured = [result for results in by_size for result in results]
-        product = _time(contestants * len(sizes), measured, timing, on_progress)
+        product = _time(built * len(sizes), measured, timing, on_progress)
         done = [*failed, *measured]
-        done.sort(key=lambda result: (math.prod(result.size), result.size, rows.index(result.row)))
+        done.sort(key=lambda result: (math.prod(result.size), result.size, specs.index(result.spec)))
         return Benchmark(conditions(timing.device, timing.precision, timing.runtime), done, product)
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _measure_memory(results: Sequence[Result], timing: Timing) -> None:
-    """Of one detector, at each result's resolution."""
-    peaks = memory.peak_memory(results[0].row, [result.size for result in results], timing.device, timing.precision)
+def _measure_memory(results: Sequence[SpeedResult], timing: Timing) -> None:
+    """The peak memory of a detector, at the resolution of each result."""
+    peaks = memory.peak_memory(results[0].spec, [result.size for result in results], timing.device, timing.precision)
     for result, peak in zip(results, peaks, strict=True):
         if isinstance(peak, str):
             result.error = peak
@@ -119,30 +122,30 @@ def _measure_memory(results: Sequence[Result], timing: Timing) -> None:
 
 
 def _time(
-    contestants: Sequence[Contestant],
-    results: Sequence[Result],
+    built: Sequence[BuiltDetector],
+    results: Sequence[SpeedResult],
     timing: Timing,
     on_progress: Callable[[str], None],
 ) -> list[float]:
-    """All detectors at all resolutions, one contestant for each result; returns the times of the matrix product."""
+    """Time `built[i]` at the resolution of `results[i]`, for all i; returns the times of the matrix product."""
     on_progress("latency")
-    product = _time_latency(contestants, results, timing)
+    product = _time_latency(built, results, timing)
     on_progress("throughput")
-    _time_throughput(contestants, results, timing)
+    _time_throughput(built, results, timing)
     if timing.train:
         on_progress("training")
-        _time_training(contestants, results, timing)
+        _time_training(built, results, timing)
     return product
 
 
-def _time_latency(contestants: Sequence[Contestant], results: Sequence[Result], timing: Timing) -> list[float]:
+def _time_latency(built: Sequence[BuiltDetector], results: Sequence[SpeedResult], timing: Timing) -> list[float]:
     end = time.perf_counter() + 0.4 * timing.seconds * len(results)
     tasks = [
-        scoring_pass(one.model, result.size, 1, timing.device, timing.precision)
-        for one, result in zip(contestants, results, strict=True)
+        scoring_pass(detector.model, result.size, 1, timing.device, timing.precision)
+        for detector, result in zip(built, results, strict=True)
     ]
     for result, task in zip(results, tasks, strict=True):
-        counted = _attempt(result, partial(_count, result.row, result.size, timing.device))
+        counted = _attempt(result, partial(_count, result.spec, result.size, timing.device))
         result.dense_flop, result.scan_flop = counted or (0, 0)
         _attempt(result, task)  # warms up
     left, right = torch.randn(2, PRODUCT, PRODUCT, device=timing.device)
@@ -160,40 +163,40 @@ def _time_latency(contestants: Sequence[Contestant], results: Sequence[Result], 
     return seconds
 
 
-def _count(row: Row, size: Size, device: str) -> tuple[int, int]:
+def _count(spec: DetectorSpec, size: Size, device: str) -> tuple[int, int]:
     """FLOP of one image, without the zeros that `for_inference` adds to kernels."""
-    return count_flops(scoring_pass(detectors.as_published(row).to(device), size, 1, device))
+    return count_flops(scoring_pass(detectors.as_published(spec).to(device), size, 1, device))
 
 
-def _time_throughput(contestants: Sequence[Contestant], results: Sequence[Result], timing: Timing) -> None:
+def _time_throughput(built: Sequence[BuiltDetector], results: Sequence[SpeedResult], timing: Timing) -> None:
     """A third of the time to find each detector's best batch, the rest to time it."""
     seconds = 0.6 * timing.seconds
     end = time.perf_counter() + seconds * len(results)
     tasks: list[Task] = []
-    for one, result in zip(contestants, results, strict=True):
+    for detector, result in zip(built, results, strict=True):
         tried = [timing.batch] if timing.batch else list(_batches(result.size))
-        seconds_of = partial(_seconds_of_batch, one.model, result.size, timing)
+        seconds_of = partial(_seconds_of_batch, detector.model, result.size, timing)
         result.batch = _attempt(result, partial(best_batch, seconds_of, tried, seconds / 3), "throughput: ") or 1
-        tasks.append(scoring_pass(one.model, result.size, result.batch, timing.device, timing.precision))
+        tasks.append(scoring_pass(detector.model, result.size, result.batch, timing.device, timing.precision))
     for result, times in zip(results, interleaved(results, tasks, end, "throughput: "), strict=True):
         result.throughput = times
 
 
-def _time_training(contestants: Sequence[Contestant], results: Sequence[Result], timing: Timing) -> None:
+def _time_training(built: Sequence[BuiltDetector], results: Sequence[SpeedResult], timing: Timing) -> None:
     end = time.perf_counter() + timing.seconds * len(results)
     tasks: list[Task] = []
-    for one, result in zip(contestants, results, strict=True):
-        prepare = partial(training_step, one.model, result.size, timing.device, timing.precision)
+    for detector, result in zip(built, results, strict=True):
+        prepare = partial(training_step, detector.model, result.size, timing.device, timing.precision)
         tasks.append(_attempt(result, prepare, "training: ") or (lambda: None))
         _attempt(result, tasks[-1], "training: ")
     for result, times in zip(results, interleaved(results, tasks, end, "training: "), strict=True):
         result.training = times
-    for one in contestants:
-        one.model.detector.eval().zero_grad(set_to_none=True)
+    for detector in built:
+        detector.model.detector.eval().zero_grad(set_to_none=True)
 
 
 def interleaved(
-    results: Sequence[Result],
+    results: Sequence[SpeedResult],
     tasks: Sequence[Task],
     end: float,
     doing: str = "",
@@ -201,25 +204,25 @@ def interleaved(
 ) -> list[list[float]]:
     """Seconds of each task, one a round: A B C A B C … for three rounds at least, and until the clock shows `end`.
 
-    The task of a result with an error is left out. One that fails has no times, and its result says why. `each_round`
-    runs at the end of each round.
+    The task of a result with an error is left out. A task that fails has no times, and its result holds the error.
+    `each_round` runs at the end of each round.
     """
     times: list[list[float]] = [[] for _ in tasks]
-    for done in range(MOST_ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() > end:
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() > end:
             break
-        for result, task, own in zip(results, tasks, times, strict=True):
+        for result, task, seconds in zip(results, tasks, times, strict=True):
             start = time.perf_counter()
             _attempt(result, task, doing)
-            own.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
         each_round()
-    return [[] if result.error else own for result, own in zip(results, times, strict=True)]
+    return [[] if result.error else seconds for result, seconds in zip(results, times, strict=True)]
 
 
 def best_batch(seconds_of: Callable[[int], float], tried: Sequence[int], seconds: float) -> int:
-    """The batch with most images a second, each tried once, as long as the next is expected to fit into `seconds`.
+    """The batch with most images a second. Each is tried once, while the next is expected to fit into `seconds`.
 
-    One that fails ends the search; if the first one fails, its error is raised.
+    A batch that fails ends the search; if the first batch fails, its error is raised.
 
     >>> best_batch({1: 1.0, 2: 1.0, 4: 3.0, 8: 4.0}.get, [1, 2, 4, 8], seconds=5)
     2
@@ -241,12 +244,12 @@ def best_batch(seconds_of: Callable[[int], float], tried: Sequence[int], seconds
 
 
 def _batches(size: Size) -> Iterator[int]:
-    """Those to try at this resolution.
+    """The batches to try at this resolution.
 
     >>> list(_batches((1024, 1024)))
     [1, 2, 4]
     """
-    return (batch for batch in BATCHES if batch == 1 or batch * math.prod(size) <= MOST_PIXELS)
+    return (batch for batch in BATCHES if batch == 1 or batch * math.prod(size) <= MAX_BATCH_PIXELS)
 
 
 def _seconds_of_batch(model: FittedModel, size: Size, timing: Timing, batch: int) -> float:
@@ -258,8 +261,8 @@ def _seconds_of_batch(model: FittedModel, size: Size, timing: Timing, batch: int
     return time.perf_counter() - start
 
 
-def _attempt(result: Result, task: Callable[[], Any], doing: str = "") -> Any:
-    """What the task returns; None if it fails, and the result says why, or if something has failed before."""
+def _attempt(result: SpeedResult, task: Callable[[], Any], doing: str = "") -> Any:
+    """What the task returns; None if it fails, with the reason in the result, or if the result has an error already."""
     if result.error:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A benchmark's times as numbers, tables, records and pictures."""
+"""The times of a benchmark as numbers, tables, records and plots."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mambaad_cli.benchmark.passes import TRAINING_BATCH
-from mambaad_cli.benchmark.speed import PRODUCT, Benchmark, Result
+from mambaad_cli.benchmark.speed import PRODUCT, Benchmark, SpeedResult
 from mambaad_cli.files import check_plot, written_whole
 from mambaad_cli.inspection.rows import csv_line
 
@@ -22,7 +22,7 @@ UNKNOWN = "–"
 
 
 class Spread(NamedTuple):
-    """Of several rounds: the median, and the range that four fifths of them lie in."""
+    """The median of several rounds, and the range that holds four fifths of them."""
 
     median: float
     low: float
@@ -56,8 +56,8 @@ def fit_exponent(pixels: Sequence[float], seconds: Sequence[float]) -> float | N
 def scaling(benchmark: Benchmark) -> dict[str, float]:
     """By name, the exponent of a pass's median time against pixels, where there are two resolutions or more."""
     exponents = {}
-    for name in dict.fromkeys(result.row.name for result in benchmark.results):
-        timed = [result for result in benchmark.results if result.row.name == name and result.latency]
+    for name in dict.fromkeys(result.spec.name for result in benchmark.results):
+        timed = [result for result in benchmark.results if result.spec.name == name and result.latency]
         pixels = [math.prod(result.size) for result in timed]
         exponent = fit_exponent(pixels, [float(np.median(result.latency)) for result in timed])
         if exponent is not None:
@@ -66,33 +66,33 @@ def scaling(benchmark: Benchmark) -> dict[str, float]:
 
 
 def records(benchmark: Benchmark) -> list[dict[str, Any]]:
-    """One flat record a result, for programs; None where something is not known.
+    """A flat record of each result, for programs; None where something is not known.
 
     Ratios are to the first MambaAD of the same resolution: of times for latency, of rates for throughput.
     """
-    found: list[dict[str, Any]] = []
+    flat: list[dict[str, Any]] = []
     for _, group in groupby(benchmark.results, key=lambda result: result.size):
         results = list(group)
-        first = next((result for result in results if result.row.detector == "mambaad"), None)
-        found += [_record(result, first, benchmark.product) for result in results]
-    return found
+        first = next((result for result in results if result.spec.detector == "mambaad"), None)
+        flat += [_record(result, first, benchmark.product) for result in results]
+    return flat
 
 
-def _record(result: Result, first: Result | None, product: Sequence[float]) -> dict[str, Any]:
+def _record(result: SpeedResult, first: SpeedResult | None, product: Sequence[float]) -> dict[str, Any]:
     p50, p95, p99 = np.percentile(result.latency, [50, 95, 99]) * 1e3 if result.latency else (None, None, None)
-    known = result.dense_flop > 0
+    counted = result.dense_flop > 0
     unit = float(np.median(product)) if product else None  # seconds of 2 · PRODUCT³ FLOP
-    arithmetic = unit * (result.dense_flop + result.scan_flop) / (2 * PRODUCT**3) if known and unit else None
+    arithmetic = unit * (result.dense_flop + result.scan_flop) / (2 * PRODUCT**3) if counted and unit else None
     return {
-        "detector": result.row.name,
-        "encoder": result.row.encoder,
+        "detector": result.spec.name,
+        "encoder": result.spec.encoder,
         "height": result.size[0],
         "width": result.size[1],
         "parameters": result.parameters,
         "trained_parameters": result.trained,
-        "gmac_without_scan": result.dense_flop / 2e9 if known else None,
-        "scan_gflop": result.scan_flop / 1e9 if known else None,
-        "total_gflop": (result.dense_flop + result.scan_flop) / 1e9 if known else None,
+        "gmac_without_scan": result.dense_flop / 2e9 if counted else None,
+        "scan_gflop": result.scan_flop / 1e9 if counted else None,
+        "total_gflop": (result.dense_flop + result.scan_flop) / 1e9 if counted else None,
         "latency_rounds": len(result.latency),
         "latency_ms_p50": p50,
         "latency_ms_p95": p95,
@@ -111,7 +111,7 @@ def _record(result: Result, first: Result | None, product: Sequence[float]) -> d
     }
 
 
-def _per_image(result: Result) -> list[float]:
+def _per_image(result: SpeedResult) -> list[float]:
     return [seconds / result.batch for seconds in result.throughput]
 
 
@@ -120,13 +120,13 @@ def _ratio_fields(name: str, times: Sequence[float], reference: Sequence[float])
     return dict(zip((name, f"{name}_p10", f"{name}_p90"), spread, strict=True))
 
 
-# For people and programs to read
+# To read and to process
 
 
 def notes(benchmark: Benchmark) -> list[str]:
-    """What the table's figures mean, a line each."""
+    """The meaning of the figures of the table, a line each."""
     rounds = [len(result.latency) for result in benchmark.results if result.latency]
-    said = [
+    lines = [
         "Random weights: speed and size alone. A pass is encoder, detector and anomaly map; the detectors took turns, "
         f"{min(rounds, default=0)} rounds or more.",
         "GMAC: 10⁹ multiply-accumulates of convolutions and matrix products. GFLOP: 10⁹ operations, two a "
@@ -138,13 +138,13 @@ def notes(benchmark: Benchmark) -> list[str]:
         f"of two {PRODUCT} × {PRODUCT} matrices of fp32, timed in the same rounds{_product_ms(benchmark)}.",
         "MB: 10⁶ bytes at the peak of a pass over one image, weights included, libraries not.",
     ]
-    if any((result.row.detector, result.row.encoder) == ("uniad", "efficientnet_b4") for result in benchmark.results):
-        said.append(
+    if any((result.spec.detector, result.spec.encoder) == ("uniad", "efficientnet_b4") for result in benchmark.results):
+        lines.append(
             "UniAD is often printed with 24.52 M parameters: that count includes the blocks of EfficientNet-B4 behind "
             "stride 16, which no image runs through and which are cut off here. The 3.36 GMAC printed beside it "
             "count norms too, and leave out attention's product of query and key."
         )
-    return said
+    return lines
 
 
 def _product_ms(benchmark: Benchmark) -> str:
@@ -171,9 +171,9 @@ def to_markdown(benchmark: Benchmark) -> str:
 
 def to_csv(benchmark: Benchmark) -> str:
     """The records alone: a header and a line each."""
-    found = records(benchmark)
+    rows = records(benchmark)
     text = io.StringIO()
-    text.writelines([csv_line(found[0]), *(csv_line(record.values()) for record in found)] if found else [])
+    text.writelines([csv_line(rows[0]), *(csv_line(row.values()) for row in rows)] if rows else [])
     return text.getvalue()
 
 
@@ -189,7 +189,7 @@ def to_json(benchmark: Benchmark) -> str:
 
 
 def machine_line(machine: dict[str, str]) -> str:
-    """What machine.conditions says, on one line."""
+    """The facts of machine.conditions on one line."""
     threads = f"{machine['threads']} thread{'' if machine['threads'] == '1' else 's'}"
     versions = f"mambaad {machine['mambaad']}, torch {machine['torch']}, Python {machine['python']}"
     encoder = f"; default encoder: {machine['default encoder']}" if "default encoder" in machine else ""
@@ -197,7 +197,7 @@ def machine_line(machine: dict[str, str]) -> str:
 
 
 def _cells(benchmark: Benchmark) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table, as text of one or two lines a cell."""
+    """Heads and rows of the table; a cell has one or two lines of text."""
     several = len({result.size for result in benchmark.results}) > 1
     trained = any(result.training or "training" in result.error for result in benchmark.results)
     heads = ["detector\nencoder", *["pixels"] * several, "M params\nall/trained", "GMAC\nno scan"]
@@ -276,7 +276,7 @@ def _scaling_cells(exponents: dict[str, float]) -> tuple[list[str], list[list[st
 
 
 def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table for people, its first column of names folded where the terminal is narrow."""
+    """A table for the terminal, its first column folded where there is too little space."""
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for i, head in enumerate(heads):
         table.add_column(Text(head), justify="right" if i else "left", overflow="fold", no_wrap=i > 0)
@@ -286,7 +286,7 @@ def rich_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in Markdown, a cell's lines broken by <br>."""
+    """A table in Markdown; <br> separates the lines of a cell."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("\n", "<br>") for cell in line) + " |" for line in lines)
 
@@ -304,12 +304,12 @@ def plot(benchmark: Benchmark, path: Path) -> None:
     timed = [record for record in records(benchmark) if record["latency_ms_p50"] is not None]
     exponents = scaling(benchmark)
     for name in dict.fromkeys(record["detector"] for record in timed):
-        own = [record for record in timed if record["detector"] == name]
+        curve = [record for record in timed if record["detector"] == name]
         label = f"{name}, power {exponents[name]:.2f}" if name in exponents else name
         by_pixels.loglog(
-            [r["height"] * r["width"] for r in own], [r["latency_ms_p50"] for r in own], marker="o", label=label
+            [r["height"] * r["width"] for r in curve], [r["latency_ms_p50"] for r in curve], marker="o", label=label
         )
-        fast = [record for record in own if record["images_per_s"] is not None]
+        fast = [record for record in curve if record["images_per_s"] is not None]
         by_flop.loglog([r["total_gflop"] for r in fast], [r["images_per_s"] for r in fast], marker="o", label=name)
     by_pixels.set(xlabel="pixels", ylabel="ms an image, batch 1, median")
     by_flop.set(xlabel="GFLOP an image, the scan among them", ylabel="images/s, best batch")

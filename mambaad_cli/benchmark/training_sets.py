@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mambaad_cli import MambaADError
-from mambaad_cli.benchmark.evaluation import Share, evaluate
+from mambaad_cli.benchmark.evaluation import Proportion, evaluate
 from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.data import datasets
 from mambaad_cli.data.datasets import Sample
@@ -24,28 +24,28 @@ from mambaad_cli.training.recipe import Recipe, RunOptions, preset
 
 
 class TrainingSet(NamedTuple):
-    """What one model learns from and is tested on."""
+    """The samples that a model learns from and those that it is tested on."""
 
     label: str
     train: list[Sample]
     test: list[Sample]
-    drop: bool = False  # leave out what looks odd
+    drop: bool = False  # leave out suspects
 
 
-class Row(NamedTuple):
-    """What came of it."""
+class TrainingSetResult(NamedTuple):
+    """The results of the model of a training set."""
 
     product: str
     label: str
     images: int  # learnt from and held out
     left_out: str  # suspects, and how many of them are hidden defects
     auroc: float
-    misses: Share  # defects that are not above the threshold
-    rejected: Share  # good test images above it
+    misses: Proportion  # defects that are not above the threshold
+    rejected: Proportion  # good test images above it
 
 
 def few(good: Sequence[Sample], test: Sequence[Sample], counts: Sequence[int], seed: int) -> Iterator[TrainingSet]:
-    """So many good images at random, and all of them."""
+    """Sets of the given numbers of good images, chosen at random, and the set of all of them."""
     shuffled = random.Random(seed).sample(list(good), len(good))
     for count in counts:
         if count < len(good):
@@ -54,11 +54,11 @@ def few(good: Sequence[Sample], test: Sequence[Sample], counts: Sequence[int], s
 
 
 def mixed(good: Sequence[Sample], test: Sequence[Sample], shares: Sequence[float], seed: int) -> Iterator[TrainingSet]:
-    """All good images with so many per cent of defects among them, learnt with them and without what looks odd."""
-    defects = [one for one in test if one.anomalous]
+    """All good images with the given shares of defects among them in per cent, with and without dropping suspects."""
+    defects = [sample for sample in test if sample.anomalous]
     most = hidden_among(len(good), max(shares, default=0.0))
     shuffled = random.Random(seed).sample(defects, len(defects))
-    rest = [one for one in test if one not in set(shuffled[:most])]  # the same test images for all rows
+    rest = [sample for sample in test if sample not in set(shuffled[:most])]  # the same test images for all rows
     for share in (0.0, *shares):
         hidden = shuffled[: hidden_among(len(good), share)]
         for drop in (False, True):
@@ -67,7 +67,7 @@ def mixed(good: Sequence[Sample], test: Sequence[Sample], shares: Sequence[float
 
 
 def hidden_among(good: int, share: float) -> int:
-    """How many defects make so many per cent of a set with this many good images.
+    """How many defects are `share` per cent of a set that holds them and `good` good images.
 
     >>> hidden_among(95, 5), hidden_among(27, 2)
     (5, 1)
@@ -81,26 +81,28 @@ class _Dropped(Progress):
     def __init__(self) -> None:
         self.paths: list[Path] = []
 
-    def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
-        self.paths = [file.path for file, _, _ in found[:dropped]]
+    def suspects(self, odd_images: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
+        self.paths = [file.path for file, _, _ in odd_images[:dropped]]
 
 
-def measured(product: str, one: TrainingSet, recipe: Recipe, detector: str) -> Row:
+def measured(product: str, training_set: TrainingSet, recipe: Recipe, detector: str) -> TrainingSetResult:
     """Fit a model on the set and evaluate it."""
-    told = _Dropped()
-    files = [ImageFile(sample.path, sample.path, product) for sample in one.train]
-    recipe = replace(recipe, drop_suspects="auto" if one.drop else 0, keep_examples=False)
-    model = fit(files, [product] * len(files), preset(detector)[0], recipe, RunOptions(), told)
-    result = evaluate(model, [sample._replace(class_name=product) for sample in one.test]).classes[0]
-    hidden = {sample.path for sample in one.train if sample.anomalous}
-    left_out = f"{len(told.paths)}, {len(hidden & set(told.paths))}/{len(hidden)} hidden" if one.drop else ""
-    auroc = result.metrics["image_auroc"]
-    if auroc is None or result.misses is None or result.false_rejects is None:
+    left_out = _Dropped()
+    files = [ImageFile(sample.path, sample.path, product) for sample in training_set.train]
+    recipe = replace(recipe, drop_suspects="auto" if training_set.drop else 0, keep_examples=False)
+    model = fit(files, [product] * len(files), preset(detector)[0], recipe, RunOptions(), left_out)
+    metrics = evaluate(model, [sample._replace(class_name=product) for sample in training_set.test]).classes[0]
+    hidden = {sample.path for sample in training_set.train if sample.anomalous}
+    dropped = len(left_out.paths)
+    note = f"{dropped}, {len(hidden & set(left_out.paths))}/{len(hidden)} hidden" if training_set.drop else ""
+    auroc = metrics.metrics["image_auroc"]
+    if auroc is None or metrics.misses is None or metrics.false_rejects is None:
         raise MambaADError(f"{product} has not both good and anomalous test images")
-    return Row(product, one.label, len(files) - len(told.paths), left_out, auroc, result.misses, result.false_rejects)
+    learnt = len(files) - dropped
+    return TrainingSetResult(product, training_set.label, learnt, note, auroc, metrics.misses, metrics.false_rejects)
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[TrainingSetResult]) -> str:
     """A table of all rows."""
     head = "| product | learnt from | images | left out | image AU-ROC | missed | rejected |"
     rule = "|---|---|---:|---:|---:|---:|---:|"
@@ -133,15 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     say_backend()
     recipe = replace(preset(options.detector)[1], seed=options.seed, max_minutes=options.max_minutes)
     sets: Callable[..., Iterator[TrainingSet]] = few if options.few else mixed
-    rows: list[Row] = []
+    rows: list[TrainingSetResult] = []
     for root in options.datasets:
         samples = datasets.load(root, None)
         for product in dict.fromkeys(sample.class_name for sample in samples):
-            own = [sample for sample in samples if sample.class_name == product]
-            test = [sample for sample in own if sample.split == "test"]
+            of_product = [sample for sample in samples if sample.class_name == product]
+            test = [sample for sample in of_product if sample.split == "test"]
             counts = [round(count) for count in options.few] if options.few else options.mixed
-            for one in sets(datasets.training_images(own), test, counts, options.seed):
-                rows.append(measured(product, one, recipe, options.detector))
+            for training_set in sets(datasets.training_images(of_product), test, counts, options.seed):
+                rows.append(measured(product, training_set, recipe, options.detector))
     print(to_markdown(rows))
 
 

@@ -12,9 +12,9 @@ from mambaad_cli.cli.options import Device, Format, given, parse_size
 from mambaad_cli.cli.output import check_writable, duration, publish, warn
 
 if TYPE_CHECKING:
-    from mambaad_cli.benchmark.comparison import Conditions, Dataset, Study
+    from mambaad_cli.benchmark.comparison import Comparison, ComparisonOptions, Dataset
     from mambaad_cli.benchmark.comparison_variants import Variant
-    from mambaad_cli.benchmark.detectors import Row
+    from mambaad_cli.benchmark.detectors import DetectorSpec
     from mambaad_cli.benchmark.speed import Benchmark, Size, Timing
 
 WITH_DATA = "With --data"  # a panel of help
@@ -127,8 +127,8 @@ def bench(
 
     With --data, fit all of them on the same images with the same budget, and measure how well they find defects.
     """
-    from mambaad_cli.benchmark import comparison, comparison_tables, comparison_variants, speed, speed_tables
-    from mambaad_cli.benchmark import detectors as known
+    from mambaad_cli.benchmark import comparison, comparison_tables, speed, speed_tables
+    from mambaad_cli.benchmark import detectors as detector_specs
 
     if unfit := given(ctx, FOR_DATA if data is None else FOR_SPEED):
         raise typer.BadParameter(f"{', '.join(unfit)}: only {'with' if data is None else 'without'} --data")
@@ -136,12 +136,11 @@ def bench(
     if output is not None:
         check_writable(output)
     if data is None:
-        rows = known.choose(names)
-        rows += [known.fitted(one) for one in model or []]
+        specs = [*detector_specs.choose(names), *(detector_specs.fitted(path) for path in model or [])]
         if plot is not None:
             speed_tables.check_plot(plot)
         timing = speed.Timing(seconds, batch, threads, distributed.pick_device(device), precision, train, runtime)
-        measured = timed(rows, [parse_size(one) for one in (res or "256").split(",")], timing)
+        measured = timed(specs, [parse_size(size) for size in (res or "256").split(",")], timing)
         publish(speed_tables, measured, format, output)
         if plot is not None:
             speed_tables.plot(measured, plot)
@@ -150,23 +149,31 @@ def bench(
         raise typer.BadParameter("choose one of --epochs and --max-minutes")
     if encoder == "own" and encoder_weights is not None:
         raise typer.BadParameter("--encoder-weights are of one encoder: name it with --encoder")
-    chosen = comparison_variants.choose
-    if ablation or recipes:
-        chosen = comparison_variants.ablation if ablation else comparison_variants.recipes
+    if ablation and recipes:
+        raise typer.BadParameter("choose one of --ablation and --recipes")
+    variants = chosen_variants(names, encoder, ablation, recipes, peers)
     minutes = comparison.DEFAULT_MINUTES if epochs is None and max_minutes is None else max_minutes
-    where = distributed.pick_device(device)
-    conditions = comparison.Conditions(
-        comparison.Budget(epochs, minutes), None if res is None else parse_size(res), seeds, encoder_weights, where
+    size = None if res is None else parse_size(res)
+    options = comparison.ComparisonOptions(
+        comparison.Budget(epochs, minutes), size, seeds, encoder_weights, distributed.pick_device(device)
     )
-    variants = chosen(names, encoder)
-    if peers:
-        from mambaad_cli.benchmark.peers import peers as of_anomalib
-
-        variants += of_anomalib(encoder)
     set_threads(threads)
-    compared = compare(variants, comparison.read_dataset(data, layout), conditions, results)
+    compared = compare(variants, comparison.read_dataset(data, layout), options, results)
     publish(comparison_tables, compared, format, output)
     raise typer.Exit(USER_CAN_MEND if any(outcome.error for outcome in compared.outcomes) else 0)
+
+
+def chosen_variants(
+    names: list[str], encoder: str | None, ablation: bool, recipes: bool, peers: bool
+) -> "list[Variant]":
+    """The rows of the table."""
+    from mambaad_cli.benchmark import comparison_variants
+    from mambaad_cli.benchmark.peers import peers as peers_of_anomalib
+
+    choose = comparison_variants.choose
+    if ablation or recipes:
+        choose = comparison_variants.ablation if ablation else comparison_variants.recipes
+    return choose(names, encoder) + (peers_of_anomalib(encoder) if peers else [])
 
 
 def set_threads(threads: int | None) -> None:
@@ -177,18 +184,18 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def timed(rows: "list[Row]", sizes: "list[Size]", timing: "Timing") -> "Benchmark":
-    """speed.run with a line on stderr for each thing it does, if that is a terminal."""
+def timed(specs: "list[DetectorSpec]", sizes: "list[Size]", timing: "Timing") -> "Benchmark":
+    """speed.run with a line on stderr for each step, if that is a terminal."""
     from mambaad_cli.benchmark import speed
 
-    def doing(what: str) -> None:
+    def on_progress(step: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"  {what}", err=True)
+            typer.echo(f"  {step}", err=True)
 
-    return speed.run(rows, sizes, timing, on_progress=doing)
+    return speed.run(specs, sizes, timing, on_progress)
 
 
-def compare(variants: "list[Variant]", data: "Dataset", conditions: "Conditions", results: Path) -> "Study":
+def compare(variants: "list[Variant]", data: "Dataset", options: "ComparisonOptions", results: Path) -> "Comparison":
     """comparison.run with a line on stderr for its current work and one for each finished fit."""
     from tqdm import tqdm
 
@@ -198,13 +205,14 @@ def compare(variants: "list[Variant]", data: "Dataset", conditions: "Conditions"
 
     def finished(variant: "Variant", cell: dict[str, Any]) -> None:
         auroc = cell["mean"]["image_auroc"]
-        found = "" if auroc is None else f"image AU-ROC {100 * auroc:.1f}, "
+        measured = "" if auroc is None else f"image AU-ROC {100 * auroc:.1f}, "
         progress.clear()
-        typer.echo(f"{variant.name}, seed {cell['seed']}: {found}fitted in {duration(cell['fit_seconds'])}", err=True)
+        line = f"{variant.name}, seed {cell['seed']}: {measured}fitted in {duration(cell['fit_seconds'])}"
+        typer.echo(line, err=True)
 
     try:
         with progress:
-            return comparison.run(variants, data, conditions, results, progress.set_description_str, finished)
+            return comparison.run(variants, data, options, results, progress.set_description_str, finished)
     except KeyboardInterrupt:
-        warn(f"interrupted; what was finished is kept in {results}: the same command goes on")
+        warn(f"interrupted; finished fits are kept in {results}: repeat the command to continue")
         raise typer.Exit(INTERRUPTED) from None

@@ -13,9 +13,9 @@ import pytest
 
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.benchmark import comparison as study
-from mambaad_cli.benchmark import comparison_results as kept_results
+from mambaad_cli.benchmark import comparison_results
 from mambaad_cli.benchmark import evaluation as evaluate
-from mambaad_cli.benchmark.comparison import Budget, Conditions, Dataset, Study
+from mambaad_cli.benchmark.comparison import Budget, Comparison, ComparisonOptions, Dataset
 from mambaad_cli.benchmark.comparison_variants import Variant, ablation, choose, recipes
 from mambaad_cli.data import images
 from mambaad_cli.inspection.fitted_model import FittedModel
@@ -57,7 +57,7 @@ def data(root: Path) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def few_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study, "PASSING", 0.0)
+    monkeypatch.setattr(study, "MAX_PASS_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -74,10 +74,12 @@ def fitted(tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> list[tup
 
 
 @pytest.fixture
-def run(data: Dataset, tmp_path: Path) -> Callable[..., Study]:
-    def compared(variants: list[Variant] = VARIANTS, results: Path = tmp_path / "kept.jsonl", **choices: Any) -> Study:
+def run(data: Dataset, tmp_path: Path) -> Callable[..., Comparison]:
+    def compared(
+        variants: list[Variant] = VARIANTS, results: Path = tmp_path / "kept.jsonl", **choices: Any
+    ) -> Comparison:
         conditions = {"size": SIZE, "budget": Budget(epochs=1)} | choices
-        return study.run(variants, data, Conditions(**conditions), results)
+        return study.run(variants, data, ComparisonOptions(**conditions), results)
 
     return compared
 
@@ -97,7 +99,7 @@ def failing(which: str, error: BaseException, fit_: Callable[..., FittedModel]) 
 
 
 def test_the_usual_detectors_learn_and_are_measured_on_the_same_images(data: Dataset, tmp_path: Path) -> None:
-    found = study.run(choose(), data, Conditions(Budget(epochs=1), SIZE), tmp_path / "kept.jsonl")
+    found = study.run(choose(), data, ComparisonOptions(Budget(epochs=1), SIZE), tmp_path / "kept.jsonl")
     assert [outcome.variant.detector for outcome in found.outcomes] == ["mambaad", "memory", "rd4ad", "uniad"]
     for outcome in found.outcomes:
         (cell,) = outcome.cells
@@ -121,7 +123,7 @@ def test_minutes_take_the_place_of_a_recipes_steps_and_epochs_of_both() -> None:
 # What is kept
 
 
-def test_a_finished_cell_is_never_fitted_again(run: Callable[..., Study], fitted: list[Any]) -> None:
+def test_a_finished_cell_is_never_fitted_again(run: Callable[..., Comparison], fitted: list[Any]) -> None:
     first = run(seeds=2)
     assert fitted == [("hilbert", 42), ("sweep", 42), ("hilbert", 43), ("sweep", 43)]
     again = run(seeds=2)
@@ -144,7 +146,7 @@ def test_a_finished_cell_is_never_fitted_again(run: Callable[..., Study], fitted
     ],
 )
 def test_what_changes_a_result_is_fitted_anew(
-    run: Callable[..., Study], fitted: list[Any], changed: dict[str, Any]
+    run: Callable[..., Comparison], fitted: list[Any], changed: dict[str, Any]
 ) -> None:
     run(VARIANTS[:1])
     run(**({"variants": VARIANTS[:1]} | changed))
@@ -152,25 +154,25 @@ def test_what_changes_a_result_is_fitted_anew(
 
 
 def test_cells_of_other_code_are_fitted_anew(
-    run: Callable[..., Study], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Comparison], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(VARIANTS[:1])
     with monkeypatch.context() as patch:
-        patch.setattr(kept_results, "source_digest", lambda: "another")
+        patch.setattr(comparison_results, "source_digest", lambda: "another")
         assert len(run(VARIANTS[:1]).outcomes[0].cells) == 1
     assert len(fitted) == 2
     run(VARIANTS[:1])  # the first one's cell is still there
     assert len(fitted) == 2
 
 
-def test_another_name_of_the_same_is_not_fitted_anew(run: Callable[..., Study], fitted: list[Any]) -> None:
+def test_another_name_of_the_same_is_not_fitted_anew(run: Callable[..., Comparison], fitted: list[Any]) -> None:
     found = run([VARIANTS[0], VARIANTS[0]._replace(name="the same")])
     assert len(fitted) == 1
     assert found.outcomes[0].cells == found.outcomes[1].cells
 
 
 def test_an_interrupted_study_goes_on_where_it_stopped(
-    run: Callable[..., Study], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Comparison], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(fit, "fit", failing("sweep", KeyboardInterrupt(), fit.fit))
@@ -182,7 +184,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(
 
 
 def test_half_an_evaluation_is_not_kept(
-    run: Callable[..., Study], fitted: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run: Callable[..., Comparison], fitted: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: evaluate.Evaluation([], ["nut"]))
     with pytest.raises(KeyboardInterrupt):
@@ -191,7 +193,7 @@ def test_half_an_evaluation_is_not_kept(
 
 
 def test_a_line_that_was_cut_short_costs_its_cell_alone(
-    run: Callable[..., Study], fitted: list[Any], tmp_path: Path
+    run: Callable[..., Comparison], fitted: list[Any], tmp_path: Path
 ) -> None:
     run()
     file = tmp_path / "kept.jsonl"
@@ -203,7 +205,7 @@ def test_a_line_that_was_cut_short_costs_its_cell_alone(
 
 
 @pytest.mark.parametrize("text", ["path,label\n", "{}\n", "[1]\n", '"key"\n'])
-def test_a_file_of_something_else_is_not_added_to(run: Callable[..., Study], tmp_path: Path, text: str) -> None:
+def test_a_file_of_something_else_is_not_added_to(run: Callable[..., Comparison], tmp_path: Path, text: str) -> None:
     (tmp_path / "kept.jsonl").write_text(text)
     with pytest.raises(MambaADError, match=r"kept\.jsonl holds no results"):
         run()
@@ -211,7 +213,7 @@ def test_a_file_of_something_else_is_not_added_to(run: Callable[..., Study], tmp
 
 
 def test_results_that_cannot_be_written_are_one_error(
-    run: Callable[..., Study], fitted: list[Any], tmp_path: Path
+    run: Callable[..., Comparison], fitted: list[Any], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(MambaADError, match="cannot (read|write).*kept"):
@@ -232,7 +234,7 @@ def test_results_that_cannot_be_written_are_one_error(
     ],
 )
 def test_a_variant_that_fails_says_so_and_the_rest_goes_on(
-    run: Callable[..., Study], fitted: list[Any], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+    run: Callable[..., Comparison], fitted: list[Any], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(fit, "fit", failing("hilbert", error, fit.fit))
@@ -245,7 +247,7 @@ def test_a_variant_that_fails_says_so_and_the_rest_goes_on(
 
 
 def test_a_bug_keeps_its_traceback(
-    run: Callable[..., Study], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Comparison], fitted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "fit", failing("hilbert", RuntimeError("shapes cannot be multiplied"), fit.fit))
     with pytest.raises(RuntimeError, match="multiplied"):
@@ -253,7 +255,7 @@ def test_a_bug_keeps_its_traceback(
 
 
 def test_where_nothing_can_be_fitted_the_first_reason_is_the_error(
-    run: Callable[..., Study], monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any, **__: Any) -> FittedModel:
         raise MambaADError("2 readable images")
@@ -287,23 +289,23 @@ def test_a_dataset_without_either_side_is_refused_before_anything_is_fitted(
         study.read_dataset(tmp_path)
 
 
-def test_steps_that_the_grid_has_too_are_fitted_once(run: Callable[..., Study], fitted: list[Any]) -> None:
+def test_steps_that_the_grid_has_too_are_fitted_once(run: Callable[..., Comparison], fitted: list[Any]) -> None:
     run([one._replace(encoder="test_resnet", options=TINY | one.options) for one in ablation()[:4]])
     assert len(fitted) == 3  # "with LSS modules" is the grid's "sweep, 2"
 
 
-def test_cells_say_what_they_are_of(run: Callable[..., Study], fitted: list[Any], tmp_path: Path) -> None:
+def test_cells_say_what_they_are_of(run: Callable[..., Comparison], fitted: list[Any], tmp_path: Path) -> None:
     run(VARIANTS[1:])
     cell = json.loads((tmp_path / "kept.jsonl").read_text())
     assert (cell["variant"], cell["seed"], cell["budget"]["epochs"]) == ("second", 42, 1)
     assert cell["settings"]["options"]["order"] == "sweep"
     assert (cell["recipe"]["lr"], cell["recipe"]["epochs"]) == (RECIPES["small"].lr, 1)
     assert cell["mambaad"] == __version__
-    assert cell["code"] == kept_results.source_digest()
+    assert cell["code"] == comparison_results.source_digest()
 
 
 def test_a_recipe_is_fitted_with_what_it_changes(
-    run: Callable[..., Study], tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch
+    run: Callable[..., Comparison], tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     monkeypatch.setattr(fit, "fit", lambda files, classes, settings, recipe, *_: asked.append(recipe) or tiny_model)

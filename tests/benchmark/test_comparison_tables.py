@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from mambaad_cli.benchmark import comparison_tables as study_report
-from mambaad_cli.benchmark.comparison import Budget, Dataset, Outcome, Study
+from mambaad_cli.benchmark.comparison import Budget, Comparison, Dataset, Outcome
 from mambaad_cli.benchmark.comparison_variants import Variant
 from mambaad_cli.benchmark.evaluation import METRICS
 from mambaad_cli.data.datasets import Sample
@@ -30,7 +30,7 @@ def cell(image: float, pixel: float | None, seconds: float) -> dict[str, Any]:
     return {"seed": 42, "mean": mean, "classes": {"nut": nut, "bolt": bolt}, **times, "notes": ["nut: left out 3.png"]}
 
 
-def made_up() -> Study:
+def made_up() -> Comparison:
     """One detector with two seeds, one that failed after its first, one that never was."""
     samples = [Sample(Path(f"{name}.png"), name, "test", "good", None) for name in ("nut", "bolt")]
     outcomes = [
@@ -44,10 +44,10 @@ def made_up() -> Study:
         Outcome(Variant("UniAD", "uniad", "lite", {}, RECIPES["uniad"], "uniad"), [], "no weights"),
     ]
     data = Dataset(Path("parts"), samples[:1], samples, "f")
-    return Study(MACHINE, data, (64, 96), Budget(minutes=2.0), [42, 43], outcomes)
+    return Comparison(MACHINE, data, (64, 96), Budget(minutes=2.0), [42, 43], outcomes)
 
 
-def printed(study: Study) -> str:
+def printed(study: Comparison) -> str:
     console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(study_report.to_table(study))
     return console.file.getvalue()  # type: ignore[attr-defined]

@@ -20,14 +20,14 @@ def test_parameters_are_those_of_encoder_and_detector_with_their_batch_norms() -
 
 
 def test_encoder_matched_rows_share_the_papers_encoder() -> None:
-    assert detectors.ROWS[0].encoder == "resnet34"
-    assert {row.detector for row in detectors.ROWS if row.encoder == "resnet34"} == {"mambaad", "rd4ad", "uniad"}
+    assert detectors.SPECS[0].encoder == "resnet34"
+    assert {row.detector for row in detectors.SPECS if row.encoder == "resnet34"} == {"mambaad", "rd4ad", "uniad"}
 
 
 @pytest.mark.parametrize(
     ("names", "chosen"),
     [
-        ([], [row.name for row in detectors.ROWS]),
+        ([], [row.name for row in detectors.SPECS]),
         (["uniad"], ["UniAD (EfficientNet-B4)", "UniAD, ResNet34"]),
         (["rd4ad-resnet34", "mambaad-paper"], ["MambaAD paper", "RD4AD, ResNet34"]),
         (["RD4AD (WideResNet50)"], ["RD4AD (WideResNet50)"]),

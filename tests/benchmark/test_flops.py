@@ -50,7 +50,7 @@ def test_attention_is_counted() -> None:
 
 def test_the_papers_size_and_cost() -> None:
     """Its figures at 256 × 256: 25.6 M parameters, 17.4 M trained, 4.45 GFLOP of scan."""
-    one = detectors.build(detectors.ROWS[0])
+    one = detectors.build(detectors.SPECS[0])
     assert one.parameters == pytest.approx(25.6e6, rel=0.003)
     assert one.trained == pytest.approx(17.4e6, rel=0.003)
     dense, scanned = flops_of(one.model, (256, 256))

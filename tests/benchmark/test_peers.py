@@ -25,7 +25,7 @@ def test_a_patch_that_it_remembers_is_less_unusual_than_one_that_it_does_not() -
     pytest.importorskip("anomalib")
     paths = [sample.path for sample in datasets.training_images(datasets.load(COOKIE))][:4]
     settings = Settings(peers.PATCHCORE, size=(64, 64))
-    model = peers.fit(paths, ["cookie"] * 4, settings, 42, Progress())
+    model = peers.fit(paths, ["cookie"] * 4, peers.PeerOptions(settings, 42), Progress())
     known = model.predict(paths[0])
     other = model.predict(torch.rand(64, 64, 3).numpy())
     assert known.verdict == "uncalibrated"

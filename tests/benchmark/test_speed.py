@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mambaad_cli.benchmark import detectors, memory, speed
-from mambaad_cli.benchmark.detectors import Contestant, Row
+from mambaad_cli.benchmark.detectors import BuiltDetector, DetectorSpec
 from mambaad_cli.benchmark.passes import training_step
-from mambaad_cli.benchmark.speed import Benchmark, Result, Timing
+from mambaad_cli.benchmark.speed import Benchmark, SpeedResult, Timing
 from mambaad_cli.inspection import model_file as modelfile
 from mambaad_cli.inspection.fitted_model import FittedModel, new_model
 from mambaad_cli.model.settings import Settings
@@ -28,16 +28,16 @@ def measured() -> Benchmark:
 
 
 def test_every_detector_is_measured_at_every_resolution_smallest_first(measured: Benchmark) -> None:
-    found = [(result.row.name, result.size) for result in measured.results]
+    found = [(result.spec.name, result.size) for result in measured.results]
     names = ("MambaAD tiny", "RD4AD tiny", "UniAD tiny")
     assert found == [(name, size) for size in (SIZE, (96, 64)) for name in names]
     for result in measured.results:
         assert result.error == ""
         assert 0 < result.trained < result.parameters
         assert result.dense_flop > 0
-        assert (result.scan_flop > 0) == (result.row.detector == "mambaad")
-        assert len(result.latency) >= speed.LEAST_ROUNDS
-        assert len(result.throughput) >= speed.LEAST_ROUNDS
+        assert (result.scan_flop > 0) == (result.spec.detector == "mambaad")
+        assert len(result.latency) >= speed.MIN_ROUNDS
+        assert len(result.throughput) >= speed.MIN_ROUNDS
         assert min(result.latency + result.throughput) > 0
         assert not result.training
 
@@ -62,9 +62,9 @@ def test_training_steps_learn_and_leave_the_detector_scoring() -> None:
     training_step(model, SIZE)()
     assert not torch.equal(model.detector.project_out.weight, before)
 
-    result = Result(UNIAD, SIZE)
-    speed._time_training([Contestant(UNIAD, model, 0, 0)], [result], Timing(seconds=0.01))
-    assert len(result.training) >= speed.LEAST_ROUNDS
+    result = SpeedResult(UNIAD, SIZE)
+    speed._time_training([BuiltDetector(UNIAD, model, 0, 0)], [result], Timing(seconds=0.01))
+    assert len(result.training) >= speed.MIN_ROUNDS
     assert not model.detector.training
 
 
@@ -111,7 +111,7 @@ def test_a_row_that_runs_out_of_memory_says_so_and_the_rest_goes_on(monkeypatch:
 def test_a_row_that_cannot_be_built_says_so_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     build = detectors.build
 
-    def scarce(row: Row, device: str = "cpu", runtime: str = "torch") -> Contestant:
+    def scarce(row: DetectorSpec, device: str = "cpu", runtime: str = "torch") -> BuiltDetector:
         if row is RD4AD:
             raise MemoryError
         return build(row, device, runtime)
@@ -119,7 +119,7 @@ def test_a_row_that_cannot_be_built_says_so_in_its_place(monkeypatch: pytest.Mon
     monkeypatch.setattr(detectors, "build", scarce)
     monkeypatch.setattr(memory, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
     results = speed.run([MAMBAAD, RD4AD, UNIAD], [(64, 96), SIZE], Timing(seconds=0.01, batch=1)).results
-    assert [result.row for result in results] == [MAMBAAD, RD4AD, UNIAD] * 2
+    assert [result.spec for result in results] == [MAMBAAD, RD4AD, UNIAD] * 2
     assert [result.size for result in results] == [SIZE] * 3 + [(64, 96)] * 3
     assert [result.error for result in results] == ["", "out of memory", ""] * 2
 
@@ -158,7 +158,7 @@ def test_detectors_take_turns_and_one_that_fails_leaves_the_round() -> None:
         if calls.count(name) > lasts:
             raise MemoryError
 
-    results = [Result(row, SIZE) for row in (MAMBAAD, RD4AD, UNIAD)]
+    results = [SpeedResult(row, SIZE) for row in (MAMBAAD, RD4AD, UNIAD)]
     tasks = [lambda: task("A", 9), lambda: task("B", 1), lambda: task("C", 9)]
     times = speed.interleaved(results, tasks, end=0.0)
     assert "".join(calls) == "ABCABCAC"

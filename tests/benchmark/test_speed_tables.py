@@ -11,8 +11,8 @@ from rich.console import Console
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import speed_tables as bench_report
-from mambaad_cli.benchmark.detectors import Row
-from mambaad_cli.benchmark.speed import Benchmark, Result, Timing, run
+from mambaad_cli.benchmark.detectors import DetectorSpec
+from mambaad_cli.benchmark.speed import Benchmark, SpeedResult, Timing, run
 from tests.benchmark.rows import MAMBAAD, RD4AD, SIZE, UNIAD
 
 
@@ -24,11 +24,11 @@ def measured() -> Benchmark:
 
 def made_up() -> Benchmark:
     """Two detectors with times chosen by hand, and one that ran out of memory."""
-    first = Result(MAMBAAD, SIZE, 2_000_000, 1_000_000, 6_000_000_000, 3_000_000_000)
+    first = SpeedResult(MAMBAAD, SIZE, 2_000_000, 1_000_000, 6_000_000_000, 3_000_000_000)
     first.latency, first.batch, first.throughput, first.peak_memory = [0.1, 0.2, 0.4], 4, [2.0, 2.0, 4.0], 50_000_000
-    other = Result(RD4AD, SIZE, 5_000_000, 4_000_000, 8_000_000_000, 0)
+    other = SpeedResult(RD4AD, SIZE, 5_000_000, 4_000_000, 8_000_000_000, 0)
     other.latency, other.batch, other.throughput = [0.3, 0.2, 0.8], 2, [0.5, 2.0, 1.0]
-    failed = Result(UNIAD, SIZE, 3_000_000, 2_000_000, error="out of memory")
+    failed = SpeedResult(UNIAD, SIZE, 3_000_000, 2_000_000, error="out of memory")
     machine = {"device": "Abacus", "threads": "1", "precision": "fp32", "scan": "beads"}
     return Benchmark(machine | {"mambaad": "0", "torch": "0", "python": "0"}, [first, other, failed], [0.5, 0.5, 0.7])
 
@@ -70,11 +70,11 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
 
 
 def test_scaling_fits_each_detector_where_it_was_timed() -> None:
-    results = [Result(row, (side, side)) for side in (64, 128, 256) for row in (MAMBAAD, RD4AD, UNIAD)]
+    results = [SpeedResult(row, (side, side)) for side in (64, 128, 256) for row in (MAMBAAD, RD4AD, UNIAD)]
     for result in results:
         side = result.size[0]
         times = {"mambaad": [side**2.0], "rd4ad": [side**4.0], "uniad": [1.0] * (side == 64)}
-        result.latency = times[result.row.detector]
+        result.latency = times[result.spec.detector]
     assert bench_report.scaling(Benchmark({}, results)) == pytest.approx({"MambaAD tiny": 1.0, "RD4AD tiny": 2.0})
 
 
@@ -126,7 +126,7 @@ def test_a_table_of_80_columns_shows_every_figure() -> None:
 
 
 def test_published_parameters_of_uniad_are_explained_where_it_is_shown() -> None:
-    published = Result(Row("UniAD", "uniad", "efficientnet_b4", {}), SIZE)
+    published = SpeedResult(DetectorSpec("UniAD", "uniad", "efficientnet_b4", {}), SIZE)
     assert any(
         "24.52 M parameters: that count includes the blocks" in note
         for note in bench_report.notes(Benchmark({}, [published]))

@@ -27,7 +27,7 @@ TINY_FIT = ("--encoder", "test_resnet", "--encoder-weights", "weights.safetensor
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A dataset in a folder of its own, weights of a tiny encoder beside it, and detectors as tiny."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "PASSING", 0.0)
+    monkeypatch.setattr(study, "MAX_PASS_SECONDS", 0.0)
     small = PRESETS["small"]
     monkeypatch.setitem(PRESETS, "small", replace(small, options=small.options | TINY))
     monkeypatch.setitem(RECIPES, "small", replace(RECIPES["small"], views=VIEWS, evidence="decoder"))
@@ -115,6 +115,7 @@ def test_bench_of_data_without_images_to_learn_or_test_on_is_one_line(
         (("--epochs", 1, "--ablation"), "--ablation, --epochs: only with --data"),
         (("--data", "x", "--plot", "x.png"), "--plot: only without --data"),
         (("--data", "x", "--epochs", 1, "--max-minutes", 1), "choose one of"),
+        (("--data", "x", "--ablation", "--recipes"), "choose one of --ablation and --recipes"),
         (("--data", "x", "--encoder", "own", "--encoder-weights", "x"), "name it with --encoder"),
     ],
 )
