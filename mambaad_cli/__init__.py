@@ -17,17 +17,16 @@ __version__ = "0.2.0"
 __all__ = ["FittedModel", "MambaADError", "Prediction", "Recipe", "Region", "fit", "load"]
 
 if TYPE_CHECKING:
-    from mambaad_cli.api import fit, load
-    from mambaad_cli.inspection.fitted_model import FittedModel
-    from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.api import FittedModel, fit, load
+    from mambaad_cli.inspection.prediction import Prediction
     from mambaad_cli.inspection.regions import Region
     from mambaad_cli.training.recipe import Recipe
 
 _WHERE = {
     "fit": "mambaad_cli.api",
     "load": "mambaad_cli.api",
-    "FittedModel": "mambaad_cli.inspection.fitted_model",
-    "Prediction": "mambaad_cli.inspection.predict",
+    "FittedModel": "mambaad_cli.api",
+    "Prediction": "mambaad_cli.inspection.prediction",
     "Region": "mambaad_cli.inspection.regions",
     "Recipe": "mambaad_cli.training.recipe",
 }

@@ -1,33 +1,115 @@
-"""The Python API: load or fit a model, then let it predict. The commands use it as well."""
+"""The Python API: load or fit a model, then let it predict."""
 
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
-from mambaad_cli import MambaADError, distributed
-from mambaad_cli.inspection import exported_model, model_file, runtimes
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli import MambaADError
+from mambaad_cli.data import images
+from mambaad_cli.inspection import opening, store
+from mambaad_cli.inspection.calibration import check_share
+from mambaad_cli.inspection.opening import OpenRequest
+from mambaad_cli.inspection.predict import Image, predict, predict_images
+from mambaad_cli.inspection.prediction import Prediction, PredictOptions
+from mambaad_cli.inspection.product import Products
+from mambaad_cli.inspection.recalibrate import recalibrated_record
+from mambaad_cli.inspection.scorer import Scorer
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.training.progress import Progress
 
-RUNTIMES = ("auto", "torch", "onnxruntime")  # of the default encoder on a CPU
+
+@dataclass
+class FittedModel:
+    """Scores images: what `mambaad.fit` gives and `mambaad.load` reads.
+
+    One model may be used from several threads, as long as none of them calibrates it.
+    """
+
+    scorer: Scorer
+    fitted: TorchScorer | None = None  # the same scorer; None: an exported model, which cannot be changed
+
+    @property
+    def products(self) -> Products:
+        """What is known of each product, by name: its threshold, its calibration and more."""
+        return self.scorer.products
+
+    @property
+    def sha256(self) -> str:
+        """The first 12 hex digits, of the model file that it was loaded from, or exported from."""
+        return self.scorer.sha256
+
+    @overload
+    def predict(self, image: "Image", class_name: str | None = None) -> "Prediction": ...
+
+    @overload
+    def predict(self, image: "list[Image]", class_name: str | None = None) -> "list[Prediction]": ...
+
+    def predict(self, image: "Image | list[Image]", class_name: str | None = None) -> "Prediction | list[Prediction]":
+        """Score one image, or a list of them.
+
+        image: a path, an array (h, w, 3) or (h, w) in RGB order of uint8, of uint16 with white at 65535, or of floats
+            in 0 … 1, or a PIL image.
+        class_name: the product that it shows. By default it is recognised, if the model knows several.
+
+        Raises MambaADError for an array of another kind and for a class that the model does not know. A file that
+        cannot be read gives a Prediction with the verdict `error`.
+        """
+        listed = image if isinstance(image, list) else [image]
+        predictions = predict_images(self.scorer, listed, PredictOptions(class_name, maps=True, min_area=0))
+        return predictions if isinstance(image, list) else predictions[0]
+
+    def predict_many(
+        self, paths: Iterable[str | Path], class_name: str | None = None, batch: int = 8
+    ) -> "Iterator[Prediction]":
+        """Score image files, and all images in folders, one Prediction each as they come.
+
+        Files are read in worker threads while the model works. Predictions of files carry no maps, so that memory stays
+        flat; `predict` gives them.
+
+        Raises MambaADError for a folder without images.
+        """
+        files = images.find([Path(path) for path in paths])
+        return predict(self.scorer, files, PredictOptions(class_name, batch))
+
+    def calibrate(
+        self, folder: str | Path, class_name: str | None = None, max_false_reject: float | None = None
+    ) -> None:
+        """Set new thresholds from a folder of good images that the model was not trained on.
+
+        Raises MambaADError, and leaves the model as it was, where no image can be read, and where it cannot be told
+        which product an image shows.
+        """
+        fitted = self._changeable()
+        check_share(max_false_reject)
+        files = images.find([Path(folder)])
+        predictions = predict(fitted, files, PredictOptions(class_name, distances=True))
+        record = recalibrated_record(fitted.record, predictions, Path(folder), max_false_reject)
+        self.scorer = self.fitted = fitted.with_record(record)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model file, whole or not at all. Raises MambaADError where the disk refuses."""
+        store.save(self._changeable().record, Path(path))
+
+    def _changeable(self) -> TorchScorer:
+        if self.fitted is None:
+            raise MambaADError(
+                "an exported model cannot be changed: change the one that it was made from and export again"
+            )
+        return self.fitted
 
 
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime: str = "auto") -> FittedModel:
     """Read a model file, or one that was exported, ready to predict.
 
     device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
-    runtime: torch, onnxruntime or auto: what runs the default encoder on a CPU, see FittedModel.for_inference.
+    runtime: torch, onnxruntime or auto: what runs the default encoder on a CPU, see TorchScorer.expecting.
 
     Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that does
     not exist, or a runtime.
     """
-    if runtime not in RUNTIMES:
-        raise MambaADError(f"no runtime {runtime!r}: choose {', '.join(RUNTIMES)}")
-    if Path(path).suffix.lower() in runtimes.SUFFIXES:
-        return exported_model.load(Path(path)).to("cpu" if device == "auto" else device)
-    model = model_file.load(Path(path)).to(distributed.pick_device(device))
-    model.encoder_runtime = runtime
-    return model
+    opened = opening.open_model(OpenRequest(Path(path), device, runtime))
+    return FittedModel(opened.scorer, opened.fitted)
 
 
 def fit(
@@ -41,24 +123,29 @@ def fit(
 ) -> FittedModel:
     """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
 
-    size: (height, width) in pixels that all images are scaled to; by default each product has a size of its own.
+    size: (height, width) in pixels that the decoder sees of all images; by default each product has a size of its own.
     letterbox: keep each image's aspect ratio; otherwise images are stretched to that size.
-    choices: fields of Recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1.
+    choices: fields of FitRequest or of Recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1.
 
-    Raises MambaADError for a folder without enough good images, and for an unknown choice.
+    Raises MambaADError, before an image is read, for an unknown choice and for choices that do not go together, and
+    for a folder without enough good images.
     """
     from mambaad_cli.training import fit as training  # late: it takes a second, which scoring does not need
-    from mambaad_cli.training.good_images import good_images
-    from mambaad_cli.training.recipe import Recipe, RunOptions
-    from mambaad_cli.training.recipe import preset as preset_of
+    from mambaad_cli.training.request import FitRequest, recipe_fields
 
-    settings, recipe = preset_of(preset)
-    known = {one.name for one in fields(Recipe)}
-    if unknown := sorted(set(choices) - known):
-        raise MambaADError(f"a recipe has no {', '.join(unknown)}: choose from {', '.join(sorted(known))}")
-    recipe = recipe.showing(choices.get("evidence", recipe.evidence))
-    files, classes = good_images(Path(folder))
-    if size is not None or letterbox:
-        settings = replace(settings, size=size or (256, 256), letterbox=letterbox, own_aspect=False, detail=1.0)
-    run = RunOptions(device=distributed.pick_device(device), runtime="auto")
-    return training.fit(files, classes, settings, replace(recipe, **choices), run, progress)
+    known = {field.name for field in fields(FitRequest)} - {"good", "recipe_choices"}
+    others = recipe_fields() - known
+    if unknown := sorted(set(choices) - known - others):
+        raise MambaADError(f"fit has no choice {', '.join(unknown)}: choose from {', '.join(sorted(known | others))}")
+    request = FitRequest(
+        Path(folder),
+        preset=preset,
+        size=size,
+        letterbox=letterbox,
+        device=device,
+        recipe_choices={name: value for name, value in choices.items() if name in others},
+        **{name: value for name, value in choices.items() if name in known},
+    )
+    record = training.fit_request(request, progress)
+    scorer = TorchScorer(record, request.runtime, request.masks)
+    return FittedModel(scorer, scorer)

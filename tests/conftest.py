@@ -3,8 +3,10 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data import images
 from mambaad_cli.files import shown
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
-from mambaad_cli.model.encoder import build_encoder
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import Network, new_network
+from mambaad_cli.inspection.product import Calibration, Product
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.settings import Settings
 
 DATA = Path(__file__).parent / "data"
@@ -49,16 +54,61 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def tiny_network(**settings: Any) -> Network:
+    """An untrained network of 0.1 M parameters on 64 × 64 pixels. settings: fields of Settings."""
+    chosen = Settings(**{"encoder": "test_resnet", "size": (64, 64), "options": dict(TINY)} | settings)
+    network = new_network(chosen)
+    network.detector.eval()
+    return network
+
+
+def calibrated(product: Product, scores: Sequence[float], **measured: Any) -> Product:
+    """The product with these scores of good images. measured: other fields of its Calibration."""
+    return replace(product, calibration=Calibration(product.conditions(), tuple(scores), **measured))
+
+
+def around(record: ModelRecord, **choices: Any) -> FittedModel:
+    """A record as programs use it. choices: fields of TorchScorer."""
+    scorer = TorchScorer(record, **choices)
+    return FittedModel(scorer, scorer)
+
+
+def record_of(model: FittedModel) -> ModelRecord:
+    assert model.fitted is not None
+    return model.fitted.record
+
+
+def with_products(model: FittedModel, *products: Product) -> FittedModel:
+    """The model with these products instead of its own."""
+    return around(replace(record_of(model), products={product.name: product for product in products}))
+
+
+def with_scores(model: FittedModel, scores: Mapping[str, Sequence[float]], **measured: Any) -> FittedModel:
+    """The model calibrated by these scores of good images by product; products that are not named are uncalibrated.
+
+    A product that the model does not know yet is added. measured: other fields of each Calibration.
+    """
+    record = record_of(model)
+    products = {name: replace(product, calibration=None) for name, product in record.products.items()}
+    for name, product_scores in scores.items():
+        product = products.get(name) or Product(name, record.network.settings.size)
+        products[name] = calibrated(product, product_scores, **measured)
+    return with_products(model, *products.values())
+
+
+def with_settings(model: FittedModel, **settings: Any) -> FittedModel:
+    """The model whose network has other settings."""
+    record = record_of(model)
+    network = replace(record.network, settings=replace(record.network.settings, **settings))
+    return around(replace(record, network=network))
+
+
 @pytest.fixture
 def tiny_model() -> FittedModel:
     """An untrained model of 0.1 M parameters on 64 × 64 pixels, calibrated by hand: thresholds 3 (nut) and 4 (bolt)."""
-    settings = Settings(encoder="test_resnet", size=(64, 64), options=dict(TINY))
-    model = new_model(settings, build_encoder("test_resnet", (4, 8, 16)))
-    model.detector.eval()
-    model.scores = {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
-    model.held_out = {"nut", "bolt"}
-    model.trained_on = {"nut": 9, "bolt": 8}
-    return model
+    nut = calibrated(Product("nut", (64, 64), images=9), [1.0, 2.0, 3.0])
+    bolt = calibrated(Product("bolt", (64, 64), images=8), [2.0, 4.0])
+    return around(ModelRecord(tiny_network(), {"nut": nut, "bolt": bolt}))
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
 """The package as a program uses it."""
 
 import inspect
-import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +13,11 @@ from PIL import Image
 
 import mambaad_cli as mambaad
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from tests.conftest import picture
+from mambaad_cli.inspection import store, torch_scorer
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model.encoder import DEFAULT
+from tests.conftest import around, picture, record_of, tiny_network, with_scores
 
 SIGNATURES = {
     "load": "(path: str | pathlib.Path = 'mambaad.safetensors', device: str = 'auto', runtime: str = 'auto')",
@@ -112,18 +115,19 @@ def test_many_files_come_one_by_one_in_order(saved: Path, goods: Path) -> None:
 
 
 def test_a_program_fits_calibrates_and_saves(goods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = {}
+    calls: dict[str, Any] = {}
+    record = ModelRecord(tiny_network())
 
-    def fitted(files: object, classes: object, settings: object, recipe: mambaad.Recipe, *_: object) -> str:
-        calls.update(classes=classes, settings=settings, recipe=recipe)
-        return "model"
+    def fitted(good_files: Any, settings: Any, recipe: mambaad.Recipe, *_: Any) -> ModelRecord:
+        calls.update(goods=good_files, settings=settings, recipe=recipe)
+        return record
 
     monkeypatch.setattr("mambaad_cli.training.fit.fit", fitted)
-    assert mambaad.fit(goods, size=(64, 96), letterbox=True, max_minutes=2, seed=7) == "model"
-    assert calls["classes"] == ["bolt"] * 6 + ["nut"] * 6
+    assert record_of(mambaad.fit(goods, size=(64, 96), letterbox=True, max_minutes=2, seed=7)) is record
+    assert list(calls["goods"].classes) == ["bolt"] * 6 + ["nut"] * 6
     assert (calls["settings"].size, calls["settings"].letterbox) == ((64, 96), True)
     assert (calls["recipe"].max_minutes, calls["recipe"].seed) == (2, 7)
-    with pytest.raises(mambaad.MambaADError, match="no colour: choose from batch"):
+    with pytest.raises(mambaad.MambaADError, match="no choice colour: choose from batch"):
         mambaad.fit(goods, colour=True)
 
 
@@ -132,15 +136,95 @@ def test_calibrate_and_save_as_the_command_does(saved: Path, goods: Path, tmp_pa
     model.calibrate(goods, max_false_reject=0.2)
     model.save(tmp_path / "again.safetensors")
     again = mambaad.load(tmp_path / "again.safetensors")
-    assert {name: len(scores) for name, scores in again.scores.items()} == {"nut": 6, "bolt": 6}
-    assert (again.max_false_reject, again.held_out) == (0.2, {"nut", "bolt"})
-    assert json.dumps(model_file.read_facts(tmp_path / "again.safetensors")["scores"])
+    measured = {name: product.calibration for name, product in again.products.items()}
+    assert list(measured) == ["nut", "bolt"]
+    for calibration in measured.values():
+        assert calibration is not None
+        assert (len(calibration.scores), calibration.max_false_reject, calibration.promising) == (6, 0.2, True)
+    described = store.read_facts(tmp_path / "again.safetensors").products
+    assert [product.calibration for product in described] == list(measured.values())
+
+
+@pytest.mark.parametrize("share", [0, 1, 3, 5, -0.1])
+def test_a_share_that_is_none_is_refused_and_the_model_stays_as_it_was(saved: Path, goods: Path, share: float) -> None:
+    """A percentage by mistake: it must not take effect with the next calibration either."""
+    model = mambaad.load(saved)
+    before = record_of(model)
+    with pytest.raises(mambaad.MambaADError, match="expected a share between 0 and 1"):
+        model.calibrate(goods, max_false_reject=share)
+    assert record_of(model) is before
+    model.calibrate(goods)
+    assert {product.calibration.max_false_reject for product in model.products.values()} == {None}
+
+
+def test_a_calibration_that_fails_leaves_the_model_as_it_was(saved: Path, goods: Path, tmp_path: Path) -> None:
+    model = mambaad.load(saved)
+    before = record_of(model)
+    (tmp_path / "broken" / "nut").mkdir(parents=True)
+    (tmp_path / "broken" / "nut" / "a.png").write_text("text")
+    images.write(tmp_path / "mixed" / "nut" / "a.png", picture())
+    images.write(tmp_path / "mixed" / "z.png", picture())  # of which product cannot be told
+    for folder, why in (("broken", "no readable image"), ("mixed", "cannot tell which product"), ("gone", "gone")):
+        with pytest.raises(mambaad.MambaADError, match=why):
+            model.calibrate(tmp_path / folder, max_false_reject=0.2)
+        assert record_of(model) is before
+    with pytest.raises(mambaad.MambaADError, match="no class 'screw'"):
+        model.calibrate(goods, class_name="screw", max_false_reject=0.2)
+    assert record_of(model) is before
+
+
+# ---- the encoder that scores ----
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """What is added to whenever a function of a module is called."""
+    calls: list[Any] = []
+    function = getattr(module, name)
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments, **keywords)
+
+    monkeypatch.setattr(module, name, counted)
+    return calls
+
+
+def alternate(model: mambaad.FittedModel, goods: Path) -> list[float | None]:
+    """Scores by `predict` and by `predict_many` in turn, by more than two calls each."""
+    scores = []
+    for _ in range(2):
+        scores.append(model.predict(goods / "nut" / "0.png").score)
+        scores += [prediction.score for prediction in model.predict_many([goods / "nut" / "0.png"])]
+        model.calibrate(goods / "nut")
+    return scores
+
+
+def test_the_encoder_for_inference_is_made_once(saved: Path, goods: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = count_calls(monkeypatch, torch_scorer, "for_inference")
+    scores = alternate(mambaad.load(saved), goods)
+    assert scores == pytest.approx([scores[0]] * 4, rel=1e-5)
+    assert len(folded) == 1
+
+
+@pytest.mark.skipif(not onnx_encoder.installed(), reason="onnx and onnxruntime are not installed")
+def test_each_runtime_starts_once_however_one_image_and_many_alternate(
+    goods: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image at a time may go on for ever, so ONNX Runtime starts; a list of a few files does without."""
+    network = tiny_network(encoder=DEFAULT)
+    folded = count_calls(monkeypatch, torch_scorer, "for_inference")
+    started = count_calls(monkeypatch, onnx_encoder, "with_onnx_runtime")
+    model = with_scores(around(ModelRecord(network)), {"nut": [1.0, 2.0]})
+    model = around(record_of(model), runtime="auto")
+    scores = alternate(model, goods)
+    assert scores == pytest.approx([scores[0]] * 4, rel=1e-3)
+    assert (len(folded), len(started)) == (1, 1)
 
 
 def test_several_threads_share_a_model(saved: Path) -> None:
     model = mambaad.load(saved)
     pictures = [picture(seed) for seed in range(8)]
-    expected = [model.predict(one, class_name="nut").score for one in pictures]
+    expected = [model.predict(each, class_name="nut").score for each in pictures]
     found: list[float | None] = [None] * 8
 
     def work(start: int) -> None:

@@ -18,16 +18,16 @@ from typer.testing import CliRunner
 
 import mambaad_cli
 from mambaad_cli import MambaADError, distributed
+from mambaad_cli.api import FittedModel
 from mambaad_cli.cli import app
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection import store
 from mambaad_cli.model.data_parallel import WholeBatchRandom, share_batch_norms
 from mambaad_cli.model.settings import Settings
 from mambaad_cli.training.fit import fit
 from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.conftest import TINY
-from tests.training.conftest import Told
+from tests.training.conftest import Told, goods_of
 
 ROOT = Path(mambaad_cli.__file__).parent.parent
 PROGRAM = """
@@ -43,6 +43,7 @@ if os.environ["RANK"] == "0":
 RUNS: dict[str, dict[str, Any]] = {
     "mambaad": {"options": TINY | {"drop_path": 0.5, "loss": "mse"}, "lr": 0.005},
     "tiles": {"options": TINY, "lr": 0.005, "tiles": (128, 128)},
+    "minutes": {"options": TINY, "lr": 0.005, "max_minutes": 60},
     "uniad": {"options": {"grid": (4, 4), "width": 16, "layers": 1, "heads": 2, "hidden": 16}, "lr": 1e-3},
 }
 
@@ -55,7 +56,8 @@ def losses(name: str, weights: Path, goods: Path, model: Path) -> list[float]:
     settings = Settings(detector, "test_resnet", (64, 64), False, own["options"], tiles=own.get("tiles"))
     recipe = replace(
         RECIPES["uniad" if name == "uniad" else "small"],
-        epochs=2,
+        epochs=None if "max_minutes" in own else 2,
+        max_minutes=own.get("max_minutes"),
         batch=5,
         lr=own["lr"],
         views=0,
@@ -63,15 +65,17 @@ def losses(name: str, weights: Path, goods: Path, model: Path) -> list[float]:
     )
     told: list[float] = []
     progress = Told(lambda step, steps, loss, images: told.append(loss))
-    fitted = fit(files, [file.group for file in files], settings, recipe, RunOptions(encoder_weights=weights), progress)
-    if fitted.scores:
-        model_file.save(fitted, model)
+    record = fit(goods_of(files), settings, recipe, RunOptions(encoder_weights=weights), progress)
+    if record.calibrated:
+        store.save(record, model)
     return told
 
 
-def torchrun(*args: object) -> "subprocess.CompletedProcess[str]":
+def torchrun(*args: object, timeout: float | None = None) -> "subprocess.CompletedProcess[str]":
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*launch, *map(str, args)], capture_output=True, text=True, env=environment())
+    return subprocess.run(
+        [*launch, *map(str, args)], capture_output=True, text=True, env=environment(), timeout=timeout
+    )
 
 
 def environment() -> dict[str, str]:
@@ -85,7 +89,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["mambaad", "tiles", "uniad"])
 def test_two_processes_learn_as_one_does(name: str, goods: Path, weights: Path, tmp_path: Path) -> None:
     """Parts of three and two images; batch norm, dropout, drop path and jitter are those of the whole batch."""
     (tmp_path / "two").mkdir()
@@ -96,14 +100,39 @@ def test_two_processes_learn_as_one_does(name: str, goods: Path, weights: Path, 
     assert len(expected) == 4
     assert json.loads((tmp_path / "two" / "losses.json").read_text()) == pytest.approx(expected, rel=1e-5)
     assert list(load_file(tmp_path / "two" / name)) == list(load_file(tmp_path / name))
-    two, one = (model_file.read_facts(path) for path in (tmp_path / "two" / name, tmp_path / name))
-    assert two["tiles"].keys() == one["tiles"].keys()
-    assert [len(own) for own in two["scores"].values()] == [len(own) for own in one["scores"].values()]
+    two, one = (store.read_facts(path).products for path in (tmp_path / "two" / name, tmp_path / name))
+    assert [product.tiles is None for product in two] == [product.tiles is None for product in one]
+    counts = [[len(facts.calibration.scores) for facts in products if facts.calibration] for products in (two, one)]
+    assert counts[0] == counts[1] == [6, 6] if name != "uniad" else [1, 1]
+
+
+CLOCKS = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from mambaad_cli.training import fit, loop
+from tests.test_distributed import losses
+weights, goods, out = map(Path, sys.argv[1:])
+began = time.monotonic()
+apart = 1e6 if os.environ["RANK"] == "1" else 0.0
+fit.time = SimpleNamespace(monotonic=lambda: began + (time.monotonic() - began) * apart)
+loop.TrainingLoop.steps_within = lambda loop, seconds: 3
+losses("minutes", weights, goods, out)
+"""
+
+
+def test_processes_whose_clocks_differ_train_together(goods: Path, weights: Path, tmp_path: Path) -> None:
+    """By the clock of the second one no time is left to train the decoder; the first one's, which stands still, decides
+    for both."""
+    (tmp_path / "program.py").write_text(CLOCKS)
+    done = torchrun(tmp_path / "program.py", weights, goods, tmp_path / "model.safetensors", timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert store.read_facts(tmp_path / "model.safetensors").recipe["evidence"] == "both"
 
 
 def test_two_processes_score_as_one_does(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> None:
     """Rows of unreadable images and of a last round that is not full among them."""
-    model_file.save(tiny_model, tmp_path / "model.safetensors")
+    tiny_model.save(tmp_path / "model.safetensors")
     (goods / "nut" / "3.png").write_text("text")
     command = ["-m", "mambaad_cli", "score", goods, "--csv", "--batch", 3, "--model", tmp_path / "model.safetensors"]
     one = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment())

@@ -12,7 +12,7 @@ import mambaad_cli
 ROOT = Path(mambaad_cli.__file__).parent
 PROJECT = ROOT.parent / "pyproject.toml"
 # where a package on PyPI is not called as the module that it brings
-PYPI_NAMES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+PYPI_NAMES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "PIL": "pillow"}
 # brought by another one, or by whoever compares with it: triton by torch, onnx_ir by onnxscript
 NOT_DECLARED = {"mambaad_cli", "triton", "onnx_ir", "anomalib"}
 

@@ -21,16 +21,20 @@ from mambaad_cli import MambaADError, __version__
 from mambaad_cli.benchmark import comparison_results, evaluation, machine, peers
 from mambaad_cli.benchmark.comparison_results import ResultsFile
 from mambaad_cli.benchmark.comparison_variants import Variant
+from mambaad_cli.benchmark.detectors import maps_of
 from mambaad_cli.benchmark.evaluation_tables import notes
 from mambaad_cli.benchmark.passes import OUT_OF_MEMORY, reason, scoring_pass
 from mambaad_cli.data import datasets
 from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageError, ImageFile
+from mambaad_cli.data.masks import mask_files
 from mambaad_cli.files import sha256_of, shown
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.torch_scorer import TorchScorer, inference_network
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model.settings import PRESETS, Settings
 from mambaad_cli.training import fit as training
+from mambaad_cli.training.good_images import GoodFiles
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict
 
@@ -116,8 +120,8 @@ def _fingerprint(root: Path, samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         facts = [sample.class_name, sample.split, sample.defect]
-        for path in (sample.path, sample.mask):
-            facts += ["", ""] if path is None else [os.path.relpath(path, root), _digest(path)]
+        for path in (sample.path, *mask_files(sample)):
+            facts += [os.path.relpath(path, root), _digest(path)]
         digest.update(json.dumps(facts).encode())
     return digest.hexdigest()
 
@@ -225,10 +229,10 @@ def _record(
     recipe = options.budget.limited(replace(variant.recipe, seed=seed, keep_examples=False))
     progress = _FitProgress(title, on_progress)
     start = time.perf_counter()
-    model = _fitted(variant, data, settings, recipe, options, progress)
+    record = _fitted(variant, data, settings, recipe, options, progress)
     fit_seconds = time.perf_counter() - start
     on_progress(f"{title}: {len(data.test)} test images")
-    evaluated = evaluation.evaluate(model, data.test)
+    evaluated = evaluation.evaluate(TorchScorer(record), data.test)
     if evaluated.unfinished:
         raise KeyboardInterrupt
     return {
@@ -240,26 +244,28 @@ def _record(
         "classes": {metrics.name: metrics.metrics for metrics in evaluated.classes},
         "fit_seconds": fit_seconds,
         "steps": progress.steps,
-        "score_seconds": _seconds_an_image(model),
+        "score_seconds": _seconds_an_image(record),
         "notes": [*progress.left_out, *notes(evaluated)],
     }
 
 
 def _fitted(
     variant: Variant, data: Dataset, settings: Settings, recipe: Recipe, options: ComparisonOptions, progress: Progress
-) -> FittedModel:
+) -> ModelRecord:
     paths, classes = [sample.path for sample in data.train], [sample.class_name for sample in data.train]
     if variant.detector == peers.PATCHCORE:
         weights = None if options.encoder_weights is None else read_state_dict(options.encoder_weights)
         return peers.fit(paths, classes, peers.PeerOptions(settings, recipe.seed, options.device, weights), progress)
     files = [ImageFile(path, path, name) for path, name in zip(paths, classes, strict=True)]
     run = RunOptions(options.device, encoder_weights=options.encoder_weights)
-    return training.fit(files, classes, settings, recipe, run, progress)
+    return training.fit(GoodFiles(files, classes), settings, recipe, run, progress)
 
 
-def _seconds_an_image(model: FittedModel) -> float:
+def _seconds_an_image(record: ModelRecord) -> float:
     """Median time of encoder, detector and anomaly map for one image of the first class, as `mambaad bench` does."""
-    score_image = scoring_pass(model.for_inference(), model.size_of(next(iter(model.trained_on))), 1, model.device)
+    network = inference_network(record.network, {}, "torch")
+    size = network.input_size(next(iter(record.products.values())).size)
+    score_image = scoring_pass(maps_of(network, record), size, 1, network.device)
     score_image()
     times: list[float] = []
     while len(times) < MIN_PASSES or (len(times) < MAX_PASSES and sum(times) < MAX_PASS_SECONDS):

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from mambaad_cli import MambaADError, api
-from mambaad_cli.inspection import exported_model, model_file, runtimes
-from mambaad_cli.inspection.exported_model import ExportedModel
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli import MambaADError
+from mambaad_cli.benchmark.passes import Maps
+from mambaad_cli.inspection import exported_scorer, runtimes, store
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import Network, new_network
+from mambaad_cli.inspection.product import Learnt, Product
+from mambaad_cli.inspection.torch_scorer import inference_network
 from mambaad_cli.model import DETECTORS, onnx_encoder
 from mambaad_cli.model.anomaly_map import residual_statistics
 from mambaad_cli.model.fusion import Fusion, Witness
@@ -47,10 +51,11 @@ SPECS = (
 
 
 class BuiltDetector(NamedTuple):
-    """The model of a spec, ready to score."""
+    """A detector that is ready to score."""
 
     spec: DetectorSpec
-    model: FittedModel
+    maps: Maps
+    network: Network | None  # None: of an exported file, which is not trained
     parameters: int  # of encoder and detector
     trained: int
 
@@ -72,8 +77,8 @@ def choose(names: Sequence[str] = ()) -> list[DetectorSpec]:
 def fitted(path: Path) -> DetectorSpec:
     """The spec of a model file, or of an exported one. Raises MambaADError where the file is neither."""
     exported = path.suffix.lower() in runtimes.SUFFIXES
-    settings = (exported_model.load(path).facts if exported else model_file.read_facts(path))["settings"]
-    return DetectorSpec(path.name, settings["detector"], settings["encoder"], settings["options"], path)
+    settings = exported_scorer.load(path).settings if exported else store.read_facts(path).settings
+    return DetectorSpec(path.name, settings.detector, settings.encoder, settings.options, path)
 
 
 def as_typed(name: str) -> str:
@@ -86,40 +91,54 @@ def as_typed(name: str) -> str:
 
 
 def build(spec: DetectorSpec, device: str = "cpu", runtime: str = "torch") -> BuiltDetector:
-    """A model with random weights, or that of the spec's file. Parameters are counted before batch norms are folded.
+    """A detector with random weights, or that of the spec's file. Parameters are counted before batch norms are folded.
 
-    runtime: of the default encoder, see FittedModel.for_inference; PyTorch runs all others.
+    runtime: of the default encoder, see TorchScorer.expecting; PyTorch runs all others.
     """
-    model = as_published(spec)
-    if isinstance(model, ExportedModel):
-        return BuiltDetector(spec, model.to(device), *model.facts["parameters"])
-    trained = sum(p.numel() for p in model.detector.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in model.encoder.parameters())
-    model = model.to(device)
-    model.encoder_runtime = runtime if onnx_encoder.suits(model.encoder) else "torch"
-    return BuiltDetector(spec, model.for_inference(), frozen + trained, trained)
+    if spec.file is not None and spec.file.suffix.lower() in runtimes.SUFFIXES:
+        scorer = exported_scorer.load(spec.file)
+        return BuiltDetector(spec, scorer.anomaly_maps, None, *scorer.facts["parameters"])
+    record = as_published(spec).to(device)
+    network = record.network
+    trained = sum(p.numel() for p in network.detector.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in network.encoder.parameters())
+    runtime = runtime if onnx_encoder.suits(network.encoder) else "torch"
+    network = inference_network(network, {}, runtime)
+    return BuiltDetector(spec, maps_of(network, record), network, frozen + trained, trained)
 
 
-def as_published(spec: DetectorSpec) -> FittedModel:
+def maps_of(network: Network, record: ModelRecord) -> Maps:
+    """Images (b, 3, H, W) in 0 … 1 to the maps of the first product of a record."""
+    learnt = next((product.learnt for product in record.products.values()), Learnt())
+
+    def maps(images: Tensor) -> Tensor:
+        size = network.map_size((images.shape[2], images.shape[3]))
+        return network.anomaly_maps(network.features(images), size, learnt)
+
+    return maps
+
+
+def as_published(spec: DetectorSpec) -> ModelRecord:
     """The model of a spec, its batch norms where its authors put them."""
+    if spec.file is not None:
+        return store.load(spec.file)
     contrast = 0.0 if spec.evidence == "decoder" else LOCAL_CONTRAST
-    settings = Settings(spec.detector, spec.encoder, options=spec.options, local_contrast=contrast)
-    model = new_model(settings) if spec.file is None else api.load(spec.file, "cpu")
-    model.detector.eval()
-    if spec.file is None and spec.evidence != "decoder":
-        remember_noise(model)
-    return model
+    network = new_network(Settings(spec.detector, spec.encoder, options=spec.options, local_contrast=contrast))
+    network.detector.eval()
+    return ModelRecord(network) if spec.evidence == "decoder" else remembering_noise(network)
 
 
 @torch.inference_mode()
-def remember_noise(model: FittedModel) -> None:
-    """Give a model with random weights a memory as large as that of fit, of random images."""
-    features = model.features(
-        torch.rand(NOISE_IMAGES, 3, *model.settings.size, generator=torch.Generator().manual_seed(0))
-    )
-    preset = "memory" if model.settings.detector == "memory" else "small"
-    size = RECIPES[preset].memory_size
-    model.memories = {"": tuple(memory_of(patches.flatten(0, 2), size, 0)[0] for patches in model.patches(features))}
-    if model.residuals(features):
-        model.statistics = {"": residual_statistics(lambda: iter([model.residuals(features)]))}
-        model.fusion = {"": Fusion(Witness(), Witness())}
+def remembering_noise(network: Network) -> ModelRecord:
+    """A network with random weights and a memory as large as that of fit, of random images."""
+    settings = network.settings
+    size = network.input_size(settings.size)
+    images = torch.rand(NOISE_IMAGES, 3, *size, generator=torch.Generator().manual_seed(0))
+    features = network.features(images)
+    patches = RECIPES["memory" if settings.detector == "memory" else "small"].memory_size
+    memories = tuple(memory_of(view.flatten(0, 2), patches, 0)[0] for view in network.patches(features))
+    learnt = Learnt(memories=memories)
+    if network.residuals(features):
+        statistics = residual_statistics(lambda: iter([network.residuals(features)]))
+        learnt = Learnt(tuple(statistics), memories, Fusion(Witness(), Witness()))
+    return ModelRecord(network, {"noise": Product("noise", settings.size, learnt=learnt)})

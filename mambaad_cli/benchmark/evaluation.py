@@ -27,12 +27,14 @@ from mambaad_cli.benchmark.metrics import (
 from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import WORKERS
-from mambaad_cli.data.masks import read_mask, resize_mask
+from mambaad_cli.data.masks import mask_files, read_mask, resize_mask
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.calibration import exceeds
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.overlays import output_paths, write_maps
-from mambaad_cli.inspection.predict import BATCH, Prediction, PredictOptions, predict
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import BATCH, Prediction, PredictOptions
+from mambaad_cli.inspection.product import Products, threshold_of
+from mambaad_cli.inspection.scorer import Scorer
 
 MAX_EXACT_PIXELS = 200_000_000  # of a class; they take 5 bytes each, and the metrics of more are streamed
 METRICS = {
@@ -189,7 +191,7 @@ def _total(proportions: Iterable[Proportion | None]) -> Proportion | None:
 
 
 def evaluate(
-    model: FittedModel,
+    scorer: Scorer,
     samples: Sequence[Sample],
     options: EvaluationOptions | None = None,
     on_result: Callable[[Prediction], None] = lambda prediction: None,
@@ -208,13 +210,15 @@ def evaluate(
         raise MambaADError("the dataset has no test images: expected test/good/ and test/<defect>/, or split test")
     classes: list[ClassMetrics] = []
     options = options or EvaluationOptions()
-    tallies = (_Tally(name, group, model, options.full_size) for name, group in groups.items())
-    predictions = _measured(model, tallies, classes, _predict_options(options), on_result)
+    tallies = (_Tally(name, group, scorer.products, options.full_size) for name, group in groups.items())
+    predictions = _measured(scorer, tallies, classes, _predict_options(options), on_result)
     try:
         if options.maps is None:
             deque(predictions, maxlen=0)
         else:
-            _write_overlays(predictions, [sample for group in groups.values() for sample in group], model, options.maps)
+            _write_overlays(
+                predictions, [sample for group in groups.values() for sample in group], scorer, options.maps
+            )
     except KeyboardInterrupt:
         if not classes:
             raise
@@ -235,7 +239,7 @@ def _by_class(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 
 def _measured(
-    model: FittedModel,
+    scorer: Scorer,
     tallies: Iterable["_Tally"],
     classes: list[ClassMetrics],
     options: PredictOptions,
@@ -245,8 +249,10 @@ def _measured(
     for tally in tallies:
         name = tally.name
         files = [ImageFile(sample.path, sample.path, name) for sample in tally.samples]
-        class_options = replace(options, class_name=known_class(model, name), maps=options.maps or tally.masked)
-        for sample, prediction in zip(tally.samples, predict(model, files, class_options), strict=True):
+        class_options = replace(
+            options, class_name=known_class(scorer.products, name), maps=options.maps or tally.masked
+        )
+        for sample, prediction in zip(tally.samples, predict(scorer, files, class_options), strict=True):
             prediction = prediction._replace(class_name=name)
             tally.add(sample, prediction)
             on_result(prediction)
@@ -254,26 +260,28 @@ def _measured(
         classes.append(tally.metrics())
 
 
-def known_class(model: FittedModel, name: str) -> str | None:
+def known_class(products: Products, name: str) -> str | None:
     """The class for PredictOptions; None where the model does not know it and has to recognise the product."""
-    return name if name in model.trained_on else None
+    return name if name in products else None
 
 
-def _is_held_out(model: FittedModel, class_name: str) -> bool:
+def _is_held_out(products: Products, class_name: str) -> bool:
     """Whether the class's threshold comes from images that the model was not trained on.
 
     A class that the model does not know has the threshold of a known class, so all of these have to be held out.
     """
-    return class_name in model.held_out if class_name in model.scores else set(model.scores) <= model.held_out
+    calibrated = [product for product in products.values() if product.calibration is not None]
+    chosen = [product for product in calibrated if product.name == class_name] or calibrated
+    return all(product.promising for product in chosen)
 
 
 class _Tally:
     """The results of one class while its predictions come in."""
 
-    def __init__(self, name: str, samples: Sequence[Sample], model: FittedModel, full_size: bool) -> None:
+    def __init__(self, name: str, samples: Sequence[Sample], products: Products, full_size: bool) -> None:
         self.samples, self.full_size = samples, full_size
-        self.name, self.threshold, self.held_out = name, model.threshold(name), _is_held_out(model, name)
-        self.known = not model.trained_on or name in model.trained_on
+        self.name, self.threshold, self.held_out = name, threshold_of(products, name), _is_held_out(products, name)
+        self.known = not products or name in products
         self.masked = any(sample.mask is not None for sample in samples)
         self.pixels = _Pixels()
         self.results: list[ImageResult] = []
@@ -353,9 +361,7 @@ def _drained(arrays: "deque[np.ndarray]") -> Iterator[np.ndarray]:
         yield arrays.popleft()
 
 
-def _write_overlays(
-    predictions: Iterable[Prediction], samples: Sequence[Sample], model: FittedModel, folder: Path
-) -> None:
+def _write_overlays(predictions: Iterable[Prediction], samples: Sequence[Sample], scorer: Scorer, folder: Path) -> None:
     """Write the overlay of each sample, in the dataset's own folders."""
     paths = [Path(os.path.abspath(sample.path)) for sample in samples]  # noqa: PTH100 (Path.absolute keeps ..)
     top = os.path.commonpath([path.parent for path in paths])
@@ -363,8 +369,8 @@ def _write_overlays(
         ImageFile(sample.path, path.relative_to(top), sample.class_name)
         for sample, path in zip(samples, paths, strict=True)
     ]
-    masks = {os.path.realpath(sample.mask) for sample in samples if sample.mask is not None}
+    masks = {os.path.realpath(path) for sample in samples for path in mask_files(sample)}
     if any(os.path.realpath(path) in masks for path in output_paths(files, folder)):
         raise MambaADError(f"overlays in {shown(folder)} would replace the dataset's masks: choose another folder")
     placed = (prediction._replace(file=file) for prediction, file in zip(predictions, files, strict=True))
-    write_maps(placed, files, model, folder)
+    write_maps(placed, files, scorer, folder)

@@ -12,10 +12,11 @@ from mambaad_cli import MambaADError
 from mambaad_cli.benchmark.evaluation import Evaluation, ImageResult, known_class
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.files import shown, written_whole
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import Tile, contact_sheet, overlay, thumbnail
 from mambaad_cli.inspection.overlays import colour_scale
-from mambaad_cli.inspection.predict import PredictOptions, predict
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import PredictOptions
+from mambaad_cli.inspection.scorer import Scorer
 
 SHEET_IMAGES = 12  # the most on a contact sheet of misses or of false alarms
 SHEETS = ("worst_misses.png", "worst_false_alarms.png")
@@ -43,7 +44,7 @@ def _margin(result: ImageResult) -> float:
     return result.margin
 
 
-def write_worst(evaluation: Evaluation, model: FittedModel, folder: Path, n: int = SHEET_IMAGES) -> list[Path]:
+def write_worst(evaluation: Evaluation, scorer: Scorer, folder: Path, n: int = SHEET_IMAGES) -> list[Path]:
     """Write worst_misses.png and worst_false_alarms.png, contact sheets of overlays; returns the files written.
 
     Where there are no such mistakes, there is no file: a sheet of an earlier evaluation is removed, any other file of
@@ -51,7 +52,7 @@ def write_worst(evaluation: Evaluation, model: FittedModel, folder: Path, n: int
     """
     written = []
     for name, results in zip(SHEETS, worst(evaluation, n), strict=True):
-        path, tiles = folder / name, list(_tiles(results, model))
+        path, tiles = folder / name, list(_tiles(results, scorer))
         if tiles:
             _refuse_to_replace(path)
             _write_sheet(path, contact_sheet(tiles))
@@ -84,15 +85,15 @@ def _write_sheet(path: Path, sheet: np.ndarray) -> None:
         half.write_bytes(encoded[:-END_CHUNK_BYTES] + MARK + encoded[-END_CHUNK_BYTES:])
 
 
-def _tiles(results: Sequence[ImageResult], model: FittedModel) -> Iterator[Tile]:
+def _tiles(results: Sequence[ImageResult], scorer: Scorer) -> Iterator[Tile]:
     """Overlays of a few images, which are scored again: sooner than keeping the pictures of all."""
     for result in results:
         sample = result.sample
-        options = PredictOptions(known_class(model, sample.class_name), maps=True)
-        (prediction,) = predict(model, [ImageFile(sample.path, sample.path, sample.class_name)], options)
+        options = PredictOptions(known_class(scorer.products, sample.class_name), maps=True)
+        (prediction,) = predict(scorer, [ImageFile(sample.path, sample.path, sample.class_name)], options)
         if prediction.anomaly_map is None or prediction.picture is None:
             continue  # no longer there
-        scale = colour_scale(model, sample.class_name)
+        scale = colour_scale(scorer.products, sample.class_name)
         picture = overlay(thumbnail(prediction.picture), prediction.anomaly_map, scale, prediction.inside)
         title = f"{sample.class_name}/{sample.defect}/{sample.path.name}"
         yield Tile(picture, shown(title), result.score, "anomalous" if result.rejected else "good")

@@ -20,7 +20,7 @@ from mambaad_cli import MambaADError, __version__
 from mambaad_cli.allocator import keep_freed_memory
 from mambaad_cli.model import onnx_encoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference, pretrained_encoder
-from mambaad_cli.model.kernels import cpu
+from mambaad_cli.model.kernels import cpu, plain_scan
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.scan_orders import directions
 
@@ -125,7 +125,7 @@ def load_fact(taken: float, cores: int) -> str:
 def _scan_facts() -> dict[str, Any]:
     """Which scan runs on the CPU, and its speed beside the chunked PyTorch path, in one run."""
     library = cpu.kernels()
-    plain = _nanoseconds(scan.chunked_scan)
+    plain = _nanoseconds(plain_scan.chunked_scan)
     if library is None:
         return {
             "cpu scan": "chunked PyTorch: the compiled kernel is missing. Install a C compiler (gcc or clang), then "

@@ -33,14 +33,14 @@ def peak_memory(spec: DetectorSpec, sizes: Sequence[Size], device: str, precisio
 def _peaks(spec: DetectorSpec, sizes: Sequence[Size], device: str, precision: str) -> Iterator[int | str]:
     before = _held(device)
     try:
-        model = detectors.build(spec, device).model
+        maps = detectors.build(spec, device).maps
     except FAILURES as error:
         yield from [reason(error)] * len(sizes)
         return
     for size in sizes:
         _forget_peak(device)
         try:
-            scoring_pass(model, size, 1, device, precision)()
+            scoring_pass(maps, size, 1, device, precision)()
             yield _peak(device) - before
         except FAILURES as error:
             yield reason(error)

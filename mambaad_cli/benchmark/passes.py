@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mambaad_cli import MambaADError
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.network import Network
+from mambaad_cli.model.precision import reproducible, rounding
 
 TRAINING_BATCH = 8
 OUT_OF_MEMORY = "out of memory"
@@ -18,39 +19,46 @@ FAILURES = (MambaADError, RuntimeError, MemoryError, ValueError, AssertionError)
 
 Size = tuple[int, int]  # H, W
 Task = Callable[[], object]
+Maps = Callable[[Tensor], Tensor]  # images (b, 3, H, W) in 0 … 1 to anomaly maps (b, H, W)
 
 
 def scoring_pass(
-    model: FittedModel, size: Size, batch: int = 1, device: str = "cpu", precision: str = "fp32"
+    maps: Maps, size: Size, batch: int = 1, device: str = "cpu", precision: str = "fp32"
 ) -> Callable[[], Tensor]:
     """One pass over `batch` random images: what scoring does after reading them. It returns when the device is done."""
     images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
 
     def run() -> Tensor:
-        with torch.inference_mode(), _rounding(device, precision):
-            maps = model.anomaly_maps(images)
+        with torch.inference_mode(), rounding(precision, device):
+            found = maps(images)
         _wait_for(device)
-        return maps
+        return found
 
     return run
 
 
-def training_step(model: FittedModel, size: Size, device: str = "cpu", precision: str = "fp32") -> Task:
-    """One training step on features of random numbers: loss, its gradients, the optimizer, as fit does them."""
+def training_step(network: Network | None, size: Size, device: str = "cpu", precision: str = "fp32") -> Task:
+    """One training step on features of random numbers: loss, its gradients, the optimizer, as fit does them.
+
+    Raises MambaADError without a network: an exported detector is not trained.
+    """
+    if network is None:
+        raise MambaADError("an exported model is not trained")
     with torch.inference_mode():
-        shapes = [tuple(stage.shape[1:]) for stage in model.encoder(torch.zeros(1, 3, *size, device=device))]
+        shapes = [tuple(stage.shape[1:]) for stage in network.encoder(torch.zeros(1, 3, *size, device=device))]
     features = [
         torch.randn(TRAINING_BATCH, *shape, device=device).contiguous(memory_format=torch.channels_last)
         for shape in shapes
     ]
-    optimizer = model.detector.train().optimizer()
+    optimizer = network.detector.train().optimizer()
 
     def run() -> None:
-        with _rounding(device, precision):
-            loss = model.detector.loss(features)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.detector.parameters(), 5.0)
+        with reproducible(device):
+            with rounding(precision, device):
+                loss = network.detector.loss(features)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        nn.utils.clip_grad_norm_(network.detector.parameters(), 5.0)
         optimizer.step()
         _wait_for(device)
 
@@ -68,10 +76,6 @@ def reason(error: BaseException) -> str:
     if scarce or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return OUT_OF_MEMORY
     return text.splitlines()[0] if text else type(error).__name__
-
-
-def _rounding(device: str, precision: str) -> torch.autocast:
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _wait_for(device: str) -> None:

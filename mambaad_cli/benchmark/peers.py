@@ -22,7 +22,9 @@ from mambaad_cli import MambaADError
 from mambaad_cli.benchmark.comparison_variants import Variant
 from mambaad_cli.data.images import ImageError
 from mambaad_cli.data.loading import BATCH, Wanted, read_ahead
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import Network
+from mambaad_cli.inspection.product import Product
 from mambaad_cli.model.anomaly_map import Residual
 from mambaad_cli.model.efficientnet_lite import FACTORS
 from mambaad_cli.model.encoder import DEFAULT, Encoder, cut, load_weights, pretrained_encoder
@@ -58,7 +60,7 @@ def fit(
     classes: Sequence[str],
     options: PeerOptions,
     progress: Progress,
-) -> FittedModel:
+) -> ModelRecord:
     """PatchCore with anomalib's defaults (a coreset of 10 %, 9 neighbours) and one memory for all classes.
 
     It has no threshold: scores of the images in its memory do not estimate those of new images.
@@ -88,7 +90,8 @@ def fit(
         peer.fit()
     normalised = Normalised(nn.Identity(), [3], encoder.mean.flatten().tolist(), encoder.std.flatten().tolist())
     detector = PatchCore(peer.eval())
-    return FittedModel(settings, normalised.to(device), detector, trained_on=dict(counts))
+    products = {name: Product(name, settings.size, count) for name, count in counts.items()}
+    return ModelRecord(Network(settings, normalised.to(device), detector), products)
 
 
 def _patchcore(name: str, encoder: Encoder) -> Any:

@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from mambaad_cli.benchmark.detectors import maps_of
 from mambaad_cli.benchmark.flops import count_flops
 from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.benchmark.passes import scoring_pass
-from mambaad_cli.inspection.fitted_model import new_model
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import new_network
 from mambaad_cli.model import mambaad
 from mambaad_cli.model.encoder import build_encoder, for_inference
+from mambaad_cli.model.kernels import plain_scan
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.mambaad import MambaAD
 from mambaad_cli.model.scan_orders import directions
@@ -117,7 +120,7 @@ def network() -> None:
         return detector(encoder(images))
 
     def plain() -> None:
-        with patch.object(mambaad, "selective_scan", scan.reference_scan):
+        with patch.object(mambaad, "selective_scan", plain_scan.reference_scan):
             whole(single)
 
     share = count_flops(lambda: encoder(single))[0] / count_flops(lambda: whole(single))[0]
@@ -159,10 +162,10 @@ def decoder_tasks(
 
 def whole_pass(preset: str, batch: int) -> Callable[[], Tensor]:
     """Encoder, decoder and anomaly map of images of 256 × 256 pixels, with random weights."""
-    model = new_model(replace(PRESETS[preset], own_aspect=False, detail=1.0))
-    model.detector.eval()
-    model.encoder = for_inference(model.encoder)
-    return scoring_pass(model, model.settings.size, batch)
+    network = new_network(replace(PRESETS[preset], own_aspect=False, detail=1.0))
+    network.detector.eval()
+    network = network.with_encoder(for_inference(network.encoder))
+    return scoring_pass(maps_of(network, ModelRecord(network)), network.settings.size, batch)
 
 
 def operators(name: str, task: Callable[[], object], least: float = 0.01) -> None:

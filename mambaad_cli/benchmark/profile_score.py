@@ -15,22 +15,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mambaad_cli.benchmark.detectors import remember_noise
+from mambaad_cli.benchmark.detectors import maps_of, remembering_noise
 from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, read_ahead
-from mambaad_cli.inspection import model_file, rows
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
-from mambaad_cli.inspection.predict import BATCH, Prediction, predict
+from mambaad_cli.inspection import rows, store
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import new_network
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import BATCH, Prediction
+from mambaad_cli.inspection.torch_scorer import TorchScorer, inference_network
 from mambaad_cli.model.encoder import build_encoder
-from mambaad_cli.model.settings import PRESETS, Settings, scaled_size
+from mambaad_cli.model.settings import PRESETS, Settings
 
 FULL_SIZE = (10**6, 10**6)  # pixels of a model that needs every JPEG decoded at full size
 
@@ -53,9 +55,9 @@ def main() -> None:
         if args.images:
             memory(files, args.images)
         else:
-            model = model_file.load(args.model) if args.model else untrained()
-            throughput(model, files, args.rounds)
-            cold_start(model, files[0], Path(folder), args.rounds)
+            record = store.load(args.model) if args.model else untrained()
+            throughput(record, files, args.rounds)
+            cold_start(record, files[0], Path(folder), args.rounds)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -80,29 +82,28 @@ def photos(folder: Path, count: int, size: tuple[int, int], kind: str) -> list[I
     return [files[i % made] for i in range(count)]
 
 
-def untrained() -> FittedModel:
+def untrained() -> ModelRecord:
     """The default preset with random weights and a memory of random images: they cost the same as trained ones."""
-    small = PRESETS["small"]
-    model = new_model(replace(small, size=scaled_size(small.size, small.detail)))
-    model.detector.eval()
-    remember_noise(model)
-    return model
+    network = new_network(PRESETS["small"])
+    network.detector.eval()
+    return remembering_noise(network)
 
 
-def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> None:
+def throughput(record: ModelRecord, files: Sequence[ImageFile], rounds: int) -> None:
     """Print the time to the first score, and images/s of `score` over those of the bare model on the same batches."""
-    paths, wanted = [file.path for file in files], model.wanted(model.settings.size)
+    scorer = TorchScorer(record)
+    paths, wanted = [file.path for file in files], scorer.preparation.wanted(next(iter(record.products)))
     inputs = [image for image in read_ahead(paths, wanted) if isinstance(image, Input)]
     batches = [torch.stack([image.pixels for image in inputs[i : i + BATCH]]) for i in range(0, len(inputs), BATCH)]
-    folded = model.for_inference()
+    maps = maps_of(inference_network(record.network, {}), record)
 
     def bare() -> None:
         with torch.inference_mode():
             for batch in batches:
-                folded.anomaly_maps(batch).amax((1, 2))
+                maps(batch).amax((1, 2))
 
     def score() -> None:
-        for _ in predict(model, files):
+        for _ in predict(scorer, files):
             pass
 
     def read() -> None:
@@ -113,7 +114,7 @@ def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> N
         for _ in read_ahead(paths, wanted._replace(pictures=True, largest=FULL_SIZE)):
             pass
 
-    first = min(seconds(lambda: next(predict(model, files))) for _ in range(3))
+    first = min(seconds(lambda: next(predict(scorer, files))) for _ in range(3))
     tasks = {"bare model": bare, "score": score, "reading": read, "reading whole": read_whole}
     times = [[seconds(task) for task in tasks.values()] for _ in range(rounds + 1)][1:]  # the first warms up
     print(f"first score after {first:.2f} s; images/s, and in units of the bare model's:")
@@ -123,9 +124,9 @@ def throughput(model: FittedModel, files: Sequence[ImageFile], rounds: int) -> N
         print(f"{name:14}{len(inputs) / statistics.median(column):8.1f}{spread:>20}")
 
 
-def cold_start(model: FittedModel, file: ImageFile, folder: Path, rounds: int) -> None:
+def cold_start(record: ModelRecord, file: ImageFile, folder: Path, rounds: int) -> None:
     """Print the seconds of `mambaad score` of one image in a new process, and of importing torch alone."""
-    model.save(folder / "model.safetensors")
+    store.save(record, folder / "model.safetensors")
     score = ["-m", "mambaad_cli", "score", str(file.path), "--model", str(folder / "model.safetensors"), "--csv"]
     imports = {"import torch": ["-c", "import torch"], "mambaad --version": ["-m", "mambaad_cli", "--version"]}
     for name, arguments in {"mambaad score": score, **imports}.items():
@@ -139,13 +140,14 @@ def cold_start(model: FittedModel, file: ImageFile, folder: Path, rounds: int) -
 def memory(files: Sequence[ImageFile], count: int) -> None:
     """Print the memory of this process while `count` files, `files` again and again, are scored to CSV."""
     settings = Settings(encoder="test_resnet", size=(64, 64), options={"depths": (1, 1, 1, 1), "directions": 2})
-    model = new_model(settings, build_encoder("test_resnet", (4, 8, 16)))
-    model.detector.eval()
+    network = new_network(settings, build_encoder("test_resnet", (4, 8, 16)))
+    network.detector.eval()
+    scorer = TorchScorer(ModelRecord(network))
     many = [files[i % len(files)] for i in range(count)]
     sizes: list[float] = []
 
     def watched() -> Iterator[Prediction]:
-        for i, prediction in enumerate(predict(model, many), 1):
+        for i, prediction in enumerate(predict(scorer, many), 1):
             if i % 1000 == 0:
                 sizes.append(resident())
                 print(f"{i} images: {sizes[-1]:.0f} MB", file=sys.stderr, flush=True)

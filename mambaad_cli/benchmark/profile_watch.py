@@ -123,13 +123,16 @@ def _arrive(source: Path, target: Path) -> float:
 
 def tiny_model(folder: Path) -> Path:
     """An untrained model that scores in no time."""
-    from mambaad_cli.inspection import model_file
-    from mambaad_cli.inspection.fitted_model import new_model
+    from mambaad_cli.inspection import store
+    from mambaad_cli.inspection.model_record import ModelRecord
+    from mambaad_cli.inspection.network import new_network
     from mambaad_cli.model.encoder import build_encoder
     from mambaad_cli.model.settings import Settings
 
     settings = Settings(encoder="test_resnet", size=(64, 64), options={"depths": (1, 1, 1, 1), "directions": 2})
-    model_file.save(new_model(settings, build_encoder("test_resnet", (4, 8, 16))), folder / "tiny.safetensors")
+    store.save(
+        ModelRecord(new_network(settings, build_encoder("test_resnet", (4, 8, 16)))), folder / "tiny.safetensors"
+    )
     return folder / "tiny.safetensors"
 
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
+from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import detectors, memory
 from mambaad_cli.benchmark.detectors import BuiltDetector, DetectorSpec
 from mambaad_cli.benchmark.flops import count_flops
 from mambaad_cli.benchmark.machine import conditions
-from mambaad_cli.benchmark.passes import FAILURES, Size, Task, reason, scoring_pass, training_step
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.benchmark.passes import FAILURES, Maps, Size, Task, reason, scoring_pass, training_step
+from mambaad_cli.inspection.runtimes import SUFFIXES
 from mambaad_cli.model import onnx_encoder
 
 BATCHES = (1, 2, 4, 8, 16)
@@ -141,7 +142,7 @@ def _time(
 def _time_latency(built: Sequence[BuiltDetector], results: Sequence[SpeedResult], timing: Timing) -> list[float]:
     end = time.perf_counter() + 0.4 * timing.seconds * len(results)
     tasks = [
-        scoring_pass(detector.model, result.size, 1, timing.device, timing.precision)
+        scoring_pass(detector.maps, result.size, 1, timing.device, timing.precision)
         for detector, result in zip(built, results, strict=True)
     ]
     for result, task in zip(results, tasks, strict=True):
@@ -165,7 +166,10 @@ def _time_latency(built: Sequence[BuiltDetector], results: Sequence[SpeedResult]
 
 def _count(spec: DetectorSpec, size: Size, device: str) -> tuple[int, int]:
     """FLOP of one image, without the zeros that `for_inference` adds to kernels."""
-    return count_flops(scoring_pass(detectors.as_published(spec).to(device), size, 1, device))
+    if spec.file is not None and spec.file.suffix.lower() in SUFFIXES:
+        raise MambaADError("the operations of an exported model cannot be counted")
+    record = detectors.as_published(spec).to(device)
+    return count_flops(scoring_pass(detectors.maps_of(record.network, record), size, 1, device))
 
 
 def _time_throughput(built: Sequence[BuiltDetector], results: Sequence[SpeedResult], timing: Timing) -> None:
@@ -175,9 +179,9 @@ def _time_throughput(built: Sequence[BuiltDetector], results: Sequence[SpeedResu
     tasks: list[Task] = []
     for detector, result in zip(built, results, strict=True):
         tried = [timing.batch] if timing.batch else list(_batches(result.size))
-        seconds_of = partial(_seconds_of_batch, detector.model, result.size, timing)
+        seconds_of = partial(_seconds_of_batch, detector.maps, result.size, timing)
         result.batch = _attempt(result, partial(best_batch, seconds_of, tried, seconds / 3), "throughput: ") or 1
-        tasks.append(scoring_pass(detector.model, result.size, result.batch, timing.device, timing.precision))
+        tasks.append(scoring_pass(detector.maps, result.size, result.batch, timing.device, timing.precision))
     for result, times in zip(results, interleaved(results, tasks, end, "throughput: "), strict=True):
         result.throughput = times
 
@@ -186,13 +190,14 @@ def _time_training(built: Sequence[BuiltDetector], results: Sequence[SpeedResult
     end = time.perf_counter() + timing.seconds * len(results)
     tasks: list[Task] = []
     for detector, result in zip(built, results, strict=True):
-        prepare = partial(training_step, detector.model, result.size, timing.device, timing.precision)
+        prepare = partial(training_step, detector.network, result.size, timing.device, timing.precision)
         tasks.append(_attempt(result, prepare, "training: ") or (lambda: None))
         _attempt(result, tasks[-1], "training: ")
     for result, times in zip(results, interleaved(results, tasks, end, "training: "), strict=True):
         result.training = times
     for detector in built:
-        detector.model.detector.eval().zero_grad(set_to_none=True)
+        if detector.network is not None:
+            detector.network.detector.eval().zero_grad(set_to_none=True)
 
 
 def interleaved(
@@ -252,8 +257,8 @@ def _batches(size: Size) -> Iterator[int]:
     return (batch for batch in BATCHES if batch == 1 or batch * math.prod(size) <= MAX_BATCH_PIXELS)
 
 
-def _seconds_of_batch(model: FittedModel, size: Size, timing: Timing, batch: int) -> float:
-    task = scoring_pass(model, size, batch, timing.device, timing.precision)
+def _seconds_of_batch(maps: Maps, size: Size, timing: Timing, batch: int) -> float:
+    task = scoring_pass(maps, size, batch, timing.device, timing.precision)
     if timing.device != "cpu":  # a GPU chooses its algorithms at the first pass of a shape
         task()
     start = time.perf_counter()

@@ -18,7 +18,9 @@ from mambaad_cli.benchmark.machine import say_backend
 from mambaad_cli.data import datasets
 from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.training.fit import fit
+from mambaad_cli.training.good_images import GoodFiles
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, preset
 
@@ -90,8 +92,10 @@ def measured(product: str, training_set: TrainingSet, recipe: Recipe, detector: 
     left_out = _Dropped()
     files = [ImageFile(sample.path, sample.path, product) for sample in training_set.train]
     recipe = replace(recipe, drop_suspects="auto" if training_set.drop else 0, keep_examples=False)
-    model = fit(files, [product] * len(files), preset(detector)[0], recipe, RunOptions(), left_out)
-    metrics = evaluate(model, [sample._replace(class_name=product) for sample in training_set.test]).classes[0]
+    record = fit(GoodFiles(files, [product] * len(files)), preset(detector)[0], recipe, RunOptions(), left_out)
+    metrics = evaluate(
+        TorchScorer(record), [sample._replace(class_name=product) for sample in training_set.test]
+    ).classes[0]
     hidden = {sample.path for sample in training_set.train if sample.anomalous}
     dropped = len(left_out.paths)
     note = f"{dropped}, {len(hidden & set(left_out.paths))}/{len(hidden)} hidden" if training_set.drop else ""

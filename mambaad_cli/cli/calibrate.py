@@ -31,7 +31,9 @@ from mambaad_cli.cli.output import print_known, print_summary, print_thresholds,
     )
 )
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="Model file. It is rewritten with its new threshold.")],
+    model: Annotated[
+        Path, typer.Argument(help="Model file. It is rewritten with its new threshold, but not by --bad alone.")
+    ],
     good: Annotated[
         Path | None,
         typer.Argument(
@@ -60,47 +62,51 @@ def calibrate(
 
     The product of an image is given by --class or by a parent folder named like it; otherwise it is recognised.
     """
-    from mambaad_cli.inspection import model_file
+    from mambaad_cli.inspection import store
     from mambaad_cli.inspection.findings import known_defects
-    from mambaad_cli.inspection.predict import Prediction, PredictOptions
-    from mambaad_cli.inspection.recalibration import recalibrate
-    from mambaad_cli.training.good_images import good_files
+    from mambaad_cli.inspection.prediction import Prediction, PredictOptions
+    from mambaad_cli.inspection.recalibrate import recalibrated_record, rejecting
 
     if good is None and (res is not None or (max_false_reject is None and bad is None)):
         raise typer.BadParameter(
             "give a folder of good images, or --max-false-reject or --bad alone", param_hint="GOOD"
         )
-    fitted = running.load_model(model, device, precision=precision, runtime=runtime)
-    running.refuse_exported(fitted, model)
-    fitted.max_false_reject = max_false_reject or fitted.max_false_reject
     if good is None and (roi or ignore):
         raise typer.BadParameter(
             "a region needs a threshold of its own: give a folder of good images", param_hint="--roi"
         )
-    if good is not None or bad is not None:
-        running.set_regions(fitted, roi, ignore, roi_dir, calibrating=good is not None)
+    if good is None and bad is None and roi_dir is not None:
+        raise typer.BadParameter("masks belong to photos: give a folder of good images", param_hint="--roi-dir")
+    regions = running.RegionOptions(roi, ignore, roi_dir, calibrating=good is not None)
+    opened = running.open_model(model, device, res, precision, runtime, regions)
+    fitted = opened.changeable(model)
     skipped: list[Prediction] = []
 
-    def left_out(one: Prediction, why: str) -> None:
-        skipped.append(one)
-        warn(f"{one.file.path}: {why}")
+    def left_out(prediction: Prediction, why: str) -> None:
+        skipped.append(prediction)
+        warn(f"{prediction.file.path}: {why}")
 
+    record = fitted.record
     if good is not None:
-        if res is not None:
-            running.set_size(fitted, res)
-        files = good_files(good)
-        found = running.running(fitted, files, PredictOptions(class_name, batch, workers, distances=True))
-        recalibrate(fitted, found, good, new_size=res is not None, on_left_out=left_out)
-    elif not fitted.scores:
+        predictions = running.running(
+            fitted, running.good_files(good), PredictOptions(class_name, batch, workers, distances=True)
+        )
+        record = recalibrated_record(record, predictions, good, max_false_reject, on_left_out=left_out)
+    elif not record.calibrated:
         raise MambaADError(f"{model} keeps no scores of good images: give a folder of some")
+    elif max_false_reject is not None:
+        record = rejecting(record, max_false_reject)
     known = None
     if bad is not None:
-        found = running.running(fitted, good_files(bad), PredictOptions(class_name, batch, workers))
-        known = known_defects(fitted, scores_of_defects(found, left_out))
-    model_file.save(fitted.to("cpu"), model)
+        predictions = running.running(
+            fitted.with_record(record), running.good_files(bad), PredictOptions(class_name, batch, workers)
+        )
+        known = known_defects(record.products, scores_of_defects(predictions, left_out))
+    if good is not None or max_false_reject is not None:  # a question about known defects changes no file
+        store.save(record.to("cpu"), model)
     if as_json:
-        print_summary(fitted, model, known)
+        print_summary(record.products, model, known)
     else:
-        print_thresholds(fitted)
-        print_known(fitted, known or {})
+        print_thresholds(record.products)
+        print_known(record.products, known or {})
     raise typer.Exit(USER_CAN_MEND if skipped else 0)

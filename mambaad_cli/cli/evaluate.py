@@ -1,6 +1,7 @@
 """mambaad eval."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +59,7 @@ def evaluate(
     from mambaad_cli.benchmark import evaluation, evaluation_sheets, evaluation_tables
     from mambaad_cli.benchmark.evaluation import EvaluationOptions
     from mambaad_cli.data import datasets
-    from mambaad_cli.inspection.predict import Prediction, PredictOptions
+    from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 
     *models, dataset = paths
     if len(models) > 1:
@@ -68,11 +69,13 @@ def evaluate(
     model = models[0] if models else model
     if worst is not None:
         evaluation_sheets.check_sheets(worst)
-    samples = datasets.load(dataset, layout)
-    fitted = running.load_model(model, device, precision=precision, runtime=runtime)
-    running.set_regions(fitted, None, None, roi_dir)
+    unread: Counter[str] = Counter()
+    samples = datasets.load(dataset, layout, unread)
+    running.warn_of_unread(unread)
+    regions = running.RegionOptions(roi_dir=roi_dir)
+    scorer = running.open_model(model, device, None, precision, runtime, regions).scorer
     references = {sample.path: sample.defect for sample in samples if sample.split == "test"}
-    collector = None if report is None else reporting.begin(report, len(references), PredictOptions(), fitted)[1]
+    collector = None if report is None else reporting.begin(report, len(references), PredictOptions(), scorer)[1]
     options = EvaluationOptions(batch, workers, full_size, maps, pictures=collector is not None)
     with tqdm(total=len(references), unit="image", leave=False, disable=None, file=sys.stderr) as progress:
 
@@ -81,15 +84,15 @@ def evaluate(
             if collector is not None:
                 collector.add(prediction, references[prediction.file.path])
 
-        measured = evaluation.evaluate(fitted, samples, options, on_result)
+        measured = evaluation.evaluate(scorer, samples, options, on_result)
     publish(evaluation_tables, measured, format, output=None)
     for note in evaluation_tables.notes(measured):
         warn(note)
     if worst is not None:
-        for path in evaluation_sheets.write_worst(measured, fitted, worst):
+        for path in evaluation_sheets.write_worst(measured, scorer, worst):
             warn(f"wrote {path}")
     if collector is not None and report is not None:
-        reporting.finish(report, collector, model, fitted, title=f"Evaluation on {dataset}")
+        reporting.finish(report, collector, model, scorer, title=f"Evaluation on {dataset}")
     if measured.unfinished:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(USER_CAN_MEND if any(metrics.unreadable for metrics in measured.classes) else 0)

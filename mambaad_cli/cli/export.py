@@ -55,17 +55,17 @@ def export(
     if no_check and check is not None:
         raise typer.BadParameter("choose one of --check and --no-check")
     check_writable(output)
-    fitted = running.load_model(model, "cpu", runtime="torch")
-    running.refuse_exported(fitted, model)
-    fitted.masks = running.masks_in(roi_dir)
+    regions = running.RegionOptions(roi_dir=roi_dir)
+    opened = running.open_model(model, "cpu", precision="fp32", runtime="torch", regions=regions)
+    scorer = opened.changeable(model)
     options = write.ExportOptions(class_name, image, check, not no_check, tolerance, format)
 
-    def doing(what: str) -> None:
+    def on_step(step: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"  {what}", err=True)
+            typer.echo(f"  {step}", err=True)
 
-    for path, products, (height, width), agreement in write.export(fitted, model, output, options, doing):
-        endings = write.endings(fitted, format)
+    for path, products, (height, width), agreement in write.export(scorer, model, output, options, on_step):
+        endings = write.endings(scorer.record, format)
         megabytes = sum(path.with_suffix(ending).stat().st_size for ending in endings) / 1e6
         typer.echo(
             f"{shown(path)}: {', '.join(products) or 'any product'}, images {width}x{height}, {megabytes:.1f} MB"
@@ -74,5 +74,5 @@ def export(
             warn(f"{shown(path)} WAS NOT COMPARED with the model: it may give other scores and verdicts")
         else:
             typer.echo(f"    {agreement.line}")
-    if not fitted.scores:
+    if not scorer.record.calibrated:
         warn("the model has no threshold yet, so every verdict is uncalibrated: mambaad calibrate MODEL GOOD_DIR")

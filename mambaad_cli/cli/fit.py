@@ -1,13 +1,13 @@
 """mambaad fit."""
 
 import shlex
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mambaad_cli import distributed
+from mambaad_cli import MambaADError, distributed
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
 from mambaad_cli.cli.options import (
@@ -30,9 +30,8 @@ from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.cli.fit_progress import FitProgress
-    from mambaad_cli.inspection.fitted_model import FittedModel
-    from mambaad_cli.model.settings import Settings
-    from mambaad_cli.training.recipe import Recipe, RunOptions
+    from mambaad_cli.inspection.model_record import ModelRecord
+    from mambaad_cli.training.request import FitRequest
 
 OF_THE_MODEL = (
     "preset", "detector", "encoder", "encoder_weights", "res", "pixels", "detail", "evidence", "letterbox", "scan",
@@ -42,6 +41,7 @@ NOT_TO_ADD = {
     "folds": "--folds: a product is added by one training, and its threshold comes from held-out images",
     "keep_examples": "--no-examples: without its images a product would be forgotten when the next one is added",
 }
+DEFAULT_TILE = "384"
 MOST_NAMED = 5  # suspects that are named without --suspects
 FROM_THE_STOPPED_RUN = ("epochs", "max_minutes", "batch", "lr")
 
@@ -79,21 +79,22 @@ def fit(
     ] = None,
     detail: Annotated[
         float | None,
-        typer.Option(min=1, max=4, help="The memory also looks closely: at images so many times larger, along a side."),
+        typer.Option(min=1, max=4, help="Factor by which the close view enlarges each side."),
     ] = None,
     evidence: Annotated[
         Literal["decoder", "memory", "both"] | None,
         typer.Option(help="What finds defects: the Mamba decoder, a memory of good patches, or both (small)."),
     ] = None,
     tiles: Annotated[
-        bool, typer.Option("--tiles", help="Also look at photos in tiles, at their own resolution: for small defects.")
+        bool, typer.Option("--tiles", help="Also inspect photos in tiles, at their own resolution: for small defects.")
     ] = False,
     tile_size: Annotated[
         str | None, typer.Option(help="Size of the tiles in pixels: 384 (default), or 512x256 (width x height).")
     ] = None,
     scale: Annotated[
-        float, typer.Option(min=0.01, max=4, help="Photos are scaled by this factor before tiles are cut from them.")
-    ] = 1.0,
+        float | None,
+        typer.Option(min=0.01, max=4, help="With --tiles: photos are scaled by this factor before tiles are cut."),
+    ] = None,
     letterbox: Annotated[
         bool, typer.Option("--letterbox", help="Keep each image's aspect ratio; the padding does not count.")
     ] = False,
@@ -110,18 +111,26 @@ def fit(
     epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
     max_minutes: Annotated[
         float | None,
-        typer.Option(min=0.01, help="Minutes that the whole fit takes, about. Too few to train: the memory alone."),
+        typer.Option(
+            min=0.01,
+            help="Approximate time limit for the whole fit, in minutes. If it is too short to train, the memory alone "
+            "is used.",
+        ),
     ] = None,
     max_false_reject: MaxFalseReject = None,
     scan: Annotated[
-        Literal["sweep", "scan", "zorder", "zigzag", "hilbert"],
-        typer.Option(help="Order in which the selective scan visits the positions; scan is the boustrophedon."),
-    ] = "hilbert",
+        Literal["sweep", "scan", "zorder", "zigzag", "hilbert"] | None,
+        typer.Option(
+            help="Order in which the selective scan visits the positions; scan is the boustrophedon. Default: hilbert."
+        ),
+    ] = None,
     directions: Annotated[
         int | None,
         typer.Option(help="Directions of that order: 2, 4 or 8; or 6, the distinct ones of hilbert and scan."),
     ] = None,
-    local_branches: Annotated[bool, typer.Option(help="Use the convolutions beside the selective scans.")] = True,
+    local_branches: Annotated[
+        bool | None, typer.Option(help="Use the convolutions beside the selective scans. Default: yes.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(min=1e-9, max=1e3, help="Learning rate.")] = None,
     seed: Annotated[
@@ -144,11 +153,14 @@ def fit(
         bool, typer.Option("--resume", help="Continue from the last checkpoint of a stopped run.")
     ] = False,
     add: Annotated[bool, typer.Option("--add", help="Teach the products to the existing model.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model file that knows other products.")
+    ] = False,
     suspects: Annotated[
         Path | None, typer.Option(help="Folder for a contact sheet of the images that are least like the others.")
     ] = None,
     drop_suspects: Annotated[
-        str, typer.Option(metavar="N|auto", help="Leave out so many of them, or all that look odd.")
+        str, typer.Option(metavar="N|auto", help="Drop the N most unusual training images, or all outliers (auto).")
     ] = "0",
     keep_examples: Annotated[
         bool, typer.Option("--examples/--no-examples", help="Keep some of the images in the model file, for --add.")
@@ -157,79 +169,71 @@ def fit(
 ) -> None:
     """Train one model on a folder of good images, or with --add teach it new products."""
     from mambaad_cli.cli.fit_progress import FitProgress
+    from mambaad_cli.training import adding
     from mambaad_cli.training import fit as training
-    from mambaad_cli.training.good_images import good_images
-    from mambaad_cli.training.recipe import RunOptions
+    from mambaad_cli.training.good_images import GoodFiles, good_images
+    from mambaad_cli.training.recipe import recipe_of
+    from mambaad_cli.training.request import FitRequest
 
-    if res is not None and (unfit := given(ctx, ("pixels", "detail"))):
-        raise typer.BadParameter(f"{', '.join(unfit)}: only without --res")
-    size = None if res is None else parse_size(res)
-    if folds == 1 or (folds and distributed.world() > 1):
-        raise typer.BadParameter("expected 2 or more, and no torchrun", param_hint="--folds")
-    known = _known(ctx, model, device) if add else None
-    files, classes = good_images(good)
-    asked: dict[str, Any] = {
-        name: value
-        for name, value in {"epochs": epochs, "max_minutes": max_minutes, "batch": batch, "lr": lr}.items()
-        if value is not None
-    }
-    asked |= {"seed": seed, "drop_suspects": parse_drop(drop_suspects)}
-    if known is None:
-        asked |= {"flips": flips, "folds": folds, "keep_examples": keep_examples, "max_false_reject": max_false_reject}
-    else:
-        asked |= {"flips": True} if flips else {}
-        asked |= {"max_false_reject": max_false_reject} if given(ctx, ("max_false_reject",)) else {}
-    if distributed.rank() == 0:
-        check_writable(model)
-    run = RunOptions(
-        distributed.pick_device(device),
-        pick_precision(precision),
-        encoder_weights,
-        cache_dtype,
-        int(cache_memory * 1e9),
-        checkpoint_activations,
-        checkpoint=model.with_name(f".{model.name}.checkpoint"),
-        resume=resume,
+    request = FitRequest(
+        good,
+        preset=_preset(ctx, preset, detector),
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        size=None if res is None else parse_size(res),
+        pixels=pixels,
+        detail=detail,
+        letterbox=letterbox,
+        tile_size=parse_size(tile_size or DEFAULT_TILE) if tiles or tile_size is not None else None,
+        scale=scale,
         inside=running.wishes(roi),
         ignored=running.wishes(ignore),
         masks=running.masks_in(roi_dir),
+        evidence=evidence,
+        scan=scan,
+        directions=directions,
+        local_branches=local_branches,
+        flips=flips or None,
+        folds=folds,
+        epochs=epochs,
+        max_minutes=max_minutes,
+        max_false_reject=max_false_reject,
+        batch=batch,
+        lr=lr,
+        seed=seed,
+        drop_suspects=parse_drop(drop_suspects),
+        keep_examples=keep_examples,
+        device=device,
+        precision=pick_precision(precision),
         runtime=runtime,
+        cache_dtype=cache_dtype,
+        cache_gigabytes=cache_memory,
+        checkpoint_activations=checkpoint_activations,
+        checkpoint=model.with_name(f".{model.name}.checkpoint"),
+        resume=resume,
     )
-    name = preset if detector == "mambaad" else detector
-    network = {"order": scan, "directions": directions, "local_branches": local_branches}
-    settings, recipe = _chosen(name, network if detector == "mambaad" else {})
-    settings = replace(settings, encoder=encoder or settings.encoder, letterbox=letterbox)
-    if evidence is not None:
-        recipe = recipe.showing(evidence)
-    settings = _sized(settings, size, pixels, detail)
-    if tiles or tile_size is not None or given(ctx, ("scale",)):
-        settings = replace(settings, tiles=parse_tile(tile_size or "384"), scale=scale)
-    _say_what_resume_does(ctx, run, model)
+    known = _known(ctx, model, device) if add else None
+    if known is None:
+        _check_usage(request)
+    if distributed.rank() == 0:
+        check_writable(model)
+    unread: Counter[str] = Counter()
+    files, classes = good_images(good, unread)
+    running.warn_of_unread(unread)
+    if known is None and not overwrite and distributed.rank() == 0:
+        _check_products(model, set(classes))
+    goods = GoodFiles(files, classes, request.inside, request.ignored, request.masks)
+    _say_what_resume_does(ctx, request, model)
     with FitProgress(len(files)) as progress:
         if known is None:
-            fitted = training.fit(files, classes, settings, replace(recipe, **asked), run, progress)
+            record = training.fit(goods, request.settings(), request.recipe(), request.run(), progress)
         else:
-            own = training.recipe_of(known).for_adding()
-            fitted = training.add(known, files, classes, replace(own, **asked), run, progress)
+            recipe = request.recipe_for_adding(recipe_of(known))
+            record = adding.add(known, goods, recipe, request.run(), progress)
     _tell_suspects(progress, suspects)
-    if recipe.evidence == "both" and fitted.recipe.get("evidence") == "memory":
+    if known is None and request.recipe().evidence == "both" and record.recipe.get("evidence") == "memory":
         warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
-    _finish(fitted, model, run, progress, as_json)
-
-
-def parse_tile(text: str) -> tuple[int, int]:
-    """Height and width of tiles, multiples of the encoder's coarsest stride.
-
-    >>> parse_tile("384"), parse_tile("500x256")
-    ((384, 384), (256, 496))
-    """
-    from mambaad_cli.inspection.tiles import OVERLAP
-    from mambaad_cli.model.settings import scaled_size
-
-    size = scaled_size(parse_size(text), 1)
-    if min(size) < 2 * OVERLAP:
-        raise typer.BadParameter(f"{text!r}: expected at least {2 * OVERLAP} pixels a side", param_hint="--tile-size")
-    return size
+    _finish(record, model, request, progress, as_json)
 
 
 def parse_drop(text: str) -> int | Literal["auto"]:
@@ -260,70 +264,80 @@ def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
         warn(f"wrote {shown(write_suspects(progress.odd, sheet))}")
 
 
-def _known(ctx: typer.Context, model: Path, device: str) -> "FittedModel":
+def _known(ctx: typer.Context, model: Path, device: str) -> "ModelRecord":
     """The model that products are to be added to. Refuses options that would have no effect."""
     if fixed := given(ctx, OF_THE_MODEL):
         raise typer.BadParameter(f"{', '.join(fixed)}: the model has its own already", param_hint="--add")
     for name, why in NOT_TO_ADD.items():
         if given(ctx, (name,)):
             raise typer.BadParameter(why, param_hint="--add")
-    return running.load_model(model, device)
+    return running.open_model(model, device).changeable(model).record
 
 
-def _chosen(preset: str, network: dict[str, Any]) -> "tuple[Settings, Recipe]":
-    """The preset's settings and recipe; for a MambaAD with the options of the network that were given."""
-    from mambaad_cli.model.scan_orders import directions as walks
-    from mambaad_cli.training.recipe import preset as preset_of
-
-    settings, recipe = preset_of(preset)
-    if not network:
-        return settings, recipe
-    options = settings.options | network | {"directions": network["directions"] or settings.options["directions"]}
-    walks(
-        options["order"], 1, 1, options["directions"]
-    )  # refuses now a number of directions that the order does not have
-    return replace(settings, options=options), recipe
+def _check_usage(request: "FitRequest") -> None:
+    """Raises BadParameter for options that do not go together, or would have no effect."""
+    try:
+        request.check()
+    except MambaADError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
-def _sized(settings: "Settings", res: tuple[int, int] | None, pixels: int | None, detail: float | None) -> "Settings":
-    """One size for all products where it was given, and for letterboxes; else as the preset says."""
-    if res is not None or settings.letterbox:
-        return replace(settings, size=res or (256, 256), own_aspect=False, detail=1.0)
-    size = settings.size if pixels is None else (pixels, pixels)
-    return replace(settings, size=size, detail=detail or settings.detail)
+def _check_products(model: Path, new: set[str]) -> None:
+    """Raises MambaADError where the model file knows products, and none of the new ones."""
+    from mambaad_cli.inspection import store
+
+    try:
+        known = [product.name for product in store.read_facts(model).products] if model.exists() else []
+    except MambaADError:
+        return  # no model that could be lost
+    if known and not new & set(known):
+        names = ", ".join(map(shown, known[:3])) + (" …" if len(known) > 3 else "")
+        raise MambaADError(
+            f"{shown(model)} knows other products ({names}): name another file with --model, add to it with --add, or "
+            "replace it with --overwrite"
+        )
 
 
-def _say_what_resume_does(ctx: typer.Context, run: "RunOptions", model: Path) -> None:
-    if not run.resume or run.checkpoint is None:
+def _preset(ctx: typer.Context, preset: str, detector: str) -> Any:
+    """The preset of the network and its recipe: a baseline has its own."""
+    if detector == "mambaad":
+        return preset
+    if given(ctx, ("preset",)):
+        raise typer.BadParameter(f"--detector {detector} has a recipe of its own", param_hint="--preset")
+    return detector
+
+
+def _say_what_resume_does(ctx: typer.Context, request: "FitRequest", model: Path) -> None:
+    if not request.resume or request.checkpoint is None:
         return
-    if not run.checkpoint.exists():
+    if not request.checkpoint.exists():
         warn(f"no checkpoint of a stopped run beside {model}: starting anew")
     elif ignored := given(ctx, FROM_THE_STOPPED_RUN):
         warn(f"--resume goes on as the stopped run began: {', '.join(ignored)} not used")
 
 
-def _finish(fitted: "FittedModel", path: Path, run: "RunOptions", progress: "FitProgress", as_json: bool) -> None:
+def _finish(record: "ModelRecord", path: Path, request: "FitRequest", progress: "FitProgress", as_json: bool) -> None:
     """Write the model and say what was done, in the first process."""
-    from mambaad_cli.inspection import model_file
+    from mambaad_cli.inspection import store
 
     if distributed.rank() > 0:
         return
-    model_file.save(fitted.to("cpu"), path)
-    if run.checkpoint is not None:
-        run.checkpoint.unlink(missing_ok=True)
+    store.save(record.to("cpu"), path)
+    if request.checkpoint is not None:
+        request.checkpoint.unlink(missing_ok=True)
     skipped = USER_CAN_MEND if progress.skipped else 0
     if as_json:
-        print_summary(fitted, path)
+        print_summary(record.products, path)
         raise typer.Exit(skipped)
-    for name, images in fitted.trained_on.items():
-        unseen = len(fitted.scores[name]) if name in fitted.held_out and not fitted.memories else 0
+    for name, product in record.products.items():
+        unseen = len(product.scores) if product.promising and not product.learnt.memories else 0
         held_out = f", {unseen} held out for the threshold" if unseen else ""
-        typer.echo(f"{name}: learnt from {images} good images{held_out}")
+        typer.echo(f"{name}: learnt from {product.images} good images{held_out}")
     if progress.losses:
         first, last = progress.losses[0], progress.losses[-1]
         typer.echo(f"{len(progress.losses)} steps in {duration(progress.seconds)}, loss {first:.3f} → {last:.3f}")
-    print_thresholds(fitted)
-    warn_of_squeezing(fitted)
+    print_thresholds(record.products)
+    warn_of_squeezing(record)
     typer.echo(f"wrote {shown(path)} ({path.stat().st_size / 1e6:.1f} MB); score images with")
     typer.echo(f"    mambaad score FOLDER{'' if path == DEFAULT_MODEL else f' --model {shlex.quote(shown(path))}'}")
     raise typer.Exit(skipped)

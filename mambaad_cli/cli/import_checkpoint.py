@@ -15,7 +15,7 @@ def import_checkpoint(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")] = DEFAULT_MODEL,
 ) -> None:
     """Convert a published MambaAD checkpoint to a model file, which has no threshold yet."""
-    from mambaad_cli.inspection import model_file, published_checkpoint
+    from mambaad_cli.inspection import published_checkpoint, store
 
-    model_file.save(published_checkpoint.import_published(checkpoint), output)
+    store.save(published_checkpoint.import_published(checkpoint), output)
     typer.echo(f"wrote {output}; set its threshold with\n    mambaad calibrate {output} GOOD_DIR")

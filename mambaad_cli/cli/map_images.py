@@ -62,24 +62,23 @@ def map_images(
     runtime: Runtime = "auto",
 ) -> None:
     """Write an overlay heatmap of each image, and a contact sheet of all of them, worst first."""
-    from mambaad_cli.data import images
     from mambaad_cli.inspection import overlays
-    from mambaad_cli.inspection.predict import PredictOptions
+    from mambaad_cli.inspection.prediction import PredictOptions
 
     least = parse_min_area(regions, min_area)
-    files = images.find(paths)
-    fitted = running.load_model(model, device, res, precision, runtime)
-    running.set_regions(fitted, roi, ignore, roi_dir)
-    running.check_review(fitted, review)
+    files = running.find(paths)
+    scorer = running.open_model(
+        model, device, res, precision, runtime, running.RegionOptions(roi, ignore, roi_dir)
+    ).scorer
+    running.check_review(scorer.products, review)
     options = PredictOptions(class_name, batch, workers, maps=True, review=review, min_area=least)
     counts = overlays.write_maps(
-        running.running(fitted, files, options),
+        running.running(scorer, files, options),
         files,
-        fitted,
+        scorer,
         output,
-        raw,
-        regions=regions,
-        on_unreadable=lambda one: warn(f"{one.file.path}: {one.error}"),
+        overlays.MapOptions(raw, regions),
+        on_unreadable=lambda prediction: warn(f"{prediction.file.path}: {prediction.error}"),
     )
     beside = ", contact_sheet.png and regions.jsonl" if regions else " and contact_sheet.png"
     typer.echo(f"{sum(counts.values()) - counts['error']} overlays{beside} in {shown(output)}")

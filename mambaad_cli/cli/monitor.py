@@ -63,7 +63,7 @@ def monitor(
     ] = None,
 ) -> None:
     """Tell whether scores, rejects or photos have changed since the model was calibrated. Exit status 3 on an alarm."""
-    from mambaad_cli.inspection import model_file, runtimes
+    from mambaad_cli.inspection import runtimes, store
     from mambaad_cli.line import monitor_output
     from mambaad_cli.line.monitoring import Monitor
 
@@ -72,7 +72,7 @@ def monitor(
         check_writable(plot)
     if model.suffix.lower() in runtimes.SUFFIXES:
         raise MambaADError(f"{shown(model)} is an exported model: take the model file that it was made from")
-    monitor = Monitor(model_file.load(model), false_alarm, defects or 0.0, history=plot is not None)
+    monitor = Monitor(store.load(model), false_alarm, defects or 0.0, history=plot is not None)
     _follow(monitor, rows, since)
     if as_json:
         from mambaad_cli.inspection.rows import json_line

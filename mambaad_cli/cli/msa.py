@@ -45,12 +45,12 @@ def msa(
         raise typer.BadParameter("the study has no photos to score", param_hint="--roi-dir")
     if photos:
         from mambaad_cli.data.images import ImageFile
-        from mambaad_cli.inspection.predict import PredictOptions
+        from mambaad_cli.inspection.prediction import PredictOptions
 
-        fitted = running.load_model(model, device, res, precision)
-        running.set_regions(fitted, None, None, roi_dir)
+        regions = running.RegionOptions(roi_dir=roi_dir)
+        scorer = running.open_model(model, device, res, precision, regions=regions).scorer
         files = [ImageFile(path, Path(path.name), "") for path in photos]
-        predictions = running.running(fitted, files, PredictOptions(class_name, batch, workers))
+        predictions = running.running(scorer, files, PredictOptions(class_name, batch, workers))
         readings = list(studies.scored(readings, predictions))
     results = studies.analyse(readings)
     if as_json:

@@ -71,7 +71,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
 MaxFalseReject = Annotated[
     float | None,
     typer.Option(
-        parser=parse_share, metavar="SHARE", help="Share of good images that may be rejected: 1%, or 0.01. fit: 3%."
+        parser=parse_share, metavar="SHARE", help="Share of good images that may be rejected: 1%, or 0.01. Default: 3%."
     ),
 ]
 Review = Annotated[

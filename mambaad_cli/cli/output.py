@@ -1,9 +1,8 @@
 """The output of commands: warnings on stderr, what a threshold promises, tables and files."""
 
 import json
-import math
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.inspection.findings import Known
-    from mambaad_cli.inspection.fitted_model import FittedModel
-    from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.inspection.model_record import ModelRecord
+    from mambaad_cli.inspection.prediction import Prediction
+    from mambaad_cli.inspection.product import Calibration, Products
 
 
 SQUEEZED = 2.5  # pixels of a photo, along a side, on one of the model's, from which small defects vanish
@@ -78,23 +78,26 @@ def publish(tables: Any, found: Any, format: str, output: Path | None) -> None:
             half.write_text(formats.get(format, tables.to_markdown)(found), encoding="utf-8")
 
 
-def print_thresholds(model: "FittedModel") -> None:
-    """Print for each class its threshold, how many scores lie above it, and what it promises; if that is less than
+def print_thresholds(products: "Products") -> None:
+    """Print for each product its threshold, how many scores lie above it, and what it promises; if that is less than
     wanted, also how many images are needed."""
     from mambaad_cli.inspection.calibration import exceeds
     from mambaad_cli.inspection.findings import described, found_simulated
 
-    for name in model.trained_on:
-        if name not in model.scores:
+    for name, product in products.items():
+        if product.calibration is None:
             warn(f"{name}: too few images to hold some out: it gets the highest threshold of the others")
-    for name, scores in model.scores.items():
-        threshold = model.threshold(name)
-        above, n = sum(exceeds(score, -math.inf if threshold is None else threshold) for score in scores), len(scores)
-        typer.echo(f"{name}: threshold {threshold:.4g}; above it {above} of {n} good image{'s' if n > 1 else ''}")
-        if model.simulated.get(name) and threshold is not None:
-            typer.echo(f"    {described(found_simulated(model.simulated[name], threshold))}")
-        if name in model.held_out:
-            _print_promise(name, scores, model)
+    for name, product in products.items():
+        measured = product.calibration
+        if measured is None:
+            continue
+        above, count = sum(exceeds(score, measured.threshold) for score in measured.scores), len(measured.scores)
+        images = f"{count} good image{'s' if count > 1 else ''}"
+        typer.echo(f"{name}: threshold {measured.threshold:.4g}; above it {above} of {images}")
+        if measured.simulated:
+            typer.echo(f"    {described(found_simulated(measured.simulated, measured.threshold))}")
+        if measured.promising:
+            _print_promise(name, measured)
         else:
             warn(
                 f"{name}: no image was held out: the threshold promises nothing, new good ones may well lie above it; "
@@ -102,74 +105,76 @@ def print_thresholds(model: "FittedModel") -> None:
             )
 
 
-def warn_of_squeezing(model: "FittedModel") -> None:
-    """Say of each class where its photos are made so much smaller that small defects vanish."""
+def warn_of_squeezing(record: "ModelRecord") -> None:
+    """Say of each product where its photos are made so much smaller that small defects vanish."""
     from mambaad_cli.inspection.findings import found_simulated
 
-    for name, (height, width) in model.photos.items():
-        if name in model.tiles or model.photo_scale(name) < SQUEEZED:
+    for name, product in record.products.items():
+        rows, columns = record.network.input_size(product.size)
+        scale = product.photo_scale((rows, columns))
+        if product.photo_shape is None or product.learnt.tiles is not None or scale < SQUEEZED:
             continue
-        rows, columns = model.size_of(name)
-        threshold = model.threshold(name)
-        found = [] if threshold is None else found_simulated(model.simulated.get(name, []), threshold)
-        lengths = [one.length for one in found if one.length is not None]
+        measured, (height, width) = product.calibration, product.photo_shape
+        kinds = [] if measured is None else found_simulated(measured.simulated, measured.threshold)
+        lengths = [kind.length for kind in kinds if kind.length is not None]
         needs = f": a defect needs about {min(lengths):.0f} pixels" if lengths else ""
         warn(f"{name}: photos of {width}×{height} are seen at {columns}×{rows}{needs}; --tiles sees smaller ones")
 
 
-def _print_promise(name: str, scores: "Sequence[float]", model: "FittedModel") -> None:
+def _print_promise(name: str, measured: "Calibration") -> None:
     from mambaad_cli.inspection.calibration import USUAL, ceiling, images_for, percent, promise
 
-    n, share, wanted = len(scores), model.share_of(scores), model.max_false_reject or USUAL
-    promised = promise(n, share)
+    count, share, wanted = len(measured.scores), measured.share, measured.max_false_reject or USUAL
+    promised = promise(count, share)
     typer.echo(
         f"    promises at most {percent(promised)} false rejects on average, "
-        f"less than {percent(ceiling(n, share))} with 95% confidence"
+        f"less than {percent(ceiling(count, share))} with 95% confidence"
     )
     if share > wanted:
-        odd = f"{round(share * (n + 1)) - 1} of {n} good images as very unlike the others"
+        odd = f"{round(share * (count + 1)) - 1} of {count} good images as very unlike the others"
         warn(f"{name}: the threshold passes over {odd}; with --max-false-reject {percent(wanted)} it does not")
     elif promised > wanted:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
-        images = f"{n} good image{'s' if n > 1 else ''}"
-        warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {n + 1}; {more}")
+        images = f"{count} good image{'s' if count > 1 else ''}"
+        warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {count + 1}; {more}")
 
 
 def scores_of_defects(
     predictions: "Iterable[Prediction]", left_out: "Callable[[Prediction, str], None]"
 ) -> dict[str, list[float]]:
-    """The scores of known defects by class; those without a score or a product are told to `left_out`."""
+    """The scores of known defects by product; those without a score or a product are reported to `left_out`."""
     scores: dict[str, list[float]] = {}
-    for one in predictions:
-        if one.score is None or one.threshold is None:
-            left_out(one, one.error or "looks like no product of the model: name it with --class")
+    for prediction in predictions:
+        if prediction.score is None or prediction.threshold is None:
+            left_out(prediction, prediction.error or "looks like no product of the model: name it with --class")
         else:
-            scores.setdefault(one.class_name, []).append(one.score)
+            scores.setdefault(prediction.class_name, []).append(prediction.score)
     return scores
 
 
-def print_known(model: "FittedModel", known: "dict[str, Known]") -> None:
+def print_known(products: "Products", known: "dict[str, Known]") -> None:
     """Of known defects how many are missed, how sure that is, and which threshold would miss none of them."""
     from mambaad_cli.inspection.calibration import percent
 
-    for name, (found, lower, rejected) in known.items():
+    for name, (misses, lower, rejected) in known.items():
         typer.echo(
-            f"{name}: misses {found.missed} of {found.total} known defects; "
-            f"with 95% confidence the true share is {percent(found.low)} to {percent(found.high)}"
+            f"{name}: misses {misses.missed} of {misses.total} known defects; "
+            f"with 95% confidence the true share is {percent(misses.low)} to {percent(misses.high)}"
         )
         if lower is not None:
-            good = len(model.scores[name])
+            good = len(products[name].scores)
             typer.echo(f"    threshold {lower:.4g} would find them all, and reject {rejected} of {good} good images")
 
 
-def print_summary(model: "FittedModel", path: Path, known: "dict[str, Known] | None" = None) -> None:
-    """One JSON object for programs: what `print_thresholds` and `print_known` tell people."""
+def print_summary(products: "Products", path: Path, known: "dict[str, Known] | None" = None) -> None:
+    """One JSON object for programs: what `print_thresholds` and `print_known` print for people."""
     from mambaad_cli.inspection.calibration import USUAL
     from mambaad_cli.inspection.findings import summary
 
-    classes = summary(model)
+    classes = summary(products)
     for name, (misses, lower, rejected) in (known or {}).items():
-        told = misses._asdict() | {"threshold_that_finds_all": lower, "would_reject": rejected}
-        classes.setdefault(name, {})["known_defects"] = told
-    whole = {"model": str(path), "max_false_reject": model.max_false_reject or USUAL, "classes": classes}
+        facts = misses._asdict() | {"threshold_that_finds_all": lower, "would_reject": rejected}
+        classes.setdefault(name, {})["known_defects"] = facts
+    shares = {product.calibration.max_false_reject for product in products.values() if product.calibration is not None}
+    whole = {"model": str(path), "max_false_reject": next(iter(shares), None) or USUAL, "classes": classes}
     typer.echo(json.dumps(whole, ensure_ascii=False))

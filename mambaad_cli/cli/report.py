@@ -16,9 +16,9 @@ from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.data.images import ImageFile
-    from mambaad_cli.inspection.fitted_model import FittedModel
-    from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.inspection.prediction import Prediction
     from mambaad_cli.inspection.row_files import Row
+    from mambaad_cli.inspection.scorer import Scorer
 
 
 OF_A_MODEL = ("roi_dir", "res", "batch", "device", "precision")  # options that need --model
@@ -75,8 +75,8 @@ def report(
     if model is None:
         entries, used = collect.with_photos(all_rows, output, pictures, workers, link), None
     else:
-        used = model, running.load_model(model, device, res, precision)
-        running.set_regions(used[1], None, None, roi_dir)
+        regions = running.RegionOptions(roi_dir=roi_dir)
+        used = model, running.open_model(model, device, res, precision, regions=regions).scorer
         entries, differ = collect.with_overlays(all_rows, _predicting(used[1], batch, workers), output, pictures, link)
         notes += _doubts(all_rows, used[1].sha256, differ)
     if lost := sum(entry.pictures is None for entry in entries[:pictures]):
@@ -88,16 +88,16 @@ def report(
 
 
 def _predicting(
-    model: "FittedModel", batch: int, workers: int
+    scorer: "Scorer", batch: int, workers: int
 ) -> "Callable[[str, Sequence[ImageFile]], Iterator[Prediction]]":
     """A function that scores files of a product, with maps and regions, for `collect.with_overlays`."""
-    from mambaad_cli.inspection.predict import PredictOptions
+    from mambaad_cli.inspection.prediction import PredictOptions
 
     options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
 
     def predicted(name: str, files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
-        class_name = name if name in model.trained_on else None
-        return running.running(model, files, replace(options, class_name=class_name))
+        class_name = name if name in scorer.products else None
+        return running.running(scorer, files, replace(options, class_name=class_name))
 
     return predicted
 

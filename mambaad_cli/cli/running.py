@@ -1,11 +1,10 @@
-"""How commands use a fitted model: load it, score with a progress bar, end with the exit status of the verdicts."""
+"""How commands use a model: open it, score with a progress bar, end with the exit status of the verdicts."""
 
-import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -15,54 +14,80 @@ from mambaad_cli.cli.options import parse_size, pick_precision
 from mambaad_cli.cli.output import warn
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from mambaad_cli.data.images import ImageFile
     from mambaad_cli.data.roi import MaskFolder, Wish
-    from mambaad_cli.inspection.fitted_model import FittedModel
-    from mambaad_cli.inspection.predict import Prediction, PredictOptions
+    from mambaad_cli.inspection.opening import Opened
+    from mambaad_cli.inspection.prediction import Prediction, PredictOptions
+    from mambaad_cli.inspection.product import Products
+    from mambaad_cli.inspection.scorer import Scorer
 
 
-def load_model(
-    path: Path, device: str, res: str | None = None, precision: str = "auto", runtime: str = "auto"
-) -> "FittedModel":
-    """The model, ready to score on a device, at its own size or another."""
-    from mambaad_cli import api
-    from mambaad_cli.inspection.exported_model import ExportedModel
+class RegionOptions(NamedTuple):
+    """Which part of the photos counts, as it was typed."""
 
-    model = api.load(path, device, runtime)
-    if isinstance(model, ExportedModel) and (res is not None or pick_precision(precision) != "fp32"):
-        raise MambaADError(f"{path} has its size and precision inside: --res and --precision are for the model file")
-    model.precision = pick_precision(precision)
-    if res is not None and parse_size(res) != model.settings.size:
-        if model.scores:
-            warn(f"the threshold was set at another size than {res}: mambaad calibrate --res {res} sets it anew")
-        set_size(model, res)
-    return model
+    roi: "Sequence[str] | None" = None
+    ignore: "Sequence[str] | None" = None
+    roi_dir: Path | None = None
+    calibrating: bool = False  # thresholds are about to be set: nothing is said of those that go
 
 
-def refuse_exported(model: "FittedModel", path: Path) -> None:
-    """Raises MambaADError for an exported model, where only a model file will do."""
-    from mambaad_cli.inspection.exported_model import ExportedModel
+def open_model(
+    path: Path,
+    device: str,
+    res: str | None = None,
+    precision: str = "auto",
+    runtime: str = "auto",
+    regions: RegionOptions | None = None,
+) -> "Opened":
+    """The model, ready to score on a device, at its own size or another; what that means for thresholds is warned of,
+    unless they are about to be set."""
+    from mambaad_cli.inspection import opening
 
-    if isinstance(model, ExportedModel):
-        raise MambaADError(f"{path} is an exported model: take the model file that it was made from")
+    regions = regions or RegionOptions()
+    opened = opening.open_model(
+        opening.OpenRequest(
+            path,
+            device,
+            runtime,
+            pick_precision(precision),
+            None if res is None else parse_size(res),
+            wishes(regions.roi),
+            wishes(regions.ignore),
+            masks_in(regions.roi_dir),
+            regions.calibrating,
+        )
+    )
+    for note in opened.notes:
+        warn(note)
+    return opened
 
 
-def set_size(model: "FittedModel", res: str) -> None:
-    """Let the model score at another image size. The limit of recognition holds for one size only, so it is removed:
-    until the model is calibrated, every image counts as known.
+def find(paths: "Sequence[Path]") -> "list[ImageFile]":
+    """The images in folders and those named themselves; pictures of kinds that are not read are counted on stderr."""
+    from mambaad_cli.data import images
 
-    A memory that looks twice still does, closely at images as much larger.
-    """
-    from mambaad_cli.model.settings import scaled_size
+    unread: Counter[str] = Counter()
+    files = images.find(paths, unread)
+    warn_of_unread(unread)
+    return files
 
-    size, detail = parse_size(res), model.settings.detail if model.settings.two_looks else 1.0
-    size = size if detail == 1 else scaled_size(size, detail)
-    model.settings = replace(model.settings, size=size, own_aspect=False, detail=detail)
-    model.sizes = {}
-    if model.recogniser is not None:
-        model.recogniser = model.recogniser._replace(limit=math.inf)
+
+def good_files(folder: Path) -> "list[ImageFile]":
+    """The images in a folder. Raises MambaADError where it is none."""
+    from mambaad_cli.training import good_images
+
+    unread: Counter[str] = Counter()
+    files = good_images.good_files(folder, unread)
+    warn_of_unread(unread)
+    return files
+
+
+def warn_of_unread(unread: "Counter[str]") -> None:
+    """Say how many pictures were left out, and of which kinds: a photo that was not inspected is not a good one."""
+    from mambaad_cli.data.image_files import describe_unread
+
+    if unread:
+        warn(f"left out {describe_unread(unread)}")
 
 
 def wishes(regions: "Sequence[str] | None") -> "tuple[Wish, ...]":
@@ -79,59 +104,40 @@ def masks_in(folder: Path | None) -> "MaskFolder | None":
     return None if folder is None else MaskFolder(folder)
 
 
-def set_regions(
-    model: "FittedModel",
-    roi: "Sequence[str] | None",
-    ignore: "Sequence[str] | None",
-    roi_dir: Path | None,
-    calibrating: bool = False,
-) -> None:
-    """Let other regions of the photos count than those of fit; where nothing is calibrated, say what that means."""
-    from mambaad_cli.data.roi import regions_of_interest
-
-    model.masks = masks_in(roi_dir)
-    changed = roi_dir is not None and not model.own_masks
-    if roi or ignore:
-        found = regions_of_interest(wishes(roi), wishes(ignore), model.photos)
-        changed = changed or any(_differ(mask, model.rois.get(name)) for name, mask in found.items())
-        model.rois |= found
-    model.own_masks = model.own_masks or roi_dir is not None
-    if model.own_masks and model.masks is None:
-        raise MambaADError("the model was fitted with a mask for each photo: give their folder with --roi-dir")
-    if changed and not calibrating and model.scores:
-        warn("the threshold is not of this region of interest: mambaad calibrate --roi sets both")
-
-
-def _differ(one: "np.ndarray", other: "np.ndarray | None") -> bool:
-    return other is None or one.tobytes() != other.tobytes()
-
-
-def check_review(model: "FittedModel", review: float | None) -> None:
+def check_review(products: "Products", review: float | None) -> None:
     """Refuse a review share that is too small, and warn where there are too few scores for a threshold of its own."""
-    from mambaad_cli.inspection.calibration import USUAL, exceeds, percent
+    from mambaad_cli.inspection.calibration import exceeds, percent
 
     if review is None:
         return
-    strict = model.max_false_reject or USUAL
-    if review <= strict:
-        raise MambaADError(f"--review {percent(review)} must be more than the {percent(strict)} of the threshold")
-    for name, scores in model.scores.items():
-        threshold, lower = model.threshold(name), model.threshold(name, review)
-        if threshold is not None and lower is not None and not exceeds(threshold, lower):
-            same = f"{len(scores)} good images are too few to tell {percent(review)} from {percent(strict)}"
-            warn(f"{name}: {same}: nothing is for review until mambaad calibrate has more")
+    for product in products.values():
+        measured = product.calibration
+        if measured is None:
+            continue
+        share = measured.share
+        if review <= share:
+            raise MambaADError(f"--review {percent(review)} must be more than the {percent(share)} of the threshold")
+        if not exceeds(measured.threshold, measured.threshold_for(review)):
+            same = f"{len(measured.scores)} good images are too few to tell {percent(review)} from {percent(share)}"
+            warn(f"{product.name}: {same}: no image will be marked for review; calibrate with more good images")
 
 
-def running(model: "FittedModel", files: "Sequence[ImageFile]", options: "PredictOptions") -> "Iterator[Prediction]":
+def check_calibrated(products: "Products", path: Path) -> None:
+    """Raises MambaADError where no image could be anomalous, for commands whose exit status depends on it."""
+    if all(product.calibration is None for product in products.values()):
+        raise MambaADError(f"{path} has no threshold here, so nothing can fail: mambaad calibrate {path} GOOD_DIR")
+
+
+def running(scorer: "Scorer", files: "Sequence[ImageFile]", options: "PredictOptions") -> "Iterator[Prediction]":
     """Predictions as they come, with a progress bar on stderr if that is a terminal."""
     from tqdm import tqdm
 
     from mambaad_cli.inspection.predict import check_class, predict
 
-    check_class(model, options.class_name)
+    check_class(scorer.products, options.class_name)
 
     def work(files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
-        return predict(model, files, options)
+        return predict(scorer, files, options)
 
     predictions = distributed.in_order(work, files, options.batch)
     silent = distributed.rank() > 0 or None  # None: where stderr is no terminal

@@ -62,27 +62,29 @@ def score(
     """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
     from rich.console import Console
 
-    from mambaad_cli.data import images
     from mambaad_cli.inspection import rows
-    from mambaad_cli.inspection.predict import PredictOptions
+    from mambaad_cli.inspection.prediction import PredictOptions
 
     if as_csv and as_json:
         raise typer.BadParameter("choose one of --csv and --json")
     if regions and not as_json:
         raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
     least = parse_min_area(regions, min_area)
-    files = images.find(paths)
+    files = running.find(paths)
     inputs = [model, *(file.path for file in files)]
     check_apart(output, inputs)
     check_apart(report, inputs, "--report")
-    fitted = running.load_model(model, device, res, precision, runtime)
-    running.set_regions(fitted, roi, ignore, roi_dir)
-    running.check_review(fitted, review)
+    scorer = running.open_model(
+        model, device, res, precision, runtime, running.RegionOptions(roi, ignore, roi_dir)
+    ).scorer
+    running.check_review(scorer.products, review)
+    if fail_on_anomaly:
+        running.check_calibrated(scorer.products, model)
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     kept = None
     if report is not None:
-        options, kept = reporting.begin(report, len(files), options, fitted)
-    predictions = running.running(fitted, files, options)
+        options, kept = reporting.begin(report, len(files), options, scorer)
+    predictions = running.running(scorer, files, options)
     if distributed.rank() > 0:
         for _ in predictions:  # there are none: all go to the first process
             pass
@@ -92,7 +94,7 @@ def score(
     if not (as_csv or as_json or output):
         counts = rows.print_table(predictions, Console())
     else:
-        counts = rows.write_rows(predictions, output, as_json, regions, fitted.sha256)
+        counts = rows.write_rows(predictions, output, as_json, regions, scorer.sha256)
     if kept is not None and report is not None:
-        reporting.finish(report, kept, model, fitted)
+        reporting.finish(report, kept, model, scorer)
     running.leave(counts, fail_on_anomaly)

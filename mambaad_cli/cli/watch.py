@@ -96,20 +96,19 @@ def watch(
     runtime: Runtime = "auto",
 ) -> None:
     """Score each photo that arrives in a folder, once, and append its row to a file. Ends with SIGTERM or Ctrl-C."""
-    from mambaad_cli.inspection.predict import PredictOptions
+    from mambaad_cli.inspection.prediction import PredictOptions
     from mambaad_cli.line.watching import Watch, WatchOptions
 
     if regions and output.suffix.lower() == ".csv":
         raise typer.BadParameter("needs JSON rows: name an --output that does not end in .csv", param_hint="--regions")
     smallest = parse_min_area(regions, min_area)
     deliveries = _deliveries(execute, webhook)
-    fitted = running.load_model(model, device, res, precision, runtime)
-    if roi_dir is not None or fitted.own_masks:
-        running.set_regions(fitted, None, None, roi_dir)
-    running.check_review(fitted, review)
+    regions_of = running.RegionOptions(roi_dir=roi_dir)
+    scorer = running.open_model(model, device, res, precision, runtime, regions_of).scorer
+    running.check_review(scorer.products, review)
     predict = PredictOptions(class_name, batch, workers, review=review, min_area=smallest)
     options = WatchOptions(predict, settle, patience, once, regions, maps, move_to)
-    watching = Watch(fitted, folder, output, options, deliveries, warn)
+    watching = Watch(scorer, folder, output, options, deliveries, warn)
 
     def stop(number: int, frame: Any) -> None:
         watching.stopping = True

@@ -17,9 +17,9 @@ def openvino_files(content: bytes) -> tuple[bytes, bytes]:
     package = runtimes.openvino()
     facts = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}[FACTS]
     with tempfile.TemporaryDirectory() as folder:
-        given, path = Path(folder, "model.onnx"), Path(folder, "model.xml")
-        given.write_bytes(content)
-        network = package.convert_model(str(given))
+        onnx_path, path = Path(folder, "model.onnx"), Path(folder, "model.xml")
+        onnx_path.write_bytes(content)
+        network = package.convert_model(str(onnx_path))
         network.set_rt_info(facts, FACTS.split("."))
         package.save_model(network, str(path), compress_to_fp16=False)
         weights = path.with_suffix(".bin").read_bytes()

@@ -1,18 +1,20 @@
 """What a model knows of its products, as tables from which each image takes the row of its own product.
 
-Letters: n images, k products, p positions, c channels, m patches of a memory.
+Letters: n images, k products, h × w positions, p positions of an image, c channels, m patches of a memory.
 """
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambaad_cli.inspection.network import expected_at, unusual
+from mambaad_cli.inspection.product import Learnt, Size
+from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, standardised_distances
 from mambaad_cli.model.fusion import Fusion, Witness
-from mambaad_cli.model.memory import NEIGHBOURS, Memory, without_border
+from mambaad_cli.model.memory import NEIGHBOURS, Memory
 
-FAR = 1e30  # squared distance of a patch that does not count
+PADDING = 1e30  # squared length of a patch that only fills up a memory: it is nearest to nothing
 
 
 def rows_of(table: Tensor, product: Tensor) -> Tensor:
@@ -20,32 +22,56 @@ def rows_of(table: Tensor, product: Tensor) -> Tensor:
     return table if len(table) == 1 else table[product]
 
 
-class Weights(nn.Module):
-    """How the maps of the two witnesses are fused, as `fuse_witnesses` does it."""
+class FusionTable(nn.Module):
+    """How the maps of the two witnesses are fused, as `fuse_witnesses` does it.
 
-    table: Tensor
+    A product without a fusion has one witness only, whose map is taken as it is.
+    """
 
-    def __init__(self, fusion: Sequence[Fusion | None]) -> None:
+    weights: Tensor
+
+    def __init__(self, fusions: Sequence[Fusion | None]) -> None:
         super().__init__()
-        alone = Fusion(Witness(), Witness())  # where there is one witness only, its map is taken as it is
-        rows = [[*(one or alone).decoder, *(one or alone).memory] for one in fusion]
-        self.decoder, self.memory = (any(row[i] > 0 for row in rows) for i in (2, 5))  # whether it has a say at all
-        self.register_buffer("table", torch.tensor(rows))  # (k, 6)
+        unchanged = Fusion(Witness(), Witness())
+        known = [fusion or unchanged for fusion in fusions]
+        self.has_decoder = any(fusion.decoder.weight > 0 for fusion in known)
+        self.has_memory = any(fusion.memory.weight > 0 for fusion in known)
+        self.register_buffer("weights", torch.tensor([[*fusion.decoder, *fusion.memory] for fusion in known]))  # (k, 6)
 
-    def of_decoder(self, found: Tensor, product: Tensor) -> Tensor:
-        return _weighted(found, rows_of(self.table[:, :3], product))
+    def of_decoder(self, maps: Tensor, product: Tensor) -> Tensor:
+        """The decoder's part of the fused maps (n, H, W)."""
+        return _weighted(maps, rows_of(self.weights[:, :3], product))
 
-    def of_memory(self, found: Tensor, product: Tensor) -> Tensor:
-        return _weighted(found, rows_of(self.table[:, 3:], product))
-
-
-def _weighted(found: Tensor, rows: Tensor) -> Tensor:
-    centre, spread, weight = rows[:, :, None, None].unbind(1)
-    return weight * (found - centre) / spread
+    def of_memory(self, maps: Tensor, product: Tensor) -> Tensor:
+        """The memory's part of the fused maps (n, H, W)."""
+        return _weighted(maps, rows_of(self.weights[:, 3:], product))
 
 
-class Memories(nn.Module):
-    """The memories of k products, made equally long by patches that lie FAR away."""
+def _weighted(maps: Tensor, witnesses: Tensor) -> Tensor:
+    centre, spread, weight = witnesses[:, :, None, None].unbind(1)
+    return weight * (maps - centre) / spread
+
+
+class StatisticsTable(nn.Module):
+    """The statistics of the decoder's residuals of k products."""
+
+    def __init__(self, learnt: Sequence[Learnt]) -> None:
+        super().__init__()
+        scales = zip(*(product.statistics for product in learnt), strict=True)
+        self.scales = [ResidualStatistics(*map(torch.stack, zip(*scale, strict=True))) for scale in scales]  # (k, …)
+        self.products = len(learnt)
+
+    def forward(self, residuals: Sequence[Residual], product: Tensor) -> list[Tensor]:
+        """Each image's residuals, standardised by the statistics of its product: (n, h, w) of each scale."""
+        if self.products == 1:
+            first = [ResidualStatistics(*(table[0] for table in scale)) for scale in self.scales]
+            return standardised_distances(residuals, first)
+        of_images = [ResidualStatistics(*(table[product] for table in scale)) for scale in self.scales]
+        return list(torch.vmap(standardised_distances)(list(residuals), of_images))
+
+
+class MemoryTable(nn.Module):
+    """The memories of k products in one view, made equally long by patches that are nearest to nothing."""
 
     mean: Tensor
     whitening: Tensor
@@ -54,32 +80,35 @@ class Memories(nn.Module):
     spacing: Tensor
     expected: Tensor
 
-    def __init__(self, memories: Sequence[Memory], grid: tuple[int, int]) -> None:
+    def __init__(self, memories: Sequence[Memory], grid: Size) -> None:
         super().__init__()
-        most = max(len(one.patches) for one in memories)
-        self.nearest = min(NEIGHBOURS, *(len(one.patches) for one in memories))
+        longest = max(len(memory.patches) for memory in memories)
+        self.neighbours = min(NEIGHBOURS, *(len(memory.patches) for memory in memories))
         tables = {
-            "mean": [one.mean[None] for one in memories],
-            "whitening": [one.whitening for one in memories],
-            "patches": [_longer(one.patches, most) for one in memories],
-            "lengths": [_longer(one.patches.square().sum(1), most, FAR) for one in memories],
-            "spacing": [_longer(one.spacing, most, 1.0) for one in memories],
-            "expected": [_expected_at(one, grid) for one in memories],
+            "mean": [memory.mean[None] for memory in memories],
+            "whitening": [memory.whitening for memory in memories],
+            "patches": [_padded(memory.patches, longest) for memory in memories],
+            "lengths": [_padded(memory.patches.square().sum(1), longest, PADDING) for memory in memories],
+            "spacing": [_padded(memory.spacing, longest, 1.0) for memory in memories],
+            "expected": [expected_at(memory.expected, grid) for memory in memories],
         }
         for name, rows in tables.items():
             self.register_buffer(name, torch.stack(rows))
 
-    def forward(self, patches: Tensor, product: Tensor) -> Tensor:
-        """How unusual each patch (n, h, w, c) is: (n, h, w), as `unusual_patches`."""
-        return without_border(self.distances(patches, product) / rows_of(self.expected, product))
+    def forward(self, patches: Tensor, product: Tensor, inside: Tensor | None = None) -> Tensor:
+        """How unusual each patch (n, h, w, c) is: (n, h, w), as `network.compared`.
+
+        inside: (n or 1, h, w) bool, regions of interest.
+        """
+        return unusual(self.distances(patches, product), rows_of(self.expected, product), inside)
 
     def distances(self, patches: Tensor, product: Tensor) -> Tensor:
         """Distance of each patch (n, h, w, c) from the nearest ones, as `distances` of one memory: (n, h, w)."""
         white = (patches.flatten(1, 2) - rows_of(self.mean, product)) @ rows_of(self.whitening, product)  # (n, p, c)
         squared = _less_own_length(white, rows_of(self.patches, product), rows_of(self.lengths, product))  # (n, p, m)
         first = product[:, None]
-        nearest, which = squared.topk(self.nearest, dim=-1, largest=False)
-        spacing = self.spacing.flatten()[first[:, None] * self.spacing.shape[1] + which]
+        nearest, places = squared.topk(self.neighbours, dim=-1, largest=False)
+        spacing = self.spacing.flatten()[first[:, None] * self.spacing.shape[1] + places]
         nearest = (nearest + white.square().sum(-1, keepdim=True)).clamp(min=0).sqrt()
         return (nearest / spacing).mean(-1).unflatten(1, patches.shape[1:3])
 
@@ -89,13 +118,6 @@ def _less_own_length(points: Tensor, others: Tensor, lengths: Tensor) -> Tensor:
     return lengths[:, None] - 2 * (points @ others.mT)
 
 
-def _longer(rows: Tensor, length: int, value: float = 0.0) -> Tensor:
+def _padded(rows: Tensor, length: int, value: float = 0.0) -> Tensor:
     """(m, …) made `length` long with `value`."""
     return torch.cat([rows, rows.new_full((length - len(rows), *rows.shape[1:]), value)])
-
-
-def _expected_at(memory: Memory, grid: tuple[int, int]) -> Tensor:
-    """The distances that good images have, at h × w positions."""
-    if memory.expected.shape == grid:
-        return memory.expected
-    return F.interpolate(memory.expected[None, None], size=grid, mode="bilinear")[0, 0]

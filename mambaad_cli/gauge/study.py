@@ -29,7 +29,7 @@ from mambaad_cli.gauge.agreement import Agreement, Decision, agreements, kappas_
 from mambaad_cli.gauge.variance import Gauge, crossed, one_way
 
 if TYPE_CHECKING:
-    from mambaad_cli.inspection.predict import Prediction
+    from mambaad_cli.inspection.prediction import Prediction
 
 REJECTED = ("anomalous", "unknown")  # verdicts that reject a part, as for --fail-on-anomaly
 ACCEPTED = ("good", "review")

@@ -61,7 +61,14 @@ def threshold(scores: Sequence[float], max_false_reject: float) -> float:
 
 def _rank(n: int, max_false_reject: float) -> int:
     """Which of n scores, from the smallest, is the threshold: ⌈(n + 1)(1 − α)⌉, at most n."""
-    return min(math.ceil((n + 1) * (1 - max_false_reject) - 1e-9), n)
+    check_share(max_false_reject)
+    return max(1, min(math.ceil((n + 1) * (1 - max_false_reject) - 1e-9), n))
+
+
+def check_share(max_false_reject: float | None) -> None:
+    """Raises MambaADError for what is no share, such as a percentage."""
+    if max_false_reject is not None and not 0 < max_false_reject < 1:
+        raise MambaADError(f"max_false_reject is {max_false_reject:g}: expected a share between 0 and 1, such as 0.03")
 
 
 def promise(n: int, max_false_reject: float) -> float:

@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from mambaad_cli.inspection.calibration import ceiling, exceeds, promise
+from mambaad_cli.inspection.product import Calibration, Products, threshold_of
 
-if TYPE_CHECKING:
-    from mambaad_cli.inspection.fitted_model import FittedModel
-
-SURE = 0.9  # share of the defects of at least some length that are found, from which that length is named
-FEWEST = 3  # defects that a length is named from
+SURE_SHARE = 0.9  # of the defects of at least some length that are found, from which that length is named
+MIN_DEFECTS = 3  # that a length is named from
 
 
 class Found(NamedTuple):
@@ -19,7 +17,7 @@ class Found(NamedTuple):
     kind: str
     found: int
     total: int
-    length: float | None  # pixels of the photo, from which SURE of them are found; None: not even the largest
+    length: float | None  # pixels of the photo, from which SURE_SHARE of them are found; None: not even the largest
 
 
 def found_simulated(rows: Sequence[tuple[str, float, float]], threshold: float) -> list[Found]:
@@ -28,13 +26,13 @@ def found_simulated(rows: Sequence[tuple[str, float, float]], threshold: float) 
     >>> found_simulated([("spot", 4.0, 1.0), ("spot", 8.0, 3.0), ("spot", 9.0, 4.0), ("spot", 20.0, 5.0)], 2.0)
     [Found(kind='spot', found=3, total=4, length=8.0)]
     """
-    found = []
+    kinds = []
     for kind in dict.fromkeys(kind for kind, _, _ in rows):
-        own = sorted((length, exceeds(score, threshold)) for other, length, score in rows if other == kind)
-        hits = [hit for _, hit in own]
-        tails = [i for i in range(len(own) - FEWEST + 1) if sum(hits[i:]) >= SURE * len(hits[i:])]
-        found.append(Found(kind, sum(hits), len(own), own[tails[0]][0] if tails else None))
-    return found
+        defects = sorted((length, exceeds(score, threshold)) for other, length, score in rows if other == kind)
+        hits = [hit for _, hit in defects]
+        tails = [i for i in range(len(defects) - MIN_DEFECTS + 1) if sum(hits[i:]) >= SURE_SHARE * len(hits[i:])]
+        kinds.append(Found(kind, sum(hits), len(defects), defects[tails[0]][0] if tails else None))
+    return kinds
 
 
 def described(found: Sequence[Found]) -> str:
@@ -44,11 +42,11 @@ def described(found: Sequence[Found]) -> str:
     'finds 4 of 8 simulated defects: spot 3/4 (90% from 8 px), scratch 1/4'
     """
     kinds = [
-        f"{one.kind} {one.found}/{one.total}"
-        + ("" if one.length is None else f" ({SURE:.0%} from {one.length:.0f} px)")
-        for one in found
+        f"{kind.kind} {kind.found}/{kind.total}"
+        + ("" if kind.length is None else f" ({SURE_SHARE:.0%} from {kind.length:.0f} px)")
+        for kind in found
     ]
-    hits, total = sum(one.found for one in found), sum(one.total for one in found)
+    hits, total = sum(kind.found for kind in found), sum(kind.total for kind in found)
     return f"finds {hits} of {total} simulated defects: {', '.join(kinds)}"
 
 
@@ -86,42 +84,43 @@ def exact_interval(count: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def summary(model: "FittedModel") -> dict[str, dict[str, Any]]:
-    """Of each class with scores, fit for JSON: its threshold, what that promises, and what it finds."""
-    found = {}
-    for name, scores in model.scores.items():
-        threshold, n = model.threshold(name), len(scores)
-        assert threshold is not None
-        promising = name in model.held_out
-        found[name] = {
-            "threshold": threshold,
-            "good_images": n,
-            "held_out": promising,
-            "above_threshold": sum(exceeds(score, threshold) for score in scores),
-            "promised_false_rejects": promise(n, model.share_of(scores)) if promising else None,
-            "false_rejects_at_95_confidence": ceiling(n, model.share_of(scores)) if promising else None,
-            "simulated_defects": [one._asdict() for one in found_simulated(model.simulated.get(name, []), threshold)],
-        }
-    return found
+def summary(products: Products) -> dict[str, dict[str, Any]]:
+    """Of each calibrated product, fit for JSON: its threshold, what that promises, and what it finds."""
+    calibrations = {name: product.calibration for name, product in products.items()}
+    return {name: _summary(measured) for name, measured in calibrations.items() if measured is not None}
+
+
+def _summary(measured: Calibration) -> dict[str, Any]:
+    threshold, count = measured.threshold, len(measured.scores)
+    return {
+        "threshold": threshold,
+        "good_images": count,
+        "held_out": measured.promising,
+        "above_threshold": sum(exceeds(score, threshold) for score in measured.scores),
+        "promised_false_rejects": promise(count, measured.share) if measured.promising else None,
+        "false_rejects_at_95_confidence": ceiling(count, measured.share) if measured.promising else None,
+        "simulated_defects": [kind._asdict() for kind in found_simulated(measured.simulated, threshold)],
+    }
 
 
 class Known(NamedTuple):
-    """What a class's threshold does to known defects."""
+    """What a product's threshold does to known defects."""
 
     misses: Misses
     finds_all: float | None  # a lower threshold that would miss none; None where none is missed
     would_reject: int | None  # good images of the calibration above that one
 
 
-def known_defects(model: "FittedModel", scores: Mapping[str, Sequence[float]]) -> dict[str, Known]:
-    """From the scores of known defects by class."""
-    found = {}
-    for name, own in scores.items():
-        misses = misses_of(own, model.threshold(name) or 0.0)
-        lower = threshold_that_finds(own) if misses.missed and name in model.scores else None
-        rejected = None if lower is None else sum(exceeds(score, lower) for score in model.scores[name])
-        found[name] = Known(misses, lower, rejected)
-    return found
+def known_defects(products: Products, scores: Mapping[str, Sequence[float]]) -> dict[str, Known]:
+    """From the scores of known defects by product."""
+    known = {}
+    for name, defect_scores in scores.items():
+        misses = misses_of(defect_scores, threshold_of(products, name) or 0.0)
+        good_scores = products[name].scores if name in products else ()
+        lower = threshold_that_finds(defect_scores) if misses.missed and good_scores else None
+        rejected = None if lower is None else sum(exceeds(score, lower) for score in good_scores)
+        known[name] = Known(misses, lower, rejected)
+    return known
 
 
 def threshold_that_finds(scores: Sequence[float]) -> float:

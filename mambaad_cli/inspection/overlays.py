@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.files import shown, written_whole
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import ColourScale, Tile, contact_sheet, framed, overlay, raw16, thumbnail
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.prediction import Prediction
+from mambaad_cli.inspection.product import Products, cold_of, threshold_of
 from mambaad_cli.inspection.rows import Lines, json_line, json_row
+from mambaad_cli.inspection.scorer import Scorer
 
 SHEET = "contact_sheet"
 REGIONS = "regions.jsonl"
@@ -35,50 +37,69 @@ class Small(NamedTuple):
     encoded: np.ndarray  # JPEG bytes of the overlay's thumbnail
 
 
+@dataclass(frozen=True)
+class MapOptions:
+    """What is written besides overlays."""
+
+    raw: str | None = None  # the map itself: "png" with 16 bits, see heatmap.raw16; "npy" as float32
+    regions: bool = False  # a frame around each region, and folder/regions.jsonl with a row for each image
+
+
 def write_maps(
     predictions: Iterable[Prediction],
     files: Sequence[ImageFile],
-    model: FittedModel,
+    scorer: Scorer,
     folder: Path,
-    raw: str | None = None,
-    regions: bool = False,
-    on_unreadable: Callable[[Prediction], None] = lambda one: None,
+    options: MapOptions | None = None,
+    on_unreadable: Callable[[Prediction], None] = lambda prediction: None,
 ) -> "Counter[str]":
     """Write each overlay below `folder`, and at the end contact sheets, worst first; returns the verdicts.
 
-    `raw` adds the map itself: "png" with 16 bits, see heatmap.raw16; "npy" as float32. `regions` draws a frame around
-    each region on the overlays and lists the regions in `folder`/regions.jsonl, one row per image. Raises MambaADError
-    where an output would overwrite an input.
+    Raises MambaADError where an output would overwrite an input.
     """
-    ending = f".map.{raw}" if raw else ""
+    options = options or MapOptions()
+    ending = f".map.{options.raw}" if options.raw else ""
     outputs = output_paths(files, folder, ending)
     sheets = [_sheet(folder, page) for page in range(math.ceil(len(files) / TILES))]
-    maps = [path.with_suffix(ending) for path in outputs] if raw else []
+    maps = [path.with_suffix(ending) for path in outputs] if options.raw else []
     _refuse_overwriting(files, [*outputs, *maps, *sheets])
     counts: Counter[str] = Counter()
     small: list[Small] = []
-    with Lines(folder / REGIONS) if regions else nullcontext() as lines:
-        for one, path in zip(predictions, outputs, strict=True):
-            counts[one.verdict] += 1
+    with Lines(folder / REGIONS) if options.regions else nullcontext() as lines:
+        for prediction, path in zip(predictions, outputs, strict=True):
+            counts[prediction.verdict] += 1
             if lines is not None:
-                lines.write(json_line(json_row(one, model.sha256, regions)))
-            title = str(one.file.relative)
-            if one.anomaly_map is None or one.picture is None or one.score is None:
-                on_unreadable(one)
+                lines.write(json_line(json_row(prediction, scorer.sha256, regions=True)))
+            title = str(prediction.file.relative)
+            if prediction.anomaly_map is None or prediction.picture is None or prediction.score is None:
+                on_unreadable(prediction)
                 small.append(_small(np.full((48, 64, 3), 64, np.uint8), title, math.nan, "error", math.inf))
                 continue
-            scale = colour_scale(model, one.class_name)
-            picture = overlay(one.picture, one.anomaly_map, scale, one.inside)
-            images.write(path, framed(picture, [found.box for found in one.regions or ()]))
-            if raw == "png":
-                images.write(path.with_suffix(".map.png"), raw16(one.anomaly_map, scale))
-            elif raw == "npy":
-                with written_whole(path.with_suffix(".map.npy")) as half:
-                    np.save(half, one.anomaly_map)
-            tile = overlay(thumbnail(one.picture), one.anomaly_map, scale, one.inside)
-            small.append(_small(tile, title, one.score, one.verdict, scale.margin(one.score)))
+            scale = colour_scale(scorer.products, prediction.class_name)
+            _write_overlay(prediction, scale, path, options.raw)
+            tile = overlay(thumbnail(prediction.picture), prediction.anomaly_map, scale, prediction.inside)
+            small.append(_small(tile, title, prediction.score, prediction.verdict, scale.margin(prediction.score)))
     _write_sheets(small, folder)
     return counts
+
+
+def _write_overlay(prediction: Prediction, scale: ColourScale, path: Path, raw: str | None) -> None:
+    """Write one overlay, and its map beside it where that is wanted."""
+    assert prediction.anomaly_map is not None
+    images.write(path, framed_overlay(prediction, scale))
+    if raw == "png":
+        images.write(path.with_suffix(".map.png"), raw16(prediction.anomaly_map, scale))
+    elif raw == "npy":
+        with written_whole(path.with_suffix(".map.npy")) as half:
+            np.save(half, prediction.anomaly_map)
+
+
+def framed_overlay(prediction: Prediction, scale: ColourScale) -> np.ndarray:
+    """The overlay of a prediction with its picture and map, and a frame around each of its regions: (h, w, 3)."""
+    assert prediction.picture is not None
+    assert prediction.anomaly_map is not None
+    picture = overlay(prediction.picture, prediction.anomaly_map, scale, prediction.inside)
+    return framed(picture, [region.box for region in prediction.regions or ()])
 
 
 def write_suspects(odd: Sequence[tuple[ImageFile, float, tuple[float, float]]], folder: Path) -> Path:
@@ -97,9 +118,9 @@ def write_suspects(odd: Sequence[tuple[ImageFile, float, tuple[float, float]]], 
     return path
 
 
-def colour_scale(model: FittedModel, class_name: str) -> ColourScale:
-    """One scale for all images of a class: cold at the median score of good images, the threshold in its middle."""
-    cold, threshold = model.cold(class_name), model.threshold(class_name)
+def colour_scale(products: Products, class_name: str) -> ColourScale:
+    """One scale for all images of a product: cold at the median score of good images, the threshold in its middle."""
+    cold, threshold = cold_of(products, class_name), threshold_of(products, class_name)
     if cold is None or threshold is None:
         raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
     return ColourScale(cold, threshold)

@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from mambaad_cli import MambaADError
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import new_network
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model.settings import PRESETS
 
@@ -55,23 +56,23 @@ RENAMED = [
 ]
 
 
-def import_published(path: Path) -> FittedModel:
+def import_published(path: Path) -> ModelRecord:
     """The model of a published checkpoint, of either layout; it has no threshold yet.
 
     Raises MambaADError for a file that holds more than tensors, and for any tensor that is missing, unexpected or of
     another shape, which it names as published.
     """
-    model = new_model(PRESETS["paper"])
-    own = {f"encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
-    own |= {f"detector.{name}": tensor for name, tensor in model.detector.state_dict().items()}
-    found = {
+    network = new_network(PRESETS["paper"])
+    own = {f"encoder.{name}": tensor for name, tensor in network.encoder.state_dict().items()}
+    own |= {f"detector.{name}": tensor for name, tensor in network.detector.state_dict().items()}
+    published = {
         our_name(name): (name, tensor) for name, tensor in read_state_dict(path).items() if not UNUSED.search(name)
     }
-    _check(path, own, found)
-    for name, (_, tensor) in found.items():
+    _check(path, own, published)
+    for name, (_, tensor) in published.items():
         own[name].copy_(tensor.reshape(own[name].shape))
-    model.detector.eval()
-    return model
+    network.detector.eval()
+    return ModelRecord(network)
 
 
 def our_name(published: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 SHRINKAGE = 0.1  # of the covariance
-ROOM = 1.5  # limit of what is recognised, in units of the largest squared distance of good images
+MARGIN = 1.5  # limit of what is recognised, in units of the largest squared distance of good images
 
 
 class Recognised(NamedTuple):
@@ -25,29 +25,35 @@ class Recognised(NamedTuple):
 
 
 class Recogniser(NamedTuple):
-    """Distinguishes k products."""
+    """Distinguishes k products. How far an image may lie is a matter of calibration: see ModelRecord.unknown_limit."""
 
     names: list[str]
     means: Tensor  # (k, s)
     precision: Tensor  # (s, s) inverse covariance
-    limit: float  # squared distance beyond which no product is recognised
 
-    def __call__(self, signatures: Tensor) -> list[Recognised]:
-        """The nearest product of each signature (n, s)."""
-        nearest = self.distances(signatures).topk(min(2, len(self.names)), largest=False)
+    def __call__(self, signatures: Tensor, limit: float) -> list[Recognised]:
+        """The nearest product of each signature (n, s).
+
+        limit: squared distance beyond which it shows no product.
+        """
+        return self.nearest(self.distances(signatures), limit)
+
+    def nearest(self, distances: Tensor, limit: float) -> list[Recognised]:
+        """The nearest product by squared distances (n, k)."""
+        nearest = distances.topk(min(2, len(self.names)), largest=False)
         return [
-            Recognised(self.names[found[0]], float(1 - far[0] / far[-1]) if len(far) > 1 else 1.0, far[0] <= self.limit)
-            for found, far in zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+            Recognised(
+                self.names[places[0]],
+                1 - far[0] / max(far[-1], 1e-12) if len(far) > 1 else 1.0,
+                far[0] <= limit,
+            )
+            for places, far in zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
         ]
 
     def distances(self, signatures: Tensor) -> Tensor:
         """Squared Mahalanobis distances (n, k)."""
         offsets = signatures[:, None] - self.means
         return ((offsets @ self.precision) * offsets).sum(-1)
-
-    def with_limit_of(self, distances: Sequence[float]) -> "Recogniser":
-        """The same, with its limit from the squared distances of good images that the means were not computed from."""
-        return self._replace(limit=ROOM * max(distances))
 
 
 def signature(features: Sequence[Tensor]) -> Tensor:
@@ -56,15 +62,15 @@ def signature(features: Sequence[Tensor]) -> Tensor:
     return torch.cat([part.clamp(min=0).sqrt() if i % 2 == 0 else part for i, part in enumerate(parts)], dim=1)
 
 
-def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> Recogniser:
-    """A Recogniser from signatures (n, s) and the product of each.
+def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> tuple[Recogniser, dict[str, float]]:
+    """A Recogniser from signatures (n, s) and the product of each, and the largest squared distance of each product.
 
-    The limit comes from images that the means were not computed from: the `held_out` ones, and each of the others with
-    the mean that its product would have without it.
+    These distances are of images that the means were not computed from: the `held_out` ones, and each of the others
+    with the mean that its product would have without it.
 
     >>> points = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0], [9.0, 1.0]])
-    >>> recogniser = learn(points, ["nut", "nut", "bolt", "bolt"], [1])
-    >>> recogniser(torch.tensor([[8.0, 0.5]]))[0].name
+    >>> recogniser, farthest = learn(points, ["nut", "nut", "bolt", "bolt"], [1])
+    >>> recogniser(torch.tensor([[8.0, 0.5]]), limit=1e9)[0].name
     'bolt'
     """
     products = list(dict.fromkeys(names))
@@ -77,8 +83,9 @@ def learn(signatures: Tensor, names: Sequence[str], held_out: Sequence[int]) -> 
     covariance = spread.T @ spread / max(1, len(spread) - len(products))
     diagonal = covariance.diagonal().clamp(min=1e-6)
     covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(diagonal)
-    recogniser = Recogniser(products, means.float(), torch.linalg.inv(covariance).float(), 0.0)
-    own = recogniser.distances(signatures.float()).gather(1, labels[:, None])[:, 0]
+    recogniser = Recogniser(products, means.float(), torch.linalg.inv(covariance).float())
+    distances = recogniser.distances(signatures.float()).gather(1, labels[:, None])[:, 0]
     count = torch.bincount(labels[taught], minlength=len(products))[labels]
     left_out = torch.where(taught & (count > 1), count / (count - 1).clamp(min=1), 1.0)  # distance to a mean without it
-    return recogniser.with_limit_of((own * left_out.square()).tolist())
+    farthest = distances * left_out.square()
+    return recogniser, {name: float(farthest[labels == i].max()) for i, name in enumerate(products)}

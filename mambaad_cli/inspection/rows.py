@@ -21,7 +21,7 @@ from rich.text import Text
 from mambaad_cli import MambaADError
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.files import shown
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.regions import json_object
 
 COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")

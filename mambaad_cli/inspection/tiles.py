@@ -1,14 +1,14 @@
 """Photos at their own resolution: overlapping tiles, compared with a memory of good tiles, make one map of the photo.
 
-The look at the whole photo stays beside it, for what is missing or misplaced. The maps of the two are added, each in
-units of its values on good photos.
+The map of the whole photo stays beside it, for what is missing or misplaced. The two maps are added, each in units of
+its values on good photos.
 
 Letters: h × w pixels of the scaled photo, r × c positions at the stride of the memory, u × v values of the map.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -18,11 +18,8 @@ from torch import Tensor
 from mambaad_cli.data import roi
 from mambaad_cli.data.loading import at_size, cold_outside
 from mambaad_cli.model.fusion import Fusion, fuse_witnesses
-from mambaad_cli.model.memory import Memory, distances, patches_of, without_border
+from mambaad_cli.model.memory import Memory, without_border
 from mambaad_cli.model.settings import STEP
-
-if TYPE_CHECKING:
-    from mambaad_cli.inspection.fitted_model import FittedModel
 
 STRIDE = 8  # pixels between the positions of the memory
 OVERLAP = 64  # pixels that a tile shares with the next one at least
@@ -40,24 +37,31 @@ class Tiles(NamedTuple):
     fusion: Fusion  # of the whole photo's map, in the decoder's place, and of the tiles'
 
 
-def photo_map(model: "FittedModel", whole: Tensor, name: str, photo: np.ndarray, region: np.ndarray | None) -> Tensor:
-    """The map (u, v) of a photo (h, w, 3) in 0…255 of a class with tiles, from the map of the whole and from its tiles.
+class TileView(NamedTuple):
+    """How a model sees photos in tiles."""
+
+    size: tuple[int, int]  # height and width of a tile
+    scale: float  # of photos, before tiles are cut from them
+    distances: Callable[[Tensor], Tensor]  # tiles (b, 3, H, W) in 0 … 1 to how unusual their positions are, (b, r, c)
+
+
+def photo_map(tiles: Tiles, view: TileView, whole: Tensor, photo: np.ndarray, region: np.ndarray | None) -> Tensor:
+    """The map (u, v) of a photo (h, w, 3) in 0…255 from the map of the whole and from its tiles.
 
     region: its region of interest; `whole` is cold outside it already.
     """
-    own = model.tiles[name]
-    seen = at_scale(photo, model.settings.scale, region)
-    grid = close_grid(lambda pixels: model.tile_distances(pixels, name), model.tile_size, seen)
-    close = smoothed(expecting(grid, own.expected), map_size(seen))
-    return fused(own, enlarged(whole, (close.shape[0], close.shape[1])), close, region)
+    seen = at_scale(photo, view.scale, region)
+    grid = close_grid(view.distances, view.size, seen)
+    close = smoothed(expecting(grid, tiles.expected), map_size(seen))
+    return fused(tiles, enlarged(whole, (close.shape[0], close.shape[1])), close, region)
 
 
-def fused(own: Tiles, whole: Tensor, close: Tensor, region: np.ndarray | None) -> Tensor:
+def fused(tiles: Tiles, whole: Tensor, close: Tensor, region: np.ndarray | None) -> Tensor:
     """One map (u, v) from those of the whole photo and of its tiles, cold outside a region of interest of any size."""
-    found = fuse_witnesses(own.fusion, whole[None], close[None])
+    both = fuse_witnesses(tiles.fusion, whole[None], close[None])
     if region is not None:
-        found = cold_outside(found, at_size(torch.from_numpy(region), (found.shape[1], found.shape[2])))
-    return found[0]
+        both = cold_outside(both, at_size(torch.from_numpy(region), (both.shape[1], both.shape[2])))
+    return both[0]
 
 
 def enlarged(whole: Tensor, size: tuple[int, int]) -> Tensor:
@@ -76,21 +80,20 @@ def expecting(grid: Tensor, expected: Tensor) -> Tensor:
     return grid / torch.from_numpy(cv2.resize(expected.cpu().numpy(), (columns, rows), interpolation=cv2.INTER_LINEAR))
 
 
-def close_grid(look: Callable[[Tensor], Tensor], tile: tuple[int, int], photo: np.ndarray) -> Tensor:
+def close_grid(distances: Callable[[Tensor], Tensor], tile: tuple[int, int], photo: np.ndarray) -> Tensor:
     """How unusual each position of a scaled photo (h, w, 3) in 0…255 is for any tile: (r, c), on the CPU.
 
-    look: tiles (b, 3, H, W) in 0 … 1 to how unusual their positions are. tile: height and width of one.
+    distances: tiles (b, 3, H, W) in 0 … 1 to how unusual their positions are. tile: height and width of one.
     """
     size = photo.shape[0], photo.shape[1]
     padded = padded_to_tiles(photo, tile)
     rows, columns = padded.shape[0] // STRIDE, padded.shape[1] // STRIDE
     total, weight = torch.zeros(rows, columns), torch.zeros(rows, columns)
     for corners, pixels in batches(padded, tile):
-        found = look(pixels).cpu()
-        for (top, left), one in zip(corners, found, strict=True):
-            window = blending_window((top, left), (one.shape[0], one.shape[1]), (rows, columns))
-            place = np.s_[top : top + one.shape[0], left : left + one.shape[1]]
-            total[place] += window * one
+        for (top, left), tile_grid in zip(corners, distances(pixels).cpu(), strict=True):
+            window = blending_window((top, left), (tile_grid.shape[0], tile_grid.shape[1]), (rows, columns))
+            place = np.s_[top : top + tile_grid.shape[0], left : left + tile_grid.shape[1]]
+            total[place] += window * tile_grid
             weight[place] += window
     return (total / weight)[: math.ceil(size[0] / STRIDE), : math.ceil(size[1] / STRIDE)]
 
@@ -99,16 +102,6 @@ def smoothed(grid: Tensor, size: tuple[int, int]) -> Tensor:
     """Values (r, c) at STRIDE as a map of `size`, without its steps."""
     large = cv2.resize(without_border(grid[None])[0].numpy(), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
     return torch.from_numpy(cv2.GaussianBlur(large, (0, 0), SIGMA, borderType=cv2.BORDER_REFLECT))
-
-
-def tile_distances(model: "FittedModel", memory: Memory, pixels: Tensor) -> Tensor:
-    """Tiles (b, 3, H, W) in 0 … 1 to how unusual their patches are: (b, r, c), in units of the distance to expect."""
-    return distances(memory, tile_patches(model, pixels)) / memory.expected
-
-
-def tile_patches(model: "FittedModel", pixels: Tensor) -> Tensor:
-    """Patches (b, r, c, channels) of tiles (b, 3, H, W) in 0 … 1."""
-    return patches_of(model.encoder.in_parts(pixels.to(model.device)))
 
 
 def at_scale(photo: np.ndarray, scale: float, region: np.ndarray | None = None) -> np.ndarray:

@@ -3,13 +3,12 @@
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mambaad_cli.data.images import SUFFIXES, ImageFile, natural_order
-
-SYSTEM_NAMES = ("@eadir", "#recycle", "$recycle.bin", "system volume information", "thumbs.db", "__macosx")
+from mambaad_cli.data.image_files import SUFFIXES, ImageFile, is_hidden, natural_order, unread_suffix
 
 
 class Version(NamedTuple):
@@ -60,6 +59,7 @@ class Arrivals:
         self.folder, self.has_row, self.settle, self.patience = folder, has_row, settle, patience
         self.waiting: dict[str, _Waiting] = {}
         self.present = True  # whether the folder could be listed the last time
+        self.unread: Counter[str] = Counter()  # pictures there of kinds that are not read, by suffix
         self._done: dict[str, Version] = {}  # photos with a row that still lie in the folder
 
     def list_new(self, now: float) -> list[Arrival]:
@@ -110,6 +110,7 @@ class Arrivals:
     def _listed(self) -> Iterator[tuple[str, Version]]:
         """(path below the folder, version) of each image. Raises OSError where the folder itself cannot be listed."""
         entered: set[tuple[int, int]] = set()
+        self.unread = Counter()
         folders = [""]
         while folders:
             below = folders.pop()
@@ -132,15 +133,8 @@ class Arrivals:
                     folders.append(f"{name}/")
                 elif entry.name.lower().endswith(SUFFIXES):
                     yield name, version_of(entry)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name belongs to the system, such as the thumbnails of a NAS, or is hidden.
-
-    >>> is_hidden("@eaDir"), is_hidden(".half.png"), is_hidden("part@eaDir.png")
-    (True, True, False)
-    """
-    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+                elif suffix := unread_suffix(entry.name):
+                    self.unread[suffix] += 1
 
 
 def image_file(folder: Path, name: str) -> ImageFile:

@@ -11,7 +11,8 @@ import numpy as np
 
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection.calibration import ceiling, percent, six_digits
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.product import Calibration
 from mambaad_cli.inspection.row_files import Damaged, Row
 from mambaad_cli.line.drift import RiseTest, ShareTest
 
@@ -119,7 +120,7 @@ class Monitor:
     """
 
     def __init__(
-        self, model: FittedModel, false_alarm: float = 0.01, defects: float = 0.0, history: bool = False
+        self, model: ModelRecord, false_alarm: float = 0.01, defects: float = 0.0, history: bool = False
     ) -> None:
         self.model = model.sha256
         self.rows = self.damaged = self.of_other_models = 0
@@ -130,19 +131,22 @@ class Monitor:
         self._history = history
         self._ask("unreadable", "", ShareTest(TOLERATED), limit=TOLERATED)
         self._ask("unknown", "", ShareTest(TOLERATED), limit=TOLERATED)
-        for product, scores in model.scores.items():
-            if product not in model.held_out:
-                continue  # nothing was promised
-            limit = min(0.99, ceiling(len(scores), model.share_of(scores)) + defects)
-            good = [six_digits(score) for score in scores]
-            self._ask("rejects", product, ShareTest(limit), limit=limit)
-            self._ask("scores", product, RiseTest(good), usual=_quantiles(good))
-        for product, photos in model.photo_statistics.items():
-            for statistic in PhotoStatistics._fields if photos else ():
-                good = [six_digits(getattr(photo, statistic)) for photo in photos]
-                self._ask(statistic, product, RiseTest(good, fall=True), usual=_quantiles(good))
+        for product in model.products.values():
+            if product.calibration is not None:
+                self._ask_of(product.name, product.calibration, defects)
         for check in self._checks.values():
             check.needed *= len(self._checks)  # so that the promise is about all of them together (Bonferroni)
+
+    def _ask_of(self, product: str, measured: Calibration, defects: float) -> None:
+        """The checks of one product, by what was measured of its good images."""
+        if measured.promising:
+            limit = min(0.99, ceiling(len(measured.scores), measured.share) + defects)
+            good = [six_digits(score) for score in measured.scores]
+            self._ask("rejects", product, ShareTest(limit), limit=limit)
+            self._ask("scores", product, RiseTest(good), usual=_quantiles(good))
+        for statistic in PhotoStatistics._fields if measured.photos else ():
+            good = [six_digits(getattr(photo, statistic)) for photo in measured.photos]
+            self._ask(statistic, product, RiseTest(good, fall=True), usual=_quantiles(good))
 
     def _ask(self, name: str, product: str, test: RiseTest | ShareTest, **expected: Any) -> None:
         history = History([], [], []) if self._history else None

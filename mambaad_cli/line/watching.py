@@ -9,13 +9,15 @@ from pathlib import Path
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
+from mambaad_cli.data.image_files import describe_unread
 from mambaad_cli.files import DISK_FULL, shown
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import framed, overlay
 from mambaad_cli.inspection.overlays import colour_scale
-from mambaad_cli.inspection.predict import Prediction, PredictOptions, check_class, predict
+from mambaad_cli.inspection.predict import check_class, predict
+from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, json_line, json_row
 from mambaad_cli.inspection.rows import row as csv_row
+from mambaad_cli.inspection.scorer import Scorer
 from mambaad_cli.line import ledger, moving
 from mambaad_cli.line.arrivals import Arrival, Arrivals, Version, version_of
 from mambaad_cli.line.changes import changes
@@ -47,7 +49,7 @@ class Watch:
 
     def __init__(
         self,
-        model: FittedModel,
+        scorer: Scorer,
         folder: Path,
         output: Path,
         options: WatchOptions,
@@ -60,18 +62,19 @@ class Watch:
         for option, inside in (("--maps", options.maps), ("--move-to", options.move_to)):
             if inside is not None and inside.resolve().is_relative_to(folder.resolve()):
                 raise MambaADError(f"{option} {shown(inside)} lies in the folder that is watched: choose another one")
-        check_class(model, options.predict.class_name)
+        check_class(scorer.products, options.predict.class_name)
         if options.maps is not None:
-            colour_scale(model, next(iter(model.scores), ""))  # refuses a model without a threshold
-        self.model, self.folder, self.options, self.deliveries, self.say = model, folder, options, deliveries, say
+            colour_scale(scorer.products, "")  # refuses a model without a threshold
+        self.scorer, self.folder, self.options, self.deliveries, self.say = scorer, folder, options, deliveries, say
         self.as_json = output.suffix.lower() != ".csv"
-        self.journal = Journal(output, folder, model.sha256, "" if self.as_json else csv_line(COLUMNS))
+        self.journal = Journal(output, folder, scorer.sha256, "" if self.as_json else csv_line(COLUMNS))
         self.mover = None
         if options.move_to is not None:
             self.mover = Mover(folder, options.move_to, self.journal.ledger, options.patience, say)
         self.arrivals = Arrivals(folder, self._has_row, options.settle, options.patience)
         self.stopping = False
         self.counts: Counter[str] = Counter()
+        self._unread_kinds: set[str] = set()  # of pictures that are not read, which were reported
         self._failures = 0  # photos in a row that the model could not score
         for line in self.journal.notices:
             say(line)
@@ -110,6 +113,9 @@ class Watch:
         arrived = self.arrivals.list_new(now)
         if self.arrivals.present != was_present:
             self.say(f"{shown(self.folder)} is {'gone: waiting for it' if was_present else 'back'}")
+        if new_kinds := set(self.arrivals.unread) - self._unread_kinds:
+            self.say(f"left out {describe_unread(self.arrivals.unread)}")
+            self._unread_kinds |= new_kinds
         return arrived
 
     def _has_row(self, name: str, version: Version) -> bool:
@@ -138,7 +144,7 @@ class Watch:
                 self._write_overlay(prediction, self.options.maps)
             photo = self._placed(arrival, prediction.verdict)
             moved_to = {"moved_to": photo.moved_to} if photo.moved_to else {}
-            json_rows.append(json_line(json_row(prediction, self.model.sha256, self.options.regions) | moved_to))
+            json_rows.append(json_line(json_row(prediction, self.scorer.sha256, self.options.regions) | moved_to))
             rows.append(json_rows[-1] if self.as_json else csv_line(csv_row(prediction).values()))
             photos.append(photo)
         try:
@@ -179,16 +185,15 @@ class Watch:
     def _predictions(self, batch: Sequence[Arrival]) -> list[Prediction]:
         """A prediction for each arrival. Where the model fails at one photo, that one has the verdict `error`."""
         files = [arrival.file for arrival in batch if not arrival.problem]
-        wanted = replace(self.options.predict, maps=self.options.maps is not None)
+        wanted = replace(self.options.predict, maps=self.options.maps is not None, endless=True)
         try:
-            # endless: the runtime is that for many photos, however few arrive at once
-            scored = list(predict(self.model, files, wanted, endless=True))
+            scored = list(predict(self.scorer, files, wanted))
         except Exception as error:
             _raise_if_not_of_one_photo(error)
             scored = []
             for arrival in (arrival for arrival in batch if not arrival.problem):
                 try:
-                    scored += predict(self.model, [arrival.file], wanted, endless=True)
+                    scored += predict(self.scorer, [arrival.file], wanted)
                     self._failures = 0
                 except Exception as error:
                     _raise_if_not_of_one_photo(error)
@@ -206,7 +211,7 @@ class Watch:
             return
         path = folder / prediction.file.relative
         path = path if path.suffix == ".png" else path.with_name(f"{path.name}.png")
-        scale = colour_scale(self.model, prediction.class_name)
+        scale = colour_scale(self.scorer.products, prediction.class_name)
         picture = overlay(prediction.picture, prediction.anomaly_map, scale, prediction.inside)
         images.write(path, framed(picture, [region.box for region in prediction.regions or ()]))
 

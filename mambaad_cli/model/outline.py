@@ -45,10 +45,10 @@ def networks_of(settings: Settings, max_parameters: int | None = None) -> tuple[
     return encoder, detector
 
 
-def check_shapes(settings: Settings, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Compare a file's tensors with those of its settings, by name and shape: "encoder.…" and "detector.…".
+def fitting_networks(settings: Settings, shapes: Mapping[str, Sequence[int]]) -> tuple[Encoder, Detector]:
+    """The networks of some settings on the device "meta", if a file's tensors fit them by name and shape.
 
-    shapes: of all tensors of the file. Those with other names are left out.
+    shapes: of all tensors of the file, "encoder.…" and "detector.…"; those with other names are left out.
 
     Raises MambaADError for the first difference.
     """
@@ -63,6 +63,7 @@ def check_shapes(settings: Settings, shapes: Mapping[str, Sequence[int]]) -> Non
         if stored.get(name) != expected.get(name):
             shape, wanted = stored.get(name, "missing"), expected.get(name, "none of that name")
             raise MambaADError(f"its tensors are not those of its settings: {name} is {shape}, expected {wanted}")
+    return encoder, detector
 
 
 @contextmanager

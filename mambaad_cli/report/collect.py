@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.inspection.calibration import six_digits
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import pictures
 from mambaad_cli.report.content import Entry, link_to, urgency, worst_first

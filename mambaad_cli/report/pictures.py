@@ -13,7 +13,7 @@ import numpy as np
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageError
 from mambaad_cli.inspection.heatmap import ColourScale, overlay, thumbnail
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.prediction import Prediction
 
 MAX_BYTES = 11_000_000  # of all pictures together; base64 and the rows of 2,000 images make 20 MB of it
 MAX_SIDE, MIN_SIDE = 384, 64  # pixels of the longer side

@@ -16,14 +16,14 @@ from mambaad_cli.inspection.row_files import Row, RowFile
 from mambaad_cli.report.content import thresholds
 
 if TYPE_CHECKING:
-    from mambaad_cli.inspection.fitted_model import FittedModel
+    from mambaad_cli.inspection.scorer import Scorer
 
 Facts = list[tuple[str, str]]
 PACKAGES = ("torch", "timm", "numpy", "opencv-python-headless")
 
 
 def record(
-    rows: Sequence[Row], files: Sequence[RowFile] = (), model: "tuple[Path, FittedModel] | None" = None
+    rows: Sequence[Row], files: Sequence[RowFile] = (), model: "tuple[Path, Scorer] | None" = None
 ) -> list[tuple[str, Facts]]:
     """Sections of (name, value): this report, its rows, the model, the thresholds, the versions."""
     sections = [("This report", _made()), ("Rows", _sources(rows, files))]
@@ -49,13 +49,15 @@ def _sources(rows: Sequence[Row], files: Sequence[RowFile]) -> Facts:
     return facts
 
 
-def _model(path: Path, model: "FittedModel") -> Facts:
+def _model(path: Path, scorer: "Scorer") -> Facts:
     facts = [("file", str(path)), ("SHA-256", sha256_of(path))]
-    for name, scores in model.scores.items():
-        threshold = model.threshold(name)
-        origin = f"threshold {threshold:.6g}, from {len(scores)} good images"
-        if name in model.held_out:
-            rejects = percent(promise(len(scores), model.share_of(scores)))
+    for name, product in scorer.products.items():
+        measured = product.calibration
+        if measured is None:
+            continue
+        origin = f"threshold {measured.threshold:.6g}, from {len(measured.scores)} good images"
+        if measured.promising:
+            rejects = percent(promise(len(measured.scores), measured.share))
             origin += f"; promises at most {rejects} false rejects on average"
         facts.append((name, origin))
     return facts

@@ -3,12 +3,14 @@
 Letters: n images, b batch, c channels, h × w positions of a stage, H × W pixels.
 """
 
+import hashlib
 import math
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +23,10 @@ from mambaad_cli.data.augmentation import with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.loading import Box, at_size, read_ahead, within
 from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.model_record import Example
+from mambaad_cli.inspection.product import Size
 from mambaad_cli.training.examples import box_of, inside_of, pixels_of
+from mambaad_cli.training.job import Job
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import RunOptions
 
@@ -31,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Views(NamedTuple):
-    """How many views of each image are learnt: itself and moved ones, which may be mirrored too."""
+    """How many views of each image are learnt: itself and moved ones, which may be mirrored as well."""
 
     number: int = 1
     flips: bool = False
@@ -47,82 +51,90 @@ class Group(NamedTuple):
     """Features of the images that the model sees at one size.
 
     stages   (m · views, h, w, c) each: of each of m images itself, then of its moved views
-    close    (r, h, w, c): what a close look sees of each image itself, then of the views that a memory remembers
+    close    (r, h, w, c): what a close view sees of each image itself, then of the moved views that a memory remembers
     """
 
     stages: list[Tensor]
     members: list[int]  # the images' numbers, in the order of the stages
     remembered: list[int]  # views of each, itself among them, that a memory remembers
-    close: Tensor | None = None  # where the model looks closely too
+    close: Tensor | None = None  # where the memory has a close view too
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """The sides of all maps."""
-        maps = self.stages if self.close is None else [*self.stages, self.close]
-        return tuple(side for one in maps for side in one.shape[1:3])
+        """The sides of all maps that the decoder sees."""
+        return tuple(side for stage in self.stages for side in stage.shape[1:3])
 
     def and_those_of(self, other: "Group", first: int) -> "Group":
         """These images, then the other's, whose numbers begin with `first`."""
-        stages = [_joined(own, new) for own, new in zip(self.stages, other.stages, strict=True)]
-        close = None if self.close is None or other.close is None else _joined(self.close, other.close)
+        stages = [_joined(stage, more) for stage, more in zip(self.stages, other.stages, strict=True)]
+        close = [part for part in (self.close, other.close) if part is not None]
         members = self.members + [first + i for i in other.members]
-        return Group(stages, members, self.remembered + other.remembered, close)
+        joined = _joined(*close) if len(close) == 2 else next(iter(close), None)
+        return Group(stages, members, self.remembered + other.remembered, joined)
 
 
-def _joined(own: Tensor, new: Tensor) -> Tensor:
-    return torch.cat([own.to(new.dtype), new])
+def _joined(rows: Tensor, more: Tensor) -> Tensor:
+    return torch.cat([rows.to(more.dtype), more])
+
+
+class Seen(NamedTuple):
+    """What is known of an image besides its features."""
+
+    box: Box | None = None  # where it lies in its letterbox
+    inside: Tensor | None = None  # (H, W) bool: its region of interest, as large as its map; None: all of it
+    photo: PhotoStatistics | None = None  # how it was taken
+    digest: bytes = b""  # of what the encoder sees: equal for copies of one photo
 
 
 class Features:
     """The encoder's features of n images, in memory or in a file, fp32 or bf16: a group for each size."""
 
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        boxes: Sequence[Box | None],
-        views: int = 1,
-        insides: Sequence[Tensor | None] = (),
-        photos: Sequence[PhotoStatistics] = (),
-    ) -> None:
+    def __init__(self, groups: Sequence[Group], seen: Sequence[Seen], views: int = 1) -> None:
         self.groups = [group for group in groups if group.members]
-        self.boxes = list(boxes)
-        # (H, W) bool each: their regions of interest, as large as their maps
-        self.insides = list(insides) or [None] * len(self.boxes)
-        self.photos = list(photos)  # of each image, where its file was read
+        self.seen = list(seen)
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
+        self._remembered = {i: n for group in self.groups for i, n in zip(group.members, group.remembered, strict=True)}
+        self._copies: dict[bytes, list[int]] = {}
+        for i, image in enumerate(self.seen):
+            self._copies.setdefault(image.digest, []).append(i)
         self._close_row_of: dict[int, int] = {}
         for group in self.groups:
             rows = accumulate(group.remembered, initial=0)
             self._close_row_of |= dict(zip(group.members, rows, strict=False))
 
+    def __len__(self) -> int:
+        return len(self.seen)
+
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
-        """Those of some images of one size: one (b, c, h, w) a stage, channels last in memory, float32."""
-        return self._looks(chosen, torch.zeros_like(chosen))
+        """Those of some images of one size: one (b, c, h, w) a stage, channels last in memory, float32.
+
+        What a close view sees comes last, where it is known of all of them.
+        """
+        return self._with_close(chosen, torch.zeros_like(chosen))
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
         """The same for the decoder, of a view of each at random."""
-        return self._rows(
-            chosen, torch.randint(self.views, chosen.shape) if self.views > 1 else torch.zeros_like(chosen)
-        )
+        some = torch.randint(self.views, chosen.shape) if self.views > 1 else torch.zeros_like(chosen)
+        return self._rows(chosen, some)
 
     def remembered_views(self, image: int) -> list[Tensor]:
         """Those of one image and of its moved views that a memory remembers: one (v, c, h, w) a stage."""
-        views = self.groups[self.group_of[image]].remembered[self._row_of[image]]
-        return self._looks(torch.full((views,), image), torch.arange(views))
+        views = self._remembered[image]
+        return self._with_close(torch.full((views,), image), torch.arange(views))
 
     def batches(self, chosen: Sequence[int], device: str) -> Iterator[tuple[list[int], list[Tensor]]]:
         """Some images and their features, a batch of one size at a time, on the device."""
         for number in dict.fromkeys(self.group_of[i] for i in chosen):
-            own = [i for i in chosen if self.group_of[i] == number]
-            for start in range(0, len(own), ENCODED):
-                batch = own[start : start + ENCODED]
+            members = [i for i in chosen if self.group_of[i] == number]
+            for start in range(0, len(members), ENCODED):
+                batch = members[start : start + ENCODED]
                 yield batch, [stage.to(device) for stage in self[torch.tensor(batch)]]
 
     def and_those_of(self, others: "Features") -> "Features":
         """These features, then the others', whose images are numbered on; groups of the same grids become one."""
-        first = len(self.boxes)
+        first = len(self)
         groups = {group.grid: group for group in self.groups}
         for group in others.groups:
             known = groups.get(group.grid)
@@ -130,29 +142,37 @@ class Features:
                 groups[group.grid] = group._replace(members=[first + i for i in group.members])
             else:
                 groups[group.grid] = known.and_those_of(group, first)
-        boxes, insides = [*self.boxes, *others.boxes], [*self.insides, *others.insides]
-        return Features(list(groups.values()), boxes, others.views, insides, [*self.photos, *others.photos])
+        return Features(list(groups.values()), [*self.seen, *others.seen], others.views)
 
-    def inside(self, chosen: Sequence[int], size: tuple[int, int]) -> Tensor | None:
+    def inside(self, chosen: Sequence[int], size: Size) -> Tensor | None:
         """The regions of interest of some images of one size as (b, *size) of bool; None where all of them counts."""
-        found = [self.insides[i] for i in chosen]
-        if all(one is None for one in found):
+        regions = [self.seen[i].inside for i in chosen]
+        if all(region is None for region in regions):
             return None
         whole = torch.ones(size, dtype=torch.bool)
-        return torch.stack([whole if one is None else at_size(one, size) for one in found])
+        return torch.stack([whole if region is None else at_size(region, size) for region in regions])
+
+    def copies_of(self, image: int) -> list[int]:
+        """The images that show exactly the same, this one among them."""
+        digest = self.seen[image].digest
+        return self._copies[digest] if digest else [image]
+
+    def differ(self, images: Sequence[int]) -> bool:
+        """Whether some of the images are no copies of each other."""
+        return len({self.copies_of(i)[0] for i in images}) > 1
 
     def _rows(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
-        images = chosen.tolist()
-        group = self.groups[self.group_of[images[0]]]
-        rows = torch.tensor([self._row_of[i] for i in images]) * self.views + view
+        numbers = chosen.tolist()
+        group = self.groups[self.group_of[numbers[0]]]
+        rows = torch.tensor([self._row_of[i] for i in numbers]) * self.views + view
         return [_of_rows(stage, rows) for stage in group.stages]
 
-    def _looks(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
-        images, found = chosen.tolist(), self._rows(chosen, view)
-        close = self.groups[self.group_of[images[0]]].close
-        if close is None:
-            return found
-        return [*found, _of_rows(close, torch.tensor([self._close_row_of[i] for i in images]) + view)]
+    def _with_close(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
+        numbers, stages = chosen.tolist(), self._rows(chosen, view)
+        close = self.groups[self.group_of[numbers[0]]].close
+        if close is None or not all(self._remembered[i] for i in numbers):
+            return stages
+        return [*stages, _of_rows(close, torch.tensor([self._close_row_of[i] for i in numbers]) + view)]
 
 
 def _of_rows(stage: Tensor, rows: Tensor) -> Tensor:
@@ -160,11 +180,9 @@ def _of_rows(stage: Tensor, rows: Tensor) -> Tensor:
 
 
 def features_of_files(
-    model: FittedModel,
+    job: Job,
     files: Sequence[ImageFile],
     classes: Sequence[str],
-    run: RunOptions,
-    progress: Progress | None = None,
     views_for: Callable[[int], Views] = lambda images: Views(),
 ) -> tuple[Features, list[int]]:
     """Run the encoder once over the files, each at the size of its class: its features, and the indices of the files
@@ -172,106 +190,98 @@ def features_of_files(
 
     Each image has the views that `views_for` says for that many images.
     """
-    progress = progress or Progress()
-    features, readable = _encode_files(model, files, classes, run, progress, views_for(len(files)))
+    features, readable = _encode_files(job, files, classes, views_for(len(files)))
     views = views_for(len(readable))
     if not readable or views.number == features.views:
         return features, readable
     # files that cannot be read leave no trace: the views are those of the readable ones alone
     files, classes = [files[i] for i in readable], [classes[i] for i in readable]
-    return _encode_files(model, files, classes, run, Progress(), views)[0], readable
+    return _encode_files(replace(job, progress=Progress()), files, classes, views)[0], readable
 
 
 def _encode_files(
-    model: FittedModel,
-    files: Sequence[ImageFile],
-    classes: Sequence[str],
-    run: RunOptions,
-    progress: Progress,
-    views: Views,
+    job: Job, files: Sequence[ImageFile], classes: Sequence[str], views: Views
 ) -> tuple[Features, list[int]]:
-    sizes = [model.size_of(name) for name in classes]
-    encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
-    boxes: list[Box | None] = []
-    insides: list[Tensor | None] = []
-    photos: list[PhotoStatistics] = []
+    sizes = [job.input_size(name) for name in classes]
+    cache = Cache(job.run)
+    encoders = {size: _Encoding(job, views.number * count, cache) for size, count in Counter(sizes).items()}
+    seen: list[Seen] = []
     readable: list[int] = []
     paths = [file.path for file in files]
-    for i, one in enumerate(read_ahead(paths, model.wanted(lambda i, shape: sizes[i], classes))):
-        progress.image()
-        if isinstance(one, ImageError):
-            progress.unreadable(one)
+    for i, image in enumerate(read_ahead(paths, job.preparation.wanted(classes))):
+        job.progress.image()
+        if isinstance(image, ImageError):
+            job.progress.unreadable(image)
             continue
         turned = classes[i] in views.turned
-        own = with_moved(one.pixels, views.number, len(readable) + 1, views.flips, turned)
-        encoders[sizes[i]].add(own, len(readable), views.remembered(classes[i]))
+        moved = with_moved(image.pixels, views.number, len(readable) + 1, views.flips, turned)
+        encoders[sizes[i]].add(moved, len(readable), views.remembered(classes[i]))
         readable.append(i)
-        boxes.append(one.box)
-        insides.append(None if one.inside is None else at_size(one.inside, model.map_size(sizes[i])))
-        photos.append(photo_statistics(within(one.pixels, one.box)))
-    groups = [encoder.group() for encoder in encoders.values()]
-    return Features(groups, boxes, views.number, insides, photos), readable
+        inside = None if image.inside is None else at_size(image.inside, job.network.map_size(sizes[i]))
+        photo = photo_statistics(within(image.pixels, image.box))
+        seen.append(Seen(image.box, inside, photo, _digest(image.pixels)))
+    return Features([encoder.group() for encoder in encoders.values()], seen, views.number), readable
 
 
-def features_of_examples(model: FittedModel, run: RunOptions, views: Views) -> Features:
-    """Features of the images that the model carries, and of moved views of them."""
-    sizes = [model.size_of(one.class_name) for one in model.examples]
-    encoders = {size: _Encoding(model, views.number * count, run) for size, count in Counter(sizes).items()}
-    boxes = [box_of(one, size) for one, size in zip(model.examples, sizes, strict=True)]
-    insides = [inside_of(one, model) for one in model.examples]
-    photos: list[PhotoStatistics] = []
-    for i, (one, size) in enumerate(zip(model.examples, sizes, strict=True)):
-        turned, pixels = one.class_name in views.turned, pixels_of(one, size)
-        moved = with_moved(pixels, views.number, i, views.flips, turned)
-        encoders[size].add(moved, i, views.remembered(one.class_name))
-        photos.append(photo_statistics(within(pixels, boxes[i])))
-    return Features([encoder.group() for encoder in encoders.values()], boxes, views.number, insides, photos)
+def _digest(pixels: Tensor) -> bytes:
+    """Of an image as the encoder sees it, whatever its file is."""
+    return hashlib.blake2b((pixels * 255).round().byte().numpy().tobytes(), digest_size=16).digest()
 
 
-def features_of_pixels(
-    model: FittedModel, pictures: Iterable[Tensor], most: int, run: RunOptions, for_memory: bool = True
-) -> Features:
-    """Features of at most so many pictures (3, H, W) of one size, or only what the decoder sees of them."""
-    encoding = _Encoding(model, most, run)
+def features_of_examples(job: Job, examples: Sequence[Example], views: Views) -> Features:
+    """What the decoder sees of the images that a model carries, and of moved views of them."""
+    sizes = [job.map_size(example.class_name) for example in examples]
+    cache = Cache(job.run)
+    encoders = {size: _Encoding(job, views.number * count, cache) for size, count in Counter(sizes).items()}
+    seen: list[Seen] = []
+    for i, (example, size) in enumerate(zip(examples, sizes, strict=True)):
+        turned, pixels = example.class_name in views.turned, pixels_of(example, size)
+        encoders[size].add(with_moved(pixels, views.number, i, views.flips, turned), i, remembered=0)
+        seen.append(Seen(box_of(example, size), inside_of(example, size)))
+    return Features([encoder.group() for encoder in encoders.values()], seen, views.number)
+
+
+def features_of_pixels(job: Job, pictures: Iterable[Tensor], most: int, remembered: bool = True) -> Features:
+    """Features of at most `most` pictures (3, H, W) of one size, or only what the decoder sees of them."""
+    encoding = _Encoding(job, most, Cache(job.run))
     count = 0
     for picture in pictures:
-        encoding.add([picture], count, int(for_memory))
+        encoding.add([picture], count, int(remembered))
         count += 1
-    return Features([encoding.group()], [None] * count)
+    return Features([encoding.group()], [Seen()] * count)
 
 
 class _Encoding:
-    """Pictures of one size on their way through the encoder, a few at a time, into a cache for at most so many."""
+    """Pictures of one size on their way through the encoder, a few at a time, into a cache for at most `most`."""
 
-    def __init__(self, model: FittedModel, most: int, run: RunOptions) -> None:
-        model = model.for_inference()
+    def __init__(self, job: Job, most: int, cache: "Cache") -> None:
+        network = job.fast
         self.members: list[int] = []
         self.remembered: list[int] = []
-        self.all = _Encoded(model.far_features, most, run)
-        self.close = (
-            _Encoded(lambda pixels: [model.close_look(pixels)], most, run) if model.settings.two_looks else None
-        )
+        self.coarse = _Encoded(network.coarse_features, most, cache)
+        two = network.settings.two_looks
+        self.close = _Encoded(lambda pixels: [network.close_view(pixels)], most, cache) if two else None
 
     def add(self, pictures: Iterable[Tensor], member: int, remembered: int = 1) -> None:
-        """The views (3, H, W) of one image, of which a memory remembers the first ones, or none."""
+        """The views (3, H, W) of one image; a memory remembers the first `remembered` of them."""
         self.members.append(member)
         self.remembered.append(remembered)
         for view, picture in enumerate(pictures):
-            self.all.add(picture)
+            self.coarse.add(picture)
             if self.close is not None and view < remembered:
                 self.close.add(picture)
 
     def group(self) -> Group:
         """What was encoded."""
         close = [] if self.close is None else self.close.finished()
-        return Group(self.all.finished(), self.members, self.remembered, close[0] if close else None)
+        return Group(self.coarse.finished(), self.members, self.remembered, close[0] if close else None)
 
 
 class _Encoded:
-    """Maps (n, h, w, c) of at most so many pictures, which are encoded a few at a time."""
+    """Maps (n, h, w, c) of at most `most` pictures, which are encoded a few at a time."""
 
-    def __init__(self, encode: Callable[[Tensor], list[Tensor]], most: int, run: RunOptions) -> None:
-        self.encode, self.most, self.run = encode, most, run
+    def __init__(self, encode: Callable[[Tensor], list[Tensor]], most: int, cache: "Cache") -> None:
+        self.encode, self.most, self.cache = encode, most, cache
         self.waiting: list[Tensor] = []
         self.maps: list[Tensor] = []
         self.done = 0
@@ -285,38 +295,50 @@ class _Encoded:
         """The maps of all pictures."""
         if self.waiting:
             self._encode()
-        return [one[: self.done] for one in self.maps]
+        return [maps[: self.done] for maps in self.maps]
 
     @torch.inference_mode()
     def _encode(self) -> None:
-        pixels = torch.stack(self.waiting).to(self.run.device)
-        maps = [one.permute(0, 2, 3, 1) for one in self.encode(pixels)]
-        self.maps = self.maps or _room(self.most, [tuple(found.shape[1:]) for found in maps], self.run)
-        for own, found in zip(self.maps, maps, strict=True):
-            own[self.done : self.done + len(found)] = found
+        pixels = torch.stack(self.waiting).to(self.cache.run.device)
+        maps = [stage.permute(0, 2, 3, 1) for stage in self.encode(pixels)]
+        self.maps = self.maps or self.cache.allocated(self.most, [tuple(stage.shape[1:]) for stage in maps])
+        for kept, stage in zip(self.maps, maps, strict=True):
+            kept[self.done : self.done + len(stage)] = stage
         self.done += len(self.waiting)
         self.waiting = []
 
 
-def _room(n: int, shapes: Sequence[tuple[int, ...]], run: RunOptions) -> list[Tensor]:
-    """Uninitialised (n, h, w, c) tensors: in memory, or in an unnamed temporary file if they are large."""
-    dtype, sizes = DTYPES[run.cache_dtype], [n * math.prod(shape) for shape in shapes]
-    needed = dtype.itemsize * sum(sizes)
-    if needed <= run.cache_memory:
-        return [torch.empty(n, *shape, dtype=dtype) for shape in shapes]
-    folder = tempfile.gettempdir()
-    if needed > (free := shutil.disk_usage(folder).free):  # if the disk fills up under a mapping, the process is killed
-        raise MambaADError(
-            f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: set TMPDIR to "
-            "a larger disk, or give --cache-dtype bf16 or --cache-memory"
-        )
-    return [_mapped(size, dtype).view(n, *shape) for size, shape in zip(sizes, shapes, strict=True)]
+class Cache:
+    """Room for the features of all images of a training, whatever their sizes and views."""
+
+    def __init__(self, run: RunOptions) -> None:
+        self.run = run
+        self.left = run.cache_memory  # bytes of memory
+
+    def allocated(self, n: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Uninitialised (n, h, w, c) tensors: in memory while there is room, else in an unnamed temporary file each."""
+        dtype, sizes = DTYPES[self.run.cache_dtype], [n * math.prod(shape) for shape in shapes]
+        needed = dtype.itemsize * sum(sizes)
+        if needed <= self.left:
+            self.left -= needed
+            return [torch.empty(n, *shape, dtype=dtype) for shape in shapes]
+        folder = tempfile.gettempdir()
+        if needed > (free := shutil.disk_usage(folder).free):
+            raise MambaADError(
+                f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: set TMPDIR to "
+                "a larger disk, or give --cache-dtype bf16 or --cache-memory"
+            )
+        return [_mapped(size, dtype).view(n, *shape) for size, shape in zip(sizes, shapes, strict=True)]
 
 
 def _mapped(size: int, dtype: torch.dtype) -> Tensor:
     handle, path = tempfile.mkstemp(prefix="mambaad-")
-    os.close(handle)
     try:
+        # blocks that are reserved now cannot be missing later: then the process would be killed
+        os.posix_fallocate(handle, 0, max(1, size * dtype.itemsize))
         return torch.from_file(path, shared=True, size=size, dtype=dtype)
+    except OSError as error:
+        raise MambaADError(f"cannot reserve a file in {Path(path).parent}: {error.strerror}") from error
     finally:
+        os.close(handle)
         Path(path).unlink()  # the mapping keeps the data until the process ends

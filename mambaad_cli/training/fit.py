@@ -1,9 +1,8 @@
-"""Good images in, a calibrated model out: the same steps for a new model and for products added to a model."""
+"""Good images in, a calibrated model out."""
 
 import math
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -11,38 +10,40 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.data.roi import regions_of_interest
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.inspection.model_record import Example, ModelRecord
+from mambaad_cli.inspection.network import new_network
+from mambaad_cli.inspection.product import Product
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model import STRIDES
 from mambaad_cli.model.encoder import pretrained_encoder
-from mambaad_cli.model.settings import Settings, scaled_size, seen_by
-from mambaad_cli.training.budget import limited
-from mambaad_cli.training.describe import describe
-from mambaad_cli.training.examples import example, examples_to_keep, pixels_of, read_as_seen
-from mambaad_cli.training.features import Features, Views, features_of_examples, features_of_files
+from mambaad_cli.model.settings import Settings, seen_by
+from mambaad_cli.training.budget import limited, tile_passes
+from mambaad_cli.training.describe_product import Trained, describe_product, recogniser_of
+from mambaad_cli.training.examples import example, examples_to_keep, read_as_seen
+from mambaad_cli.training.features import Features, Views, features_of_files
 from mambaad_cli.training.good import GoodImages
+from mambaad_cli.training.good_images import GoodFiles, good_images
+from mambaad_cli.training.job import Job, planned_products
 from mambaad_cli.training.loop import OnStep, TrainingLoop, fingerprint, recompute_activations
-from mambaad_cli.training.memories import Looks, remember
+from mambaad_cli.training.memories import RememberedViews, remember
 from mambaad_cli.training.progress import Progress
-from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_of
-from mambaad_cli.training.sizes import median_shape, own_size, shapes_of
+from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, check
+from mambaad_cli.training.request import FitRequest
 from mambaad_cli.training.splits import folds_of, split
-from mambaad_cli.training.suspects import suspects_of, without
+from mambaad_cli.training.suspects import Suspect, suspects_of, without
 from mambaad_cli.training.turns import turned_classes
 
-LEAST_IMAGES = 3
+MIN_IMAGES = 3
 
 
 def fit(
-    files: Sequence[ImageFile],
-    classes: Sequence[str],
+    goods: GoodFiles,
     settings: Settings,
     recipe: Recipe,
     run: RunOptions | None = None,
     progress: Progress | None = None,
-) -> FittedModel:
-    """Train one model on good images by a recipe; `classes` holds one class name for each file.
+) -> ModelRecord:
+    """Train one model on good images by a recipe.
 
     A checkpoint is written every half minute. A resumed training ends with the same weights as one that never stopped.
 
@@ -51,121 +52,79 @@ def fit(
     Mathematics and Artificial Intelligence 2015). Its promise is then only nearly exact.
 
     Under torchrun each process trains on its share of each batch, with the same result as one process except for
-    rounding. Only the first one writes checkpoints and calibrates; the models of the others have no scores.
+    rounding. Only the first one writes checkpoints and describes products; the records of the others know nothing.
 
-    Raises MambaADError for fewer than three readable images, for a checkpoint of another training, and where the
-    temporary folder is too small for the features.
+    Raises MambaADError for choices that do not go together, for fewer than three readable images, for a checkpoint of
+    another training, and where the temporary folder is too small for the features.
     """
-    run = run or RunOptions()
-    if recipe.folds and settings.tiles:
-        raise MambaADError("--folds and --tiles do not go together: tiles hold photos out for the threshold")
-    if recipe.folds and recipe.evidence == "memory":
-        raise MambaADError("--folds are for what is trained: a memory alone compares each image with the others")
+    run, progress = run or RunOptions(), progress or Progress()
+    check(settings, recipe)
     state = None if run.encoder_weights is None else read_state_dict(run.encoder_weights)
     torch.manual_seed(recipe.seed)
     encoder = pretrained_encoder(settings.encoder, STRIDES[settings.detector], state)
-    model = new_model(seen_by(settings, recipe.evidence), encoder).to(run.device)
-    return _teach(model, files, classes, recipe, run, progress or Progress())
+    settings = replace(
+        settings, encoder=encoder.architecture or settings.encoder
+    )  # what a model file can name: a hub's name is none
+    network = new_network(seen_by(settings, recipe.evidence), encoder).to(run.device)
+    network = replace(network, precision=run.precision)
+    products = planned_products(goods, network.settings)
+    job = Job(network, products, recipe, run, progress, goods.masks)
+    return _fit(job, goods)
 
 
-def add(
-    model: FittedModel,
-    files: Sequence[ImageFile],
-    classes: Sequence[str],
-    recipe: Recipe | None = None,
-    run: RunOptions | None = None,
-    progress: Progress | None = None,
-) -> FittedModel:
-    """Teach a fitted model new products, or more images of those it knows, by its own recipe unless one is given.
-
-    Half of what it trains on are the images of the other products that it carries, so that these are not forgotten
-    (rehearsal: Robins, Connection Science 1995). Thresholds are set anew from images that it carries. A product
-    of which it carries none that it was never trained on, because it was fitted with folds or from very few images,
-    has a threshold that promises nothing; a decoder alone keeps the earlier one.
-
-    Raises MambaADError for a model without examples, and for fewer than three readable images.
-    """
-    if not model.examples:
-        raise MambaADError("the model carries no examples of what it knows (--no-examples): fit all products anew")
-    if model.settings.tiles:
-        raise MambaADError("a model with tiles keeps no photos at their own resolution: fit all products anew")
-    if distributed.world() > 1:
-        raise MambaADError("--add runs in one process: leave out torchrun")
-    run, own = run or RunOptions(), recipe_of(model)
-    recipe = recipe or own.for_adding()
-    torch.manual_seed(recipe.seed)
-    grown = _teach(model.to(run.device), files, classes, recipe, run, progress or Progress())
-    grown.recipe = as_dict(replace(own, flips=recipe.flips, max_false_reject=recipe.max_false_reject))
-    return grown
+def fit_request(request: FitRequest, progress: Progress | None = None) -> ModelRecord:
+    """Train a model as it is asked for. Raises MambaADError, before an image is read, for what has no meaning."""
+    request.check()
+    files, classes = good_images(request.good)
+    goods = GoodFiles(files, classes, request.inside, request.ignored, request.masks)
+    return fit(goods, request.settings(), request.recipe(), request.run(), progress)
 
 
-def _teach(
-    model: FittedModel,
-    files: Sequence[ImageFile],
-    classes: Sequence[str],
-    recipe: Recipe,
-    run: RunOptions,
-    progress: Progress,
-) -> FittedModel:
-    """Encode the images, split them, train, compute what describes good images, and keep examples."""
+def _fit(job: Job, goods: GoodFiles) -> ModelRecord:
+    """Encode the images, split them, train, describe the products, and keep examples."""
     began = time.monotonic()
-    model.precision, model.encoder_runtime = run.precision, run.runtime
-    found = shapes_of(files, classes)
-    photos = {name: median_shape(shapes) for name, shapes in found.items()}
-    model.rois |= regions_of_interest(run.inside, run.ignored, photos)
-    model.masks, model.own_masks = run.masks, model.own_masks or run.masks is not None
-    for name, shapes in found.items():
-        model.photos.setdefault(name, photos[name])
-        if model.settings.own_aspect:
-            size = own_size(shapes, math.prod(model.settings.size))
-            model.sizes.setdefault(name, scaled_size(size, model.settings.detail))
-    if run.checkpoint_activations:
-        recompute_activations(model.detector)
-    mark = "" if run.checkpoint is None else fingerprint(model, files, classes, recipe)
-    good, readable = _good_images(model, files, classes, recipe, run, progress)
-    rehearsed = len(model.examples)
-    two = model.settings.two_looks
-    good, memories = _remembered(good, [files[i] for i in readable], rehearsed, two, recipe, run, progress)
-    stopped_before = run.resume and run.checkpoint is not None and run.checkpoint.exists()
-    if not stopped_before:
-        encoded = len(good.names) * good.features.views
-        recipe = limited(recipe, encoded, len(set(good.names)), time.monotonic() - began)
-    loop = None
-    if recipe.evidence != "memory":
-        batches = _balanced(good.train, rehearsed) if rehearsed else good.train
-        loop = TrainingLoop(model.detector, good.features, batches, recipe, run, mark)
-        with distributed.joined(run.device):
-            loop.train(_on_whole(progress, loop, recipe.folds, 0))
+    job = with_fingerprint(job, goods)
+    good, files = new_images(job, goods)
+    good, memories = remembered(job, good, files)
+    with distributed.joined(job.run.device):
+        seconds = distributed.from_first(time.monotonic() - began)
+        job = within_minutes(job, good, seconds)
+        loop = train(job, good, good.train)
+        trained = [Trained(job.network, good.train)]
+        if loop is not None and job.recipe.folds:
+            trained += _folds(job, good, loop)
+    if loop is not None:
+        job = job.by(replace(loop.recipe, max_false_reject=job.recipe.max_false_reject,
+                             keep_examples=job.recipe.keep_examples))  # fmt: skip
     if distributed.rank() > 0:
-        return model
-
-    model.max_false_reject = recipe.max_false_reject
-    trained = recipe if loop is None else loop.recipe
-    free = replace(trained, max_false_reject=recipe.max_false_reject, keep_examples=recipe.keep_examples)
-    model.recipe = as_dict(free)
-    learnt = good.train if recipe.evidence == "decoder" else [*good.train, *good.held_out]
-    model.trained_on = dict(Counter(model.trained_on) + Counter(good.names[i] for i in learnt if i >= rehearsed))
-    describe(model, good, recipe, run, memories)
-    if recipe.folds and loop is not None:
-        model.scores = _cross_fitted_scores(model, good, loop, run, progress, memories)
-        model.held_out = set(model.scores)
-    if recipe.keep_examples:
-        _keep_examples(model, good, [files[i] for i in readable])
-    return model
+        return ModelRecord(job.network, job.products)
+    job.network.detector.eval()
+    products = [
+        replace(describe_product(job, good, name, memories.get(name), trained), images=learnt_from(job, good, name))
+        for name in dict.fromkeys(good.names)
+    ]
+    record = recognising(job, good, ModelRecord(job.network, recipe=as_dict(job.recipe)).with_products(*products))
+    return record if not job.recipe.keep_examples else replace(record, examples=new_examples(job, good))
 
 
-def _good_images(
-    model: FittedModel,
-    files: Sequence[ImageFile],
-    classes: Sequence[str],
-    recipe: Recipe,
-    run: RunOptions,
-    progress: Progress,
-) -> tuple[GoodImages, list[int]]:
-    """The images that the model carries and the new ones, split; and the indices of the files that could be read."""
-    carried = len(model.examples)
+def with_fingerprint(job: Job, goods: GoodFiles, known: ModelRecord | None = None) -> Job:
+    """The training, ready for checkpoints, and sparing with memory where that is asked for."""
+    if job.run.checkpoint_activations:
+        recompute_activations(job.network.detector)
+    if job.run.checkpoint is None:
+        return job
+    return replace(job, run=replace(job.run, fingerprint=fingerprint(job, goods, known)))
 
-    turned = turned_classes(model, files, classes, recipe.seed) if recipe.turns else frozenset()
+
+def new_images(job: Job, goods: GoodFiles, carried: int = 0) -> tuple[GoodImages, list[ImageFile]]:
+    """The features of the photos, split into those that are learnt from and those that are held out; and their files.
+
+    carried: how many images the model carries, which share the moved views.
+    Raises MambaADError for too few readable images.
+    """
+    recipe = job.recipe
+    turned = turned_classes(job, goods.files, goods.classes) if recipe.turns else frozenset()
+    turned |= {name for name, product in job.products.items() if product.turned}
 
     def views_for(images: int) -> Views:
         number = recipe.views // max(1, carried + images)
@@ -173,66 +132,106 @@ def _good_images(
             number = 1  # a memory gains nothing from views that are only slightly moved
         return Views(max(2 if recipe.flips else 1, number), recipe.flips, turned)
 
-    new, readable = features_of_files(model, files, classes, run, progress, views_for)
-    if len(readable) < LEAST_IMAGES:
-        raise MambaADError(f"{len(readable)} readable images: at least {LEAST_IMAGES} good images are needed to fit")
-    names = [classes[i] for i in readable]
-    train, held_out = (list(range(len(names))), []) if recipe.folds else split(names, recipe.seed)
-    if not carried:
-        features: Features = new
-    else:
-        features = features_of_examples(model, run, Views(new.views, recipe.flips, turned)).and_those_of(new)
-        names = [one.class_name for one in model.examples] + names
-        unseen = [i for i, one in enumerate(model.examples) if one.held_out]
-        train = sorted(set(range(carried)) - set(unseen)) + [carried + i for i in train]
-        held_out = unseen + [carried + i for i in held_out]
+    features, readable = features_of_files(job, goods.files, goods.classes, views_for)
+    if len(readable) < MIN_IMAGES:
+        raise MambaADError(f"{len(readable)} readable images: at least {MIN_IMAGES} good images are needed to fit")
+    files, names = [goods.files[i] for i in readable], [goods.classes[i] for i in readable]
+    learnt, held_out = (list(range(len(names))), []) if recipe.folds else split(names, recipe.seed)
+    learnt, held_out = _without_copies(features, learnt, held_out)
 
     def pixels(i: int) -> Tensor | None:
-        if i < carried:
-            return pixels_of(model.examples[i], model.size_of(names[i]))
-        one = read_as_seen(files[readable[i - carried]].path, model.wanted(model.size_of(names[i]), names[i]))
-        return None if one is None else one.pixels
+        image = read_as_seen(files[i].path, job.preparation.wanted(names[i]))
+        return None if image is None else image.pixels
 
-    paths = [files[i].path for i in readable] if not carried else ()
-    return GoodImages(features, names, train, held_out, pixels, turned, paths), readable
+    return GoodImages(features, names, learnt, held_out, pixels, turned, [file.path for file in files]), files
 
 
-def _remembered(
-    good: GoodImages,
-    files: Sequence[ImageFile],
-    carried: int,
-    two: bool,
-    recipe: Recipe,
-    run: RunOptions,
-    progress: Progress,
-) -> tuple[GoodImages, dict[str, Looks]]:
+def _without_copies(features: Features, train: Sequence[int], held_out: Sequence[int]) -> tuple[list[int], list[int]]:
+    """A held-out image of which a copy is learnt from tells nothing of new images: it is learnt from as well."""
+    learnt = set(train)
+    copies = {i for i in held_out if not learnt.isdisjoint(features.copies_of(i))}
+    return sorted(learnt | copies), [i for i in held_out if i not in copies]
+
+
+def remembered(
+    job: Job, good: GoodImages, files: Sequence[ImageFile], carried: int = 0
+) -> tuple[GoodImages, dict[str, RememberedViews]]:
     """Build the memories of the images of each class; tell which new images are least like the others, and leave out as
     many as the recipe says."""
+    recipe = job.recipe
     if recipe.evidence == "decoder" and not recipe.drop_suspects:
         return good, {}
-    memories = {name: _memory(good, name, two, recipe, run) for name in dict.fromkeys(good.names)}
-    found = [one for one in suspects_of(good, memories, run) if one.number >= carried]
-    dropped = found if recipe.drop_suspects == "auto" else found[: recipe.drop_suspects]
-    progress.suspects([(files[one.number - carried], one.oddness, one.place) for one in found], len(dropped))
-    left = without(good, [one.number for one in dropped])
-    changed = dict.fromkeys(good.names[one.number] for one in dropped)
-    return left, memories | {name: _memory(left, name, two, recipe, run) for name in changed}
+    memories = {name: _memory(job, good, name, carried) for name in _new_names(good, carried)}
+    suspects = suspects_of(good.from_number(carried), memories, job.run.device)
+    dropped = suspects if recipe.drop_suspects == "auto" else suspects[: recipe.drop_suspects]
+    job.progress.suspects([_named(suspect, files, carried) for suspect in suspects], len(dropped))
+    left = without(good, [suspect.number for suspect in dropped])
+    changed = dict.fromkeys(good.names[suspect.number] for suspect in dropped)
+    if recipe.evidence == "decoder":
+        return left, {}  # they only told what is odd
+    return left, memories | {name: _memory(job, left, name, carried) for name in changed}
 
 
-def _memory(good: GoodImages, name: str, two: bool, recipe: Recipe, run: RunOptions) -> Looks:
-    own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
-    return remember(good, own, two, recipe, run)
+def _new_names(good: GoodImages, carried: int) -> list[str]:
+    new = good.from_number(carried)
+    return list(dict.fromkeys(new.names[i] for i in sorted({*new.train, *new.held_out})))
 
 
-def _balanced(train: Sequence[int], carried: int) -> list[int]:
-    """The images to train on, where the first `carried` are old: as many old as new, so the fewer are repeated.
+def _named(suspect: Suspect, files: Sequence[ImageFile], carried: int) -> tuple[ImageFile, float, tuple[float, float]]:
+    return files[suspect.number - carried], suspect.oddness, suspect.place
 
-    >>> _balanced([0, 1, 2, 3, 4], 3)
-    [0, 1, 2, 3, 4, 3]
+
+def _memory(job: Job, good: GoodImages, name: str, carried: int) -> RememberedViews:
+    images = [i for i in good.of(name) if i >= carried]
+    return remember(job, good, images, job.products[name].learnt.memories)
+
+
+def within_minutes(job: Job, good: GoodImages, seconds: float) -> Job:
+    """The training with what its time limit leaves, once encoding has taken some seconds."""
+    run = job.run
+    if run.resume and run.checkpoint is not None and run.checkpoint.exists():
+        return job  # it goes on as the stopped run began
+    encoded = len(good.names) * good.features.views
+    return job.by(limited(job.recipe, encoded, len(set(good.names)), seconds, tile_passes(job, good)))
+
+
+def train(job: Job, good: GoodImages, batches: Sequence[int]) -> TrainingLoop | None:
+    """Train the decoder; nothing where the memory is all evidence."""
+    if job.recipe.evidence == "memory":
+        return None
+    loop = TrainingLoop(job.network.detector, good.features, batches, job.recipe, job.run)
+    loop.train(_on_whole(job.progress, loop, job.recipe.folds, 0))
+    return loop
+
+
+def _folds(job: Job, good: GoodImages, loop: TrainingLoop) -> list[Trained]:
+    """A shorter training for each fold, on the others alone.
+
+    Finished folds are in the checkpoint, so that a stopped training resumes with the next fold.
     """
-    old, new = [i for i in train if i < carried], [i for i in train if i >= carried]
-    longest = max(len(old), len(new))
-    return [group[i % len(group)] for group in (old, new) for i in range(longest)]
+    recipe, steps, run = loop.recipe, _fold_steps(loop), job.run
+    parts = folds_of(good.names, recipe.folds, recipe.seed)
+    folds = []
+    for number, part in enumerate(parts):
+        torch.manual_seed(recipe.seed + 1 + number)
+        network = new_network(job.network.settings, job.network.encoder).to(run.device)
+        network = replace(network, precision=run.precision)
+        copies = {copy for i in part for copy in good.features.copies_of(i)}
+        learnt = sorted(set(good.train) - copies) or sorted(set(good.train) - set(part))
+        if number < len(loop.folds):
+            network.detector.load_state_dict(loop.folds[number])
+        else:
+            if run.checkpoint is not None:
+                loop.save(run.checkpoint)
+            if run.checkpoint_activations:
+                recompute_activations(network.detector)
+            short = TrainingLoop(network.detector, good.features, learnt, recipe, replace(run, checkpoint=None))
+            short.recipe, short.steps = replace(short.recipe, max_minutes=None), steps
+            short.train(_on_whole(job.progress, loop, recipe.folds, loop.steps + number * steps))
+            loop.folds.append({name: value.detach().cpu() for name, value in network.detector.state_dict().items()})
+        network.detector.eval()
+        folds.append(Trained(network, learnt, frozenset(part)))
+    return folds
 
 
 def _on_whole(progress: Progress, loop: TrainingLoop, folds: int, before: int) -> OnStep:
@@ -248,46 +247,31 @@ def _fold_steps(loop: TrainingLoop) -> int:
     return math.ceil(loop.steps / 2)
 
 
-def _cross_fitted_scores(
-    model: FittedModel,
-    good: GoodImages,
-    loop: TrainingLoop,
-    run: RunOptions,
-    progress: Progress,
-    memories: Mapping[str, Looks],
-) -> dict[str, list[float]]:
-    """Scores of all images, by class, each from a model that was trained on the other folds alone.
-
-    Finished folds are in the checkpoint, so that a stopped training resumes with the next fold.
-    """
-    recipe, steps = loop.recipe, _fold_steps(loop)
-    parts = folds_of(good.names, recipe.folds, recipe.seed)
-    for fold in range(len(loop.fold_scores), len(parts)):
-        if run.checkpoint is not None:
-            loop.save(run.checkpoint)
-        torch.manual_seed(recipe.seed + 1 + fold)
-        train = sorted(set(range(len(good.names))) - set(parts[fold]))
-        detector = new_model(model.settings, model.encoder).detector.to(run.device)
-        other = replace(model, detector=detector, scores={}, statistics={})
-        short = TrainingLoop(detector, good.features, train, recipe, replace(run, checkpoint=None))
-        short.recipe, short.steps = replace(short.recipe, max_minutes=None), steps
-        short.train(_on_whole(progress, loop, recipe.folds, loop.steps + fold * steps))
-        describe(other, good._replace(train=train, held_out=parts[fold]), recipe, run, memories, scored=0)
-        loop.fold_scores.append(other.scores)
-    scores: dict[str, list[float]] = {}
-    for found in loop.fold_scores:
-        for name, own in found.items():
-            scores.setdefault(name, []).extend(own)
-    return scores
+def learnt_from(job: Job, good: GoodImages, name: str) -> int:
+    """How many images a product is learnt from: a memory learns from held-out ones as well."""
+    return len(good.trained_of(name) if job.recipe.evidence == "decoder" else good.of(name))
 
 
-def _keep_examples(model: FittedModel, good: GoodImages, files: Sequence[ImageFile]) -> None:
-    """Add some of the new images to those that the model carries."""
-    carried, held_out = len(model.examples), set(good.held_out)
+def recognising(job: Job, good: GoodImages, record: ModelRecord) -> ModelRecord:
+    """The record with what distinguishes its products, and how far good images of each lie from it."""
+    recogniser, farthest = recogniser_of(job, good)
+    measured: list[Product] = []
+    for name, distance in farthest.items():
+        product = record.products[name]
+        if product.calibration is not None:
+            measured.append(replace(product, calibration=replace(product.calibration, farthest=distance)))
+    return replace(record.with_products(*measured), recogniser=recogniser)
+
+
+def new_examples(job: Job, good: GoodImages, carried: int = 0) -> tuple[Example, ...]:
+    """Some of the new images, as the decoder sees them, to be carried by the model."""
+    held_out = set(good.held_out)
+    kept = []
     for i in examples_to_keep(good.names, good.train, good.held_out):
-        if i < carried:
+        path = good.paths[i]
+        if i < carried or path is None:
             continue
         name = good.names[i]
-        one = example(files[i - carried].path, name, i in held_out, model.wanted(model.size_of(name), name))
-        if one is not None:
-            model.examples.append(one)
+        carried_image = example(path, name, i in held_out, job.preparation.wanted(name, size=job.map_size(name)))
+        kept += [] if carried_image is None else [carried_image]
+    return tuple(kept)

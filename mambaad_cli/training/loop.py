@@ -22,12 +22,15 @@ from torch import Tensor, nn
 
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.data.augmentation import cut_paste
-from mambaad_cli.data.images import ImageFile
 from mambaad_cli.files import written_whole
-from mambaad_cli.inspection.fitted_model import FittedModel, rounding
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.product import region_digest
 from mambaad_cli.model.data_parallel import WholeBatchRandom, share_batch_norms
 from mambaad_cli.model.detector import Detector
+from mambaad_cli.model.precision import reproducible, rounding
 from mambaad_cli.training.features import Features
+from mambaad_cli.training.good_images import GoodFiles
+from mambaad_cli.training.job import Job
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_from
 
 SAVE_EVERY = 30.0  # seconds between checkpoints
@@ -39,25 +42,21 @@ class TrainingLoop:
     """One training, with all that changes from step to step, so that it can be stopped and resumed."""
 
     def __init__(
-        self,
-        detector: Detector,
-        features: Features,
-        train: Sequence[int],
-        recipe: Recipe,
-        run: RunOptions,
-        fingerprint: str = "",
+        self, detector: Detector, features: Features, train: Sequence[int], recipe: Recipe, run: RunOptions
     ) -> None:
-        self.detector, self.features, self.run, self.fingerprint = detector, features, run, fingerprint
+        self.detector, self.features, self.run = detector, features, run
+        self.fingerprint = run.fingerprint
         self.images = len(train)
         self.groups = _by_size(features, train)
         self.turns: list[tuple[int, int]] = []  # of each step so far: which group, and which of its batches
+        self.done = [0] * len(self.groups)  # batches of each group so far
         self.recipe = recipe
         self.steps = recipe.steps_for(len(train), self.batch)
         self.optimizer = detector.optimizer(recipe.lr)
         if recipe.dropout:
             detector.dropout = recipe.dropout  # type: ignore[attr-defined]
         self.step = 0
-        self.fold_scores: list[dict[str, list[float]]] = []  # of the folds, which are trained afterwards
+        self.folds: list[dict[str, Tensor]] = []  # weights of the folds' detectors, which are trained afterwards
         self.orders: dict[int, tuple[int, Tensor]] = {}  # of each group the last epoch and its order
         if distributed.world() > self.batch:
             raise MambaADError(
@@ -110,7 +109,10 @@ class TrainingLoop:
         corrupted = [cut_paste(whole)] if self.recipe.cut_paste else []
         batch, *seen = ([stage[own].to(self.run.device) for stage in stages] for stages in (whole, *corrupted))
         self.optimizer.zero_grad(set_to_none=True)
-        with WholeBatchRandom(own, n) if distributed.world() > 1 else nullcontext():
+        with (
+            WholeBatchRandom(own, n) if distributed.world() > 1 else nullcontext(),
+            reproducible(self.run.device),
+        ):
             with rounding(self.run.precision, self.run.device):
                 loss = self.detector.loss(batch, *seen) * ((own.stop - own.start) / n)
             loss.backward()
@@ -127,11 +129,11 @@ class TrainingLoop:
         take turns in proportion to their images.
         """
         while len(self.turns) <= step:
-            done = [sum(own == number for own, _ in self.turns) for number in range(len(self.groups))]
             shares = [len(group) / self.images for group in self.groups]
-            due = [share * (len(self.turns) + 1) - n for share, n in zip(shares, done, strict=True)]
+            due = [share * (len(self.turns) + 1) - done for share, done in zip(shares, self.done, strict=True)]
             number = max(range(len(due)), key=due.__getitem__)
-            self.turns.append((number, done[number]))
+            self.turns.append((number, self.done[number]))
+            self.done[number] += 1
         number, turn = self.turns[step]
         n, batch = len(self.groups[number]), self.batch
         positions = range(turn * batch, (turn + 1) * batch)
@@ -167,12 +169,14 @@ class TrainingLoop:
         for i, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in values.items()}
         tensors |= {f"random.{name}": state for name, state in _random_state(self.run.device).items()}
+        for number, weights in enumerate(self.folds):
+            tensors |= {f"fold.{number}.{name}": tensor for name, tensor in weights.items()}
         facts = {
             "step": self.step,
             "steps": self.steps,
             "recipe": as_dict(self.recipe),
             "fingerprint": self.fingerprint,
-            "fold_scores": self.fold_scores,
+            "folds": len(self.folds),
         }
         with written_whole(path) as half:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -188,8 +192,9 @@ class TrainingLoop:
             raise MambaADError(f"{path} is a checkpoint of other images or settings: fit without --resume")
         try:
             self.recipe = recipe_from(facts["recipe"], str(path))
-            self.step, self.steps, self.fold_scores = facts["step"], facts["steps"], facts["fold_scores"]
+            self.step, self.steps = facts["step"], facts["steps"]
             tensors = load_file(path)
+            self.folds = [_below(tensors, f"fold.{number}.") for number in range(facts["folds"])]
             self.detector.load_state_dict(_below(tensors, "detector."))
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": _nested(_below(tensors, "optimizer.")), "param_groups": groups})
@@ -279,20 +284,26 @@ def _whole_steps() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def fingerprint(model: FittedModel, files: Sequence[ImageFile], classes: Sequence[str], recipe: Recipe) -> str:
+def fingerprint(job: Job, goods: GoodFiles, known: ModelRecord | None = None) -> str:
     """Identifies a training by the names, classes and bytes of its images, its settings, encoder and recipe.
 
     It leaves out the choices that a resumed training takes from the stopped one, and those that may change freely.
+    known: the model that products are added to, whose weights and examples the training begins with.
     """
     free = {"batch", "lr", "epochs", "max_minutes", "max_false_reject", "keep_examples"}
-    choices = {name: value for name, value in as_dict(recipe).items() if name not in free}
-    named = [[str(file.path), name] for file, name in zip(files, classes, strict=True)]
-    digest = hashlib.sha256(json.dumps([named, asdict(model.settings), choices], sort_keys=True).encode())
-    for file in files:
+    choices = {name: value for name, value in as_dict(job.recipe).items() if name not in free}
+    named = [[str(file.path), name] for file, name in zip(goods.files, goods.classes, strict=True)]
+    digest = hashlib.sha256(json.dumps([named, asdict(job.network.settings), choices], sort_keys=True).encode())
+    for file in goods.files:
         digest.update(_digest(file.path))
-    for mask in model.rois.values():
-        digest.update(mask.tobytes())
-    for tensor in model.encoder.state_dict().values():
+    for product in job.products.values():
+        digest.update(region_digest(product.region, product.own_masks).encode())
+    if goods.masks is not None:
+        digest.update(goods.masks.digest().encode())
+    tensors = [*job.network.encoder.state_dict().values()]
+    if known is not None:
+        tensors += [*job.network.detector.state_dict().values(), *(example.encoded for example in known.examples)]
+    for tensor in tensors:
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
 

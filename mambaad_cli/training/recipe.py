@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mambaad_cli import MambaADError
-from mambaad_cli.data.roi import MaskFolder, Wish
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli import MambaADError, distributed
+from mambaad_cli.inspection.calibration import check_share
+from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.model.settings import PRESETS, Settings
 
+EVIDENCE = ("decoder", "memory", "both")
 MOST_STEPS = 1000  # at most, unless epochs or minutes are given
 ADDING_STEPS, ADDING_LR = 100, 0.5  # steps, and the share of the learning rate, when a product is added
 ADDING_VIEWS = 2  # factor on the moved views, which old and new images share
@@ -104,30 +105,30 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_of(model: FittedModel) -> Recipe:
+def recipe_of(record: ModelRecord) -> Recipe:
     """The recipe that a model was trained by.
 
     Files of format 1 do not hold it. Then it is the recipe of the preset that has the model's detector and loss, with
     the distance that the model measures. Raises MambaADError for a recipe of a newer version.
     """
-    if model.recipe:
-        return replace(recipe_from(model.recipe, "the model"), max_false_reject=model.max_false_reject)
-    name = next(name for name, own in PRESETS.items() if own.detector == model.settings.detector)
-    if model.settings.options.get("loss") == "mse":
+    if record.recipe:
+        return recipe_from(record.recipe, "the model")
+    settings = record.network.settings
+    name = next(name for name, preset in PRESETS.items() if preset.detector == settings.detector)
+    if settings.options.get("loss") == "mse":
         name = "paper"
-    expected = any(bool(scale.expected.any()) for scales in model.statistics.values() for scale in scales)
+    statistics = [scale for product in record.products.values() for scale in product.learnt.statistics]
     return replace(
         RECIPES[name],
-        distance="mahalanobis" if model.statistics else "published",
+        distance="mahalanobis" if statistics else "published",
         evidence="decoder",
-        expected_distance=expected,
-        max_false_reject=model.max_false_reject,
+        expected_distance=any(bool(scale.expected.any()) for scale in statistics),
     )
 
 
 def recipe_from(choices: Mapping[str, Any], source: str) -> Recipe:
     """A recipe as it was written into the file of `source`. Raises MambaADError for choices that are not known."""
-    known = {one.name for one in fields(Recipe)}
+    known = {field.name for field in fields(Recipe)}
     if unknown := sorted(set(choices) - known):
         raise MambaADError(f"{source} was trained by another version of mambaad, which knew {', '.join(unknown)}")
     try:
@@ -143,8 +144,7 @@ def as_dict(recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a training runs, and where its photos count. The former does not change what is learnt, except for
-    rounding."""
+    """Where and how a training runs. It does not change what is learnt, except for rounding."""
 
     device: str = "cpu"
     precision: str = "fp32"  # of matrix products: fp32 or bf16
@@ -154,10 +154,42 @@ class RunOptions:
     checkpoint_activations: bool = False  # compute activations again in the backward pass, to save memory
     checkpoint: Path | None = None  # written every half minute; the caller removes it once the model is saved
     resume: bool = False  # continue from that checkpoint
-    inside: tuple[Wish, ...] = ()  # regions of interest
-    ignored: tuple[Wish, ...] = ()  # regions that do not count
-    masks: MaskFolder | None = None  # a mask for each photo
-    runtime: str = "torch"  # of the encoder, see FittedModel.for_inference
+    fingerprint: str = ""  # of the training that the checkpoint must be of
+    runtime: str = "torch"  # of the encoder, see TorchScorer.expecting
+
+
+def check(settings: Settings, recipe: Recipe) -> None:
+    """Raises MambaADError for choices that do not go together, before an image is read."""
+    choices = {
+        "evidence": EVIDENCE,
+        "distance": ("published", "mahalanobis"),
+        "schedule": ("constant", "step", "cosine"),
+    }
+    for name, allowed in choices.items():
+        if getattr(recipe, name) not in allowed:
+            raise MambaADError(f"no {name} {getattr(recipe, name)!r}: choose {', '.join(allowed)}")
+    check_share(recipe.max_false_reject)
+    if settings.detector == "memory" and recipe.evidence != "memory":
+        raise MambaADError(f"--detector memory has no decoder: leave out --evidence {recipe.evidence}")
+    if recipe.evidence == "both" and recipe.distance == "published":
+        raise MambaADError("--evidence both needs the distances of the preset small: others show the decoder alone")
+    if recipe.folds == 1 or recipe.folds < 0:
+        raise MambaADError(f"{recipe.folds} folds: expected 0, or 2 or more")
+    if recipe.folds and distributed.world() > 1:
+        raise MambaADError("--folds runs in one process: leave out torchrun")
+    if recipe.folds and settings.tiles:
+        raise MambaADError("--folds and --tiles do not go together: tiles hold photos out for the threshold")
+    if recipe.folds and recipe.evidence == "memory":
+        raise MambaADError("--folds has no effect with --evidence memory: leave it out")
+    if recipe.batch < 1 or recipe.memory_size < 1 or not recipe.lr > 0:
+        raise MambaADError("expected at least one image per batch, one patch in the memory and a learning rate above 0")
+    if recipe.epochs is not None and recipe.epochs < 1:
+        raise MambaADError(f"{recipe.epochs} epochs: expected 1 or more")
+    if recipe.max_minutes is not None and not recipe.max_minutes > 0:
+        raise MambaADError(f"{recipe.max_minutes:g} minutes: expected more than 0")
+    dropped = recipe.drop_suspects
+    if (isinstance(dropped, str) and dropped != "auto") or (isinstance(dropped, int) and dropped < 0):
+        raise MambaADError(f"drop_suspects is {dropped!r}: expected a number of images, or auto")
 
 
 def preset(name: str) -> tuple[Settings, Recipe]:

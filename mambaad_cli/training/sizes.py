@@ -31,13 +31,14 @@ def _rounded(side: float) -> int:
 
 def shapes_of(files: Sequence[ImageFile], classes: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
     """(height, width) of some files of each class, from their headers. A class without a readable file is left out."""
-    found = {}
+    shapes_by_class = {}
     for name in dict.fromkeys(classes):
-        own = [file for file, other in zip(files, classes, strict=True) if other == name]
-        shapes = [shape for file in own[:: -(-len(own) // LOOKED_AT)] if (shape := _shape(file)) is not None]
+        of_class = [file for file, other in zip(files, classes, strict=True) if other == name]
+        some = of_class[:: -(-len(of_class) // LOOKED_AT)]
+        shapes = [shape for file in some if (shape := _shape(file)) is not None]
         if shapes:
-            found[name] = shapes
-    return found
+            shapes_by_class[name] = shapes
+    return shapes_by_class
 
 
 def median_shape(shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:

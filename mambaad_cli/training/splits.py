@@ -17,9 +17,9 @@ def split(classes: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
     generator = torch.Generator().manual_seed(seed)
     held_out: list[int] = []
     for name in dict.fromkeys(classes):
-        own = [i for i, other in enumerate(classes) if other == name]
-        order = torch.randperm(len(own), generator=generator).tolist()
-        held_out += [own[j] for j in order[: len(own) // HELD_OUT]]
+        of_class = [i for i, other in enumerate(classes) if other == name]
+        order = torch.randperm(len(of_class), generator=generator).tolist()
+        held_out += [of_class[j] for j in order[: len(of_class) // HELD_OUT]]
     left = set(range(len(classes))) - set(held_out)
     return sorted(left), sorted(held_out)
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mambaad_cli.training.good import GoodImages
-from mambaad_cli.training.memories import Looks, compare
-from mambaad_cli.training.recipe import RunOptions
+from mambaad_cli.training.memories import RememberedViews, compare_closest
 
-SIZE = 1000  # patches of the memory that images are compared with
-ODD = 3.5  # deviations (by the median absolute deviation of the logarithms) from which an image is a suspect
-FEWEST = 8  # images of a product that tell what is odd
+PATCHES = 1000  # of the memory that images are compared with
+ODD_DEVIATIONS = 3.5  # by the median absolute deviation of the logarithms: from there an image is a suspect
+MIN_IMAGES = 8  # of a product, that tell what is odd
 
 
 class Suspect(NamedTuple):
@@ -27,24 +26,24 @@ class Suspect(NamedTuple):
     place: tuple[float, float]  # x, y of its oddest place, in shares of its width and height
 
 
-def suspects_of(good: GoodImages, memories: Mapping[str, Looks], run: RunOptions) -> list[Suspect]:
-    """The suspects among all images, the oddest first. memories: of the images of each product."""
-    found: list[Suspect] = []
-    for name in dict.fromkeys(good.names):
-        own = [i for i in sorted({*good.train, *good.held_out}) if good.names[i] == name]
-        if len(own) < FEWEST:
+def suspects_of(good: GoodImages, memories: Mapping[str, RememberedViews], device: str) -> list[Suspect]:
+    """The suspects among images, the oddest first. memories: of the images of each product."""
+    suspects: list[Suspect] = []
+    for name in memories:
+        images = good.of(name)
+        if len(images) < MIN_IMAGES:
             continue
-        looks = tuple(one.first(SIZE) for one in memories[name])
-        maps = compare(looks, good, own, run, closest=True)[0].maps
+        views = tuple(view.first(PATCHES) for view in memories[name])
+        maps = compare_closest(views, good, images, device).maps
         peaks = maps.flatten(1).amax(1).clamp(min=1e-6).log().cpu().numpy()
         centre = np.median(peaks)
         spread = 1.4826 * np.median(np.abs(peaks - centre)) or 1.0
-        for i, one, oddness in zip(own, maps, (peaks - centre) / spread, strict=True):
-            if oddness > ODD:
-                y, x = np.unravel_index(int(one.argmax()), one.shape)
-                place = (float((x + 0.5) / one.shape[1]), float((y + 0.5) / one.shape[0]))
-                found.append(Suspect(i, float(oddness), place))
-    return sorted(found, key=lambda one: -one.oddness)
+        for i, image_map, oddness in zip(images, maps, (peaks - centre) / spread, strict=True):
+            if oddness > ODD_DEVIATIONS:
+                y, x = np.unravel_index(int(image_map.argmax()), image_map.shape)
+                place = (float((x + 0.5) / image_map.shape[1]), float((y + 0.5) / image_map.shape[0]))
+                suspects.append(Suspect(i, float(oddness), place))
+    return sorted(suspects, key=lambda suspect: -suspect.oddness)
 
 
 def without(good: GoodImages, dropped: Sequence[int]) -> GoodImages:

@@ -15,10 +15,11 @@ from torch import Tensor
 from mambaad_cli.data.augmentation import moved
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, at_size
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.network import Network
 from mambaad_cli.model.memory import patches_of, whitening_of
 from mambaad_cli.training.examples import read_as_seen
 from mambaad_cli.training.features import ENCODED
+from mambaad_cli.training.job import Job
 
 TRIED = 8  # images: half of them are known, half are to be explained
 VIEWS = 7  # of each known image
@@ -29,33 +30,33 @@ BLOCK = 512  # patches that others are compared with at a time: their distances 
 
 
 @torch.inference_mode()
-def turned_classes(model: FittedModel, files: Sequence[ImageFile], classes: Sequence[str], seed: int) -> frozenset[str]:
-    """The classes whose products lie any way round, from TRIED of their images each."""
-    generator = torch.Generator().manual_seed(seed)
-    folded = model.for_inference()
-    folded.settings = replace(folded.settings, detail=1.0)  # at the decoder's size, which is enough for this
-    found = set()
+def turned_classes(job: Job, files: Sequence[ImageFile], classes: Sequence[str]) -> frozenset[str]:
+    """The classes whose products lie any way round, from a few of their images each."""
+    generator = torch.Generator().manual_seed(job.recipe.seed)
+    network = job.fast
+    network = replace(network, settings=replace(network.settings, detail=1.0))  # the decoder's size is enough for this
+    turned = set()
     for name in dict.fromkeys(classes):
-        own = [file.path for file, other in zip(files, classes, strict=True) if other == name]
-        some = [own[i] for i in torch.randperm(len(own), generator=generator)[:TRIED].tolist()]
-        wanted = model.wanted(model.map_size(model.size_of(name)), name)
-        pictures = [one for path in some if (one := read_as_seen(path, wanted)) is not None]
-        if len(pictures) >= 2 and turning_pays(folded, pictures) < PAYS:
-            found.add(name)
-    return frozenset(found)
+        paths = [file.path for file, other in zip(files, classes, strict=True) if other == name]
+        some = [paths[i] for i in torch.randperm(len(paths), generator=generator)[:TRIED].tolist()]
+        wanted = job.preparation.wanted(name, size=job.map_size(name))
+        pictures = [image for path in some if (image := read_as_seen(path, wanted)) is not None]
+        if len(pictures) >= 2 and turning_pays(network, pictures) < PAYS:
+            turned.add(name)
+    return frozenset(turned)
 
 
-def turning_pays(model: FittedModel, pictures: Sequence[Input]) -> float:
+def turning_pays(network: Network, pictures: Sequence[Input]) -> float:
     """How far some images lie from turned views of the others, in units of how far from slightly moved ones."""
     known, others = pictures[: len(pictures) // 2], pictures[len(pictures) // 2 :]
-    plain = _patches(model, [one.pixels for one in known])
+    plain = _patches(network, [image.pixels for image in known])
     mean, whitening = whitening_of(plain)
-    seen = [(_some(_of_interest(model, one)) - mean) @ whitening for one in others]
+    seen = [(_some(_of_interest(network, image)) - mean) @ whitening for image in others]
 
     def distance(turned: bool) -> float:
-        views = [view for i, one in enumerate(known) for view in moved(one.pixels, VIEWS, seed=i, turned=turned)]
-        near = (torch.cat([plain, _patches(model, views)]) - mean) @ whitening
-        return float(torch.stack([_nearest(one, near).quantile(UNUSUAL) for one in seen]).mean())
+        views = [view for i, image in enumerate(known) for view in moved(image.pixels, VIEWS, seed=i, turned=turned)]
+        near = (torch.cat([plain, _patches(network, views)]) - mean) @ whitening
+        return float(torch.stack([_nearest(patches, near).quantile(UNUSUAL) for patches in seen]).mean())
 
     return distance(turned=True) / max(distance(turned=False), 1e-12)
 
@@ -74,15 +75,15 @@ def _some(patches: Tensor) -> Tensor:
     return patches[chosen.to(patches.device)]
 
 
-def _of_interest(model: FittedModel, one: Input) -> Tensor:
+def _of_interest(network: Network, image: Input) -> Tensor:
     """The patches (p, c) of an image that lie in its region of interest."""
-    patches = patches_of(model.features(one.pixels[None].to(model.device)))[0]
-    if one.inside is None:
+    patches = patches_of(network.features(image.pixels[None].to(network.device)))[0]
+    if image.inside is None:
         return patches.flatten(0, 1)
-    return patches[at_size(one.inside, (patches.shape[0], patches.shape[1])).to(patches.device)]
+    return patches[at_size(image.inside, (patches.shape[0], patches.shape[1])).to(patches.device)]
 
 
-def _patches(model: FittedModel, pictures: Sequence[Tensor]) -> Tensor:
+def _patches(network: Network, pictures: Sequence[Tensor]) -> Tensor:
     """All patches (p, c) of pictures (3, H, W) of one size."""
     batches = [torch.stack(list(pictures[i : i + ENCODED])) for i in range(0, len(pictures), ENCODED)]
-    return torch.cat([patches_of(model.features(one.to(model.device))).flatten(0, 2) for one in batches])
+    return torch.cat([patches_of(network.features(batch.to(network.device))).flatten(0, 2) for batch in batches])

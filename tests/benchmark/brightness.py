@@ -3,16 +3,22 @@
 Every number is known: an image of one grey value v has a map of v / 255 everywhere.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from torch import Tensor, nn
 
 from mambaad_cli.data.datasets import Sample
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import Network
+from mambaad_cli.inspection.product import Product
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.encoder import Encoder
 from mambaad_cli.model.settings import Settings
+from tests.conftest import calibrated
 
 SIZE = (64, 64)
 
@@ -32,12 +38,26 @@ class Brightness(nn.Module):
         return self.gain * features[0].amax(1)
 
 
-def brightness_model(threshold: float | None = None, size: tuple[int, int] = SIZE) -> FittedModel:
-    """Calls an image anomalous if any of its pixels is brighter than the threshold, 0…255."""
-    model = FittedModel(Settings(size=size), Encoder(Seen(), [3], [0.0] * 3, [1.0] * 3), Brightness())
-    model.scores = {} if threshold is None else {"nut": [float(np.float32(threshold) / np.float32(255))]}
-    model.held_out = set(model.scores)
-    return model
+def brightness_model(
+    threshold: float | None = None,
+    size: tuple[int, int] = SIZE,
+    scores: Mapping[str, float] | None = None,
+    promising: Collection[str] = ("nut", "gear"),
+    **settings: Any,
+) -> TorchScorer:
+    """Calls an image anomalous if any of its pixels is brighter than the threshold of nuts, 0…255.
+
+    scores: instead of the threshold, one calibration score in 0 … 1 of each product. promising: products whose
+    thresholds come from images that were held out. settings: other fields of Settings.
+    """
+    network = Network(Settings(size=size, **settings), Encoder(Seen(), [3], [0.0] * 3, [1.0] * 3), Brightness())
+    if scores is None:
+        scores = {} if threshold is None else {"nut": float(np.float32(threshold) / np.float32(255))}
+    products = {
+        name: calibrated(Product(name, size, images=1), [score], promising=name in promising)
+        for name, score in scores.items()
+    }
+    return TorchScorer(ModelRecord(network, products))
 
 
 def write(path: Path, picture: np.ndarray) -> Path:

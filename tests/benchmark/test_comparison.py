@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from mambaad_cli import MambaADError, __version__
+from mambaad_cli.api import FittedModel
 from mambaad_cli.benchmark import comparison as study
 from mambaad_cli.benchmark import comparison_results
 from mambaad_cli.benchmark import evaluation as evaluate
 from mambaad_cli.benchmark.comparison import Budget, Comparison, ComparisonOptions, Dataset
 from mambaad_cli.benchmark.comparison_variants import Variant, ablation, choose, recipes
 from mambaad_cli.data import images
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.training import fit
 from mambaad_cli.training.recipe import RECIPES, Recipe
-from tests.conftest import TINY, picture
+from tests.conftest import TINY, picture, record_of
 
 SIZE = (64, 64)
 VARIANTS = [
@@ -65,9 +66,9 @@ def fitted(tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> list[tup
     """Instead of fitting, an untrained model; returns what was asked for: (scan order, seed) each."""
     calls = []
 
-    def pretend(files: Any, classes: Any, settings: Any, recipe: Recipe, *_: Any) -> FittedModel:
+    def pretend(goods: Any, settings: Any, recipe: Recipe, *_: Any) -> ModelRecord:
         calls.append((settings.options.get("order", "hilbert"), recipe.seed))
-        return tiny_model
+        return record_of(tiny_model)
 
     monkeypatch.setattr(fit, "fit", pretend)
     return calls
@@ -84,13 +85,13 @@ def run(data: Dataset, tmp_path: Path) -> Callable[..., Comparison]:
     return compared
 
 
-def failing(which: str, error: BaseException, fit_: Callable[..., FittedModel]) -> Callable[..., FittedModel]:
+def failing(which: str, error: BaseException, fit_: Callable[..., ModelRecord]) -> Callable[..., ModelRecord]:
     """The same fit, but for one scan order."""
 
-    def fails(files: Any, classes: Any, settings: Any, *how: Any) -> FittedModel:
+    def fails(goods: Any, settings: Any, *how: Any) -> ModelRecord:
         if settings.options.get("order", "hilbert") == which:
             raise error
-        return fit_(files, classes, settings, *how)
+        return fit_(goods, settings, *how)
 
     return fails
 
@@ -257,7 +258,7 @@ def test_a_bug_keeps_its_traceback(
 def test_where_nothing_can_be_fitted_the_first_reason_is_the_error(
     run: Callable[..., Comparison], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any, **__: Any) -> FittedModel:
+    def fails(*_: Any, **__: Any) -> ModelRecord:
         raise MambaADError("2 readable images")
 
     monkeypatch.setattr(fit, "fit", fails)
@@ -308,7 +309,7 @@ def test_a_recipe_is_fitted_with_what_it_changes(
     run: Callable[..., Comparison], tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(fit, "fit", lambda files, classes, settings, recipe, *_: asked.append(recipe) or tiny_model)
+    monkeypatch.setattr(fit, "fit", lambda goods, settings, recipe, *_: asked.append(recipe) or record_of(tiny_model))
     run([one._replace(encoder="test_resnet") for one in recipes()[:3]])
     same = replace(RECIPES["small"], epochs=1, keep_examples=False)
     alone = same.showing("decoder")

@@ -5,18 +5,19 @@ import torch
 
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import detectors
-from mambaad_cli.inspection.fitted_model import new_model
+from mambaad_cli.inspection.network import new_network
 from mambaad_cli.model.settings import Settings
 from tests.benchmark.rows import UNIAD
 
 
 def test_parameters_are_those_of_encoder_and_detector_with_their_batch_norms() -> None:
-    model = new_model(Settings(UNIAD.detector, UNIAD.encoder, options=UNIAD.options))
-    trained = sum(parameter.numel() for parameter in model.detector.parameters())
+    network = new_network(Settings(UNIAD.detector, UNIAD.encoder, options=UNIAD.options))
+    trained = sum(parameter.numel() for parameter in network.detector.parameters())
     one = detectors.build(UNIAD)
     assert one.trained == trained
-    assert one.parameters == trained + sum(parameter.numel() for parameter in model.encoder.parameters())
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.model.encoder.modules())
+    assert one.network is not None
+    assert one.parameters == trained + sum(parameter.numel() for parameter in network.encoder.parameters())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in one.network.encoder.modules())
 
 
 def test_encoder_matched_rows_share_the_papers_encoder() -> None:

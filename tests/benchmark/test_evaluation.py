@@ -1,7 +1,6 @@
 """Evaluation against scikit-learn on a tiny real model, and cases worked by hand on one whose map is the brightness."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,27 @@ from mambaad_cli.benchmark.evaluation_tables import notes, to_csv, to_json, to_m
 from mambaad_cli.benchmark.metrics import PixelMetrics
 from mambaad_cli.data import datasets, images
 from mambaad_cli.data.datasets import Sample
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import new_network
+from mambaad_cli.inspection.prediction import Prediction
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.encoder import build_encoder
 from mambaad_cli.model.settings import Settings
 from tests.benchmark.brightness import SIZE, brightness_model, grey, write
 from tests.benchmark.test_evaluation_tables import printed, rows_of
 
 
-def tiny_model() -> FittedModel:
+def tiny_model(size: tuple[int, int] = SIZE) -> TorchScorer:
     torch.manual_seed(0)
-    settings = Settings(encoder="test_resnet", size=SIZE, options={"depths": (1, 1, 1, 1), "directions": 2})
-    model = new_model(settings, encoder=build_encoder("test_resnet", (4, 8, 16)))
-    model.detector.eval()
-    return model
+    settings = Settings(encoder="test_resnet", size=size, options={"depths": (1, 1, 1, 1), "directions": 2})
+    network = new_network(settings, encoder=build_encoder("test_resnet", (4, 8, 16)))
+    network.detector.eval()
+    return TorchScorer(ModelRecord(network))
+
+
+def published_maps(model: TorchScorer, pictures: torch.Tensor) -> torch.Tensor:
+    network = model.record.network
+    return network.published_maps(network.features(pictures), (pictures.shape[2], pictures.shape[3]))
 
 
 def textured_tree(root: Path) -> dict[Path, np.ndarray]:
@@ -55,12 +61,12 @@ def textured_tree(root: Path) -> dict[Path, np.ndarray]:
     return masks
 
 
-def expected_metrics(samples: list[Sample], masks: dict[Path, np.ndarray], model: FittedModel) -> list[float]:
+def expected_metrics(samples: list[Sample], masks: dict[Path, np.ndarray], model: TorchScorer) -> list[float]:
     """The seven of one class by scikit-learn, image by image, masks scaled by Pillow."""
     maps, truths, weights = [], [], []
     for sample in samples:
         with torch.inference_mode():
-            maps.append(model.anomaly_maps(images.resize(images.read(sample.path), SIZE)[None])[0].numpy())
+            maps.append(published_maps(model, images.resize(images.read(sample.path), SIZE)[None])[0].numpy())
         mask = np.array(Image.fromarray(masks[sample.path]).resize(SIZE[::-1], Image.Resampling.NEAREST))
         regions = cv2.connectedComponents(mask.astype(np.uint8))[1]
         truths.append(mask)
@@ -148,8 +154,7 @@ def test_mask_of_a_letterboxed_image_lies_on_the_image_alone(tmp_path):
     picture, mask = np.full((32, 64), 50, np.uint8), np.zeros((32, 64), np.uint8)
     picture[:, :16] = mask[:, :16] = 255
     bad = Sample(write(tmp_path / "1.png", picture), "nut", "test", "bent", write(tmp_path / "1_mask.png", mask))
-    model = brightness_model(90)
-    model.settings = Settings(size=SIZE, letterbox=True)
+    model = brightness_model(90, letterbox=True)
     (one,) = evaluate.evaluate(model, [bad]).classes
     assert one.pixel == PixelMetrics(1.0, 1.0, 1.0, 1.0)
 
@@ -158,13 +163,12 @@ def test_mask_of_a_letterboxed_image_lies_on_the_image_alone(tmp_path):
 def test_pixel_metrics_at_the_size_of_the_photos(tmp_path, monkeypatch, exact_pixels):
     monkeypatch.setattr(evaluate, "MAX_EXACT_PIXELS", exact_pixels)
     samples = [grey(tmp_path, "bent", value, square=slice(9, 22)) for value in (60, 90)]
-    model = tiny_model()
+    model = tiny_model(size=(32, 32))
     shapes = {sample.path: images.read(sample.path).shape[:2] for sample in samples}
-    model.settings = replace(model.settings, size=(32, 32))
     truths = [cv2.imread(str(sample.mask), cv2.IMREAD_GRAYSCALE) > 0 for sample in samples]
     with torch.inference_mode():
         pictures = [images.resize(images.read(sample.path), (32, 32))[None] for sample in samples]
-        maps = [model.anomaly_maps(one)[0].numpy() for one in pictures]
+        maps = [published_maps(model, one)[0].numpy() for one in pictures]
     large = [cv2.resize(one, shapes[sample.path][::-1]) for sample, one in zip(samples, maps, strict=True)]
     assert large[0].shape == truths[0].shape != maps[0].shape
     (one,) = evaluate.evaluate(model, samples, EvaluationOptions(full_size=True)).classes
@@ -228,7 +232,7 @@ def test_unreadable_image_is_left_out_listed_and_counted(tmp_path):
 
 def test_score_that_is_not_a_number_is_an_error_never_a_good_image(tmp_path):
     model = brightness_model(15)
-    model.detector.gain = float("nan")
+    model.record.network.detector.gain = float("nan")
     evaluation = evaluate.evaluate(model, [grey(tmp_path, "good", 10)])
     assert len(evaluation.classes[0].unreadable) == 1
     assert evaluation.classes[0].results == []
@@ -282,9 +286,7 @@ def test_false_rejects_and_recall_are_those_of_the_models_own_threshold(tmp_path
 
 def test_each_class_is_judged_by_its_own_threshold_whatever_its_folders_are_called(tmp_path):
     samples = [grey(tmp_path / "nut", "good", 20, "gear"), grey(tmp_path / "gear", "good", 20, "nut")]
-    model = brightness_model()
-    model.scores = {"nut": [0.01], "gear": [0.5]}
-    model.trained_on = {"nut": 1, "gear": 1}
+    model = brightness_model(scores={"nut": 0.01, "gear": 0.5})
     gear, nut = evaluate.evaluate(model, samples).classes
     assert (gear.false_rejects, nut.false_rejects) == (Proportion(0, 1), Proportion(1, 1))
 
@@ -301,8 +303,7 @@ def test_model_without_threshold_has_metrics_but_no_counts_of_mistakes(tmp_path)
 
 
 def test_a_threshold_from_training_images_is_noted(tmp_path):
-    model = brightness_model(15)
-    model.held_out = set()
+    model = brightness_model(15, promising=())
     evaluation = evaluate.evaluate(model, [grey(tmp_path, "good", 10)])
     (note,) = notes(evaluation)
     assert note.startswith("the threshold comes from training images")
@@ -310,23 +311,21 @@ def test_a_threshold_from_training_images_is_noted(tmp_path):
 
 
 def test_classes_whose_threshold_comes_from_training_images_are_named(tmp_path):
-    model = brightness_model()
-    model.scores = {"nut": [0.01], "gear": [0.5]}
-    model.held_out = {"nut"}
+    model = brightness_model(scores={"nut": 0.01, "gear": 0.5}, promising=("nut",))
     samples = [grey(tmp_path, "good", 10, name) for name in ("nut", "gear", "bolt")]
     evaluation = evaluate.evaluate(model, samples)
     assert [one.held_out for one in evaluation.classes] == [True, False, False]  # a bolt has gear's
-    (note,) = notes(evaluation)
+    unknown = "bolt: the model was not trained on this class"
+    (note,) = (note for note in notes(evaluation) if note != unknown)
     assert note.startswith("gear, bolt: the threshold comes from training images")
     whole = json.loads(to_json(evaluation))
     assert (whole["held_out"], [one["held_out"] for one in whole["classes"]]) == (False, [True, False, False])
-    model.held_out = {"nut", "gear"}
-    assert notes(evaluate.evaluate(model, samples)) == []
+    model = brightness_model(scores={"nut": 0.01, "gear": 0.5})
+    assert notes(evaluate.evaluate(model, samples)) == [unknown]
 
 
 def test_class_that_the_model_never_saw_is_noted(tmp_path):
     model = brightness_model(15)
-    model.trained_on = {"nut": 5}
     samples = [grey(tmp_path, "good", 10, "nut"), grey(tmp_path, "good", 10, "gear")]
     assert notes(evaluate.evaluate(model, samples)) == ["gear: the model was not trained on this class"]
 

@@ -10,6 +10,7 @@ from mambaad_cli.benchmark.evaluation_sheets import check_sheets, worst, write_w
 from mambaad_cli.data import images
 from mambaad_cli.inspection.heatmap import VERDICT_COLOURS
 from tests.benchmark.brightness import brightness_model, grey
+from tests.conftest import calibrated
 
 
 def has_colour(sheet: np.ndarray, verdict: str) -> bool:
@@ -23,8 +24,7 @@ def test_worst_are_the_mistakes_furthest_from_their_thresholds(tmp_path):
         grey(tmp_path, "good", 150, "gear"),  # 1.5 thresholds, less than nut's 60
         grey(tmp_path, "bent", 40, "gear"),  # 0.4 thresholds, less than nut's 20
     ]
-    model = brightness_model()
-    model.scores = {"nut": [40 / 255], "gear": [101 / 255]}
+    model = brightness_model(scores={"nut": 40 / 255, "gear": 101 / 255})
     evaluation = evaluate.evaluate(model, samples)
 
     def values(results: list[ImageResult]) -> list[int]:
@@ -60,7 +60,9 @@ def test_a_sheet_dims_what_lies_outside_the_region_of_interest(tmp_path):
     evaluation = evaluate.evaluate(model, samples)
     (path,) = write_worst(evaluation, model, tmp_path / "whole")
     assert (images.read(path) == 20).all(2).sum() > 200**2
-    model.trained_on, model.rois = {"nut": 5}, {"nut": np.arange(64) >= np.full((64, 1), 32)}  # the right half
+    right_half = np.arange(64) >= np.full((64, 1), 32)
+    nut = calibrated(model.products["nut"].under(region=right_half), [200 / 255])
+    model = model.with_record(model.record.with_products(nut))
     (path,) = write_worst(evaluation, model, tmp_path / "half")
     sheet = images.read(path)
     assert 0.4 * 200**2 < (sheet == 20).all(2).sum() < 0.6 * 224**2

@@ -36,7 +36,8 @@ def two_classes(tmp_path):
         *(grey(tmp_path, "good", value, "[i]a|b") for value in (1, 2)),
         *(grey(tmp_path, "[red]torn", value, "[i]a|b") for value in (14, 40, 50)),
     ]
-    return evaluate.evaluate(brightness_model(15), samples)
+    thresholds = {"nut": 15 / 255, "[i]a|b": 15 / 255}
+    return evaluate.evaluate(brightness_model(scores=thresholds, promising=thresholds), samples)
 
 
 def test_markdown_holds_both_tables_as_papers_print_them(two_classes):

@@ -4,6 +4,7 @@ Nothing here asserts how long something takes.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from mambaad_cli.benchmark import detectors, memory, speed
 from mambaad_cli.benchmark.detectors import BuiltDetector, DetectorSpec
 from mambaad_cli.benchmark.passes import training_step
 from mambaad_cli.benchmark.speed import Benchmark, SpeedResult, Timing
-from mambaad_cli.inspection import model_file as modelfile
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.inspection import store
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import Network, new_network
 from mambaad_cli.model.settings import Settings
 from tests.benchmark.rows import MAMBAAD, RD4AD, SIZE, UNIAD
 
@@ -57,30 +59,33 @@ def test_threads_are_as_before_after_a_run(measured: Benchmark) -> None:
 
 
 def test_training_steps_learn_and_leave_the_detector_scoring() -> None:
-    model = detectors.build(UNIAD).model
-    before = model.detector.project_out.weight.clone()
-    training_step(model, SIZE)()
-    assert not torch.equal(model.detector.project_out.weight, before)
+    built = detectors.build(UNIAD)
+    assert built.network is not None
+    detector = built.network.detector
+    before = detector.project_out.weight.clone()
+    training_step(built.network, SIZE)()
+    assert not torch.equal(detector.project_out.weight, before)
 
     result = SpeedResult(UNIAD, SIZE)
-    speed._time_training([BuiltDetector(UNIAD, model, 0, 0)], [result], Timing(seconds=0.01))
+    speed._time_training([built], [result], Timing(seconds=0.01))
     assert len(result.training) >= speed.MIN_ROUNDS
-    assert not model.detector.training
+    assert not detector.training
 
 
 def test_bf16_passes_and_fitted_models_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
     path = tmp_path / "parts.safetensors"
-    modelfile.save(new_model(Settings(MAMBAAD.detector, MAMBAAD.encoder, SIZE, options=MAMBAAD.options)), path)
+    settings = Settings(MAMBAAD.detector, MAMBAAD.encoder, SIZE, options=MAMBAAD.options)
+    store.save(ModelRecord(new_network(settings)), path)
     row = detectors.fitted(path)
     assert (row.name, row.detector, row.encoder) == ("parts.safetensors", "mambaad", "test_resnet")
-    anomaly_maps, seen = FittedModel.anomaly_maps, []
+    anomaly_maps, seen = Network.anomaly_maps, []
 
-    def watched(model: FittedModel, images: torch.Tensor) -> torch.Tensor:
-        seen.append((len(images), torch.is_autocast_enabled("cpu")))
-        return anomaly_maps(model, images)
+    def watched(network: Network, features: list[torch.Tensor], *rest: Any) -> torch.Tensor:
+        seen.append((len(features[0]), torch.is_autocast_enabled("cpu")))
+        return anomaly_maps(network, features, *rest)
 
-    monkeypatch.setattr(FittedModel, "anomaly_maps", watched)
+    monkeypatch.setattr(Network, "anomaly_maps", watched)
     (result,) = speed.run([row], [SIZE], Timing(seconds=0.01, batch=3, precision="bf16")).results
     assert result.error == ""
     assert result.batch == 3
@@ -92,14 +97,14 @@ def test_bf16_passes_and_fitted_models_are_measured(tmp_path: Path, monkeypatch:
 
 
 def test_a_row_that_runs_out_of_memory_says_so_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    anomaly_maps = FittedModel.anomaly_maps
+    anomaly_maps = Network.anomaly_maps
 
-    def greedy(model: FittedModel, images: torch.Tensor) -> torch.Tensor:
-        if model.settings.detector == "rd4ad":
+    def greedy(network: Network, features: list[torch.Tensor], *rest: Any) -> torch.Tensor:
+        if network.settings.detector == "rd4ad":
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried …\nframe 1")
-        return anomaly_maps(model, images)
+        return anomaly_maps(network, features, *rest)
 
-    monkeypatch.setattr(FittedModel, "anomaly_maps", greedy)
+    monkeypatch.setattr(Network, "anomaly_maps", greedy)
     monkeypatch.setattr(memory, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
     mambaad, rd4ad, uniad = speed.run([MAMBAAD, RD4AD, UNIAD], [SIZE], Timing(seconds=0.01, batch=1)).results
     assert rd4ad.error == "out of memory"
@@ -125,14 +130,14 @@ def test_a_row_that_cannot_be_built_says_so_in_its_place(monkeypatch: pytest.Mon
 
 
 def test_a_batch_too_large_leaves_the_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    anomaly_maps = FittedModel.anomaly_maps
+    anomaly_maps = Network.anomaly_maps
 
-    def small(model: FittedModel, images: torch.Tensor) -> torch.Tensor:
-        if len(images) > 2:
+    def small(network: Network, features: list[torch.Tensor], *rest: Any) -> torch.Tensor:
+        if len(features[0]) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return anomaly_maps(model, images)
+        return anomaly_maps(network, features, *rest)
 
-    monkeypatch.setattr(FittedModel, "anomaly_maps", small)
+    monkeypatch.setattr(Network, "anomaly_maps", small)
     monkeypatch.setattr(memory, "_peaks_of_a_process", lambda row, sizes, precision: [None] * len(sizes))
     (asked,) = speed.run([UNIAD], [SIZE], Timing(seconds=0.01, batch=4)).results
     assert asked.error == "throughput: out of memory"

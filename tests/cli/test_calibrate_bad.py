@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.cli.fit import parse_drop
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.overlays import write_suspects
+from mambaad_cli.inspection.product import ScoredDefect
 from tests.cli.test_commands import model, run  # noqa: F401 (model is a fixture)
+from tests.conftest import calibrated, with_products, with_scores
 
 
 def test_known_defects_are_counted_with_an_interval_and_change_nothing(
@@ -18,8 +19,7 @@ def test_known_defects_are_counted_with_an_interval_and_change_nothing(
     model: Path,  # noqa: F811
     goods: Path,
 ) -> None:
-    tiny_model.scores = {"nut": [-1e9, 1e9], "bolt": [-1e9]}
-    model_file.save(tiny_model, model)
+    with_scores(tiny_model, {"nut": [-1e9, 1e9], "bolt": [-1e9]}).save(model)
     before = model.read_bytes()
     result = run("calibrate", model, "--bad", goods)
     assert result.exit_code == 0, result.output
@@ -27,16 +27,20 @@ def test_known_defects_are_counted_with_an_interval_and_change_nothing(
     assert "bolt: misses 0 of 6 known defects; with 95% confidence the true share is 0% to 45.9%" in result.stdout
     assert "would find them all, and reject 1 of 2 good images" in result.stdout
     assert model.read_bytes() == before
+    stamp = model.stat().st_mtime_ns
+    run("calibrate", model, "--bad", goods)
+    assert model.stat().st_mtime_ns == stamp  # a question writes nothing
 
 
 def test_what_thresholds_promise_and_find_is_one_json_object(
     goods: Path, tiny_model: FittedModel, tmp_path: Path
 ) -> None:
     path = tmp_path / "tiny.safetensors"
-    tiny_model.scores = {"nut": [-1e9, 1e9], "bolt": [-1e9]}
-    tiny_model.held_out = {"nut"}
-    tiny_model.simulated = {"nut": [("spot", 5.0, 2e9), ("spot", 9.0, 0.0)]}
-    model_file.save(tiny_model, path)
+    known = with_scores(tiny_model, {"nut": [-1e9, 1e9], "bolt": [-1e9]})
+    defects = (ScoredDefect("spot", 5.0, 2e9), ScoredDefect("spot", 9.0, 0.0))
+    nut = calibrated(known.products["nut"], [-1e9, 1e9], simulated=defects)
+    bolt = calibrated(known.products["bolt"], [-1e9], promising=False)
+    with_products(known, nut, bolt).save(path)
     result = run("calibrate", path, "--bad", goods, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

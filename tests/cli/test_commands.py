@@ -28,18 +28,19 @@ from typer.testing import CliRunner, Result
 
 import mambaad_cli
 from mambaad_cli import MambaADError
+from mambaad_cli.api import FittedModel
 from mambaad_cli.cli import app
 from mambaad_cli.cli.fit_progress import FitProgress
 from mambaad_cli.data import images
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.calibration import six_digits
-from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.recalibration import product_name
+from mambaad_cli.inspection import store
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import Network
+from mambaad_cli.inspection.recalibrate import product_name
 from mambaad_cli.model.settings import PRESETS
 from mambaad_cli.training import loop
 from mambaad_cli.training.recipe import RECIPES
-from tests.conftest import TINY, picture
+from tests.conftest import TINY, picture, with_scores
 from tests.training.conftest import VIEWS
 
 ROOT = Path(mambaad_cli.__file__).parent.parent
@@ -62,6 +63,22 @@ def complaint(result: Result) -> str:
     return result.stderr[len("mambaad: ") : -1]
 
 
+def images_learnt(path: Path) -> dict[str, int]:
+    """How many images each product of a model file was learnt from."""
+    return {name: product.images for name, product in store.load(path).products.items()}
+
+
+def scores_in(record: ModelRecord) -> dict[str, list[float]]:
+    """The calibration scores of each product that has some."""
+    return {name: list(product.scores) for name, product in record.products.items() if product.calibration}
+
+
+def photos_in(record: ModelRecord, name: str) -> list[PhotoStatistics]:
+    """How the good photos of a product were taken."""
+    measured = record.products[name].calibration
+    return [] if measured is None else list(measured.photos)
+
+
 def rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
@@ -71,7 +88,7 @@ def model(tiny_model: FittedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The tiny model's file, the current folder's default."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MAMBAAD_MODEL", raising=False)
-    model_file.save(tiny_model, tmp_path / "mambaad.safetensors")
+    tiny_model.save(tmp_path / "mambaad.safetensors")
     return tmp_path / "mambaad.safetensors"
 
 
@@ -87,7 +104,12 @@ def fitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Re
 
     def fitted(folder: object, *options: object) -> Result:
         tiny = ["--encoder", "test_resnet", "--encoder-weights", "weights.safetensors", "--res", 64]
-        return run("fit", folder, *tiny, "--epochs", 2, "--batch", 8, *options)
+        steps: list[object] = ["--epochs", 2, "--batch", 8]
+        if "memory" in options:
+            steps = []  # nothing is trained
+        elif "--max-minutes" in options:
+            steps = ["--batch", 8]
+        return run("fit", folder, *tiny, *steps, *options)
 
     return fitted
 
@@ -189,15 +211,15 @@ def test_whoever_stops_reading_ends_the_command_quietly(model: Path, goods: Path
 def test_ctrl_c_ends_with_status_130_and_keeps_what_was_done(
     model: Path, goods: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maps_of, calls = FittedModel.maps_of, []
+    anomaly_maps, calls = Network.anomaly_maps, []
 
-    def interrupted(self: FittedModel, *arguments: Any) -> torch.Tensor:
+    def interrupted(self: Network, *arguments: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return maps_of(self, *arguments)
+        return anomaly_maps(self, *arguments)
 
-    monkeypatch.setattr(FittedModel, "maps_of", interrupted)
+    monkeypatch.setattr(Network, "anomaly_maps", interrupted)
     result = run("score", goods, "--csv", "-o", "rows.csv", "--batch", 2)
     assert (result.exit_code, result.stdout) == (130, "")
     assert len(rows(Path("rows.csv").read_text())) == 4
@@ -211,14 +233,13 @@ def test_fit_takes_sub_folders_as_classes_and_writes_a_model(fitting: Callable[.
     assert result.exit_code == 0
     for name in ("bolt", "nut"):
         assert f"{name}: learnt from 5 good images, 1 held out for the threshold" in result.stdout
-    model = model_file.load(Path("mambaad.safetensors"))
-    assert model.trained_on == {"bolt": 5, "nut": 5}
+    assert images_learnt(Path("mambaad.safetensors")) == {"bolt": 5, "nut": 5}
     assert not list(Path.cwd().glob(".*"))
 
 
 def test_fit_takes_a_flat_folder_as_one_class_of_its_name(fitting: Callable[..., Result], goods: Path) -> None:
     assert fitting(goods / "nut").exit_code == 0
-    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"nut": 5}
+    assert images_learnt(Path("mambaad.safetensors")) == {"nut": 5}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +266,7 @@ def test_fit_leaves_out_unreadable_images_says_so_and_ends_with_status_1(
     result = fitting(goods)
     assert result.exit_code == 1
     assert f"mambaad: left out {goods}/nut/9\\n.png: not an image" in result.stderr
-    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 5}
+    assert images_learnt(Path("mambaad.safetensors")) == {"bolt": 5, "nut": 5}
 
 
 def test_fit_refuses_too_few_images_in_one_line(fitting: Callable[..., Result], goods: Path) -> None:
@@ -277,7 +298,7 @@ def test_fit_says_where_a_class_has_too_few_images_for_a_threshold_of_its_own(
     for name in ("0", "1", "2"):
         (goods / "nut" / f"{name}.png").unlink()
     result = fitting(goods)
-    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"bolt": 5, "nut": 3}
+    assert images_learnt(Path("mambaad.safetensors")) == {"bolt": 5, "nut": 3}
     assert any(line.startswith("mambaad: nut: too few images") for line in result.stderr.splitlines())
 
 
@@ -318,7 +339,12 @@ def test_fit_promises_what_it_is_asked_for(fitting: Callable[..., Result], goods
     result = fitting(goods / "nut", "--max-false-reject", "50 %")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "promises at most 50% false rejects on average" in result.stdout
-    assert model_file.load(Path("mambaad.safetensors")).max_false_reject == 0.5
+    shares = {
+        product.calibration.max_false_reject
+        for product in store.load(Path("mambaad.safetensors")).products.values()
+        if product.calibration
+    }
+    assert shares == {0.5}
 
 
 @pytest.mark.parametrize("path", ["goods", "weights.safetensors/a.safetensors"])
@@ -337,7 +363,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_training_is_kept(
 ) -> None:
     monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)
     with monkeypatch.context() as full:
-        full.setattr(model_file, "save", disk_is_full)
+        full.setattr(store, "save", disk_is_full)
         assert "disk full" in complaint(fitting(goods))
     done = fitting(goods, "--resume")
     assert done.exit_code == 0
@@ -347,7 +373,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_and_the_training_is_kept(
     assert all(torch.equal(tensor, once[name]) for name, tensor in load_file("mambaad.safetensors").items())
 
 
-def disk_is_full(model: FittedModel, path: Path) -> None:
+def disk_is_full(record: ModelRecord, path: Path) -> None:
     raise MambaADError(f"cannot write {path}: disk full")
 
 
@@ -430,8 +456,10 @@ def test_add_obeys_flips_and_the_share_of_false_rejects(fitting: Callable[..., R
     fitting(goods / "nut")
     result = run("fit", goods / "bolt", "--add", "--epochs", 1, "--batch", 4, "--flips", "--max-false-reject", "20%")
     assert result.exit_code == 0, result.output
-    fitted = model_file.load(Path("mambaad.safetensors"))
-    assert (fitted.max_false_reject, fitted.recipe["flips"]) == (0.2, True)
+    fitted = store.load(Path("mambaad.safetensors"))
+    measured = fitted.products["bolt"].calibration
+    assert measured is not None
+    assert (measured.max_false_reject, fitted.recipe["flips"]) == (0.2, True)
 
 
 def test_resume_without_the_folds_of_the_stopped_fit_is_refused(
@@ -454,7 +482,7 @@ def test_a_product_is_called_what_a_link_to_its_folder_is_called(
 ) -> None:
     (tmp_path / "washer").symlink_to(goods / "nut")
     assert fitting("washer").exit_code == 0
-    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"washer": 5}
+    assert images_learnt(Path("mambaad.safetensors")) == {"washer": 5}
 
 
 def test_resume_without_a_checkpoint_says_so_and_starts(fitting: Callable[..., Result], goods: Path) -> None:
@@ -554,8 +582,7 @@ def test_json_has_regions_where_an_image_is_anomalous(model: Path, goods: Path) 
 
 
 def test_review_is_a_verdict_of_its_own_and_no_anomaly(tiny_model: FittedModel, model: Path, goods: Path) -> None:
-    tiny_model.scores = {"nut": [0.001, 0.001, 1e6], "bolt": [0.001, 1e6, 1e6]}
-    model_file.save(tiny_model, model)
+    with_scores(tiny_model, {"nut": [0.001, 0.001, 1e6], "bolt": [0.001, 1e6, 1e6]}).save(model)
     result = run("score", goods, "--review", "50%", "--fail-on-anomaly")
     assert result.exit_code == 0
     assert "12 images: 6 review, 6 good" in result.stdout or "12 images: 6 good, 6 review" in result.stdout
@@ -660,8 +687,7 @@ def test_the_table_shows_the_worst_first_in_80_columns(model: Path, goods: Path)
 def test_without_a_threshold_images_are_uncalibrated_and_maps_say_what_next(
     tiny_model: FittedModel, model: Path, goods: Path
 ) -> None:
-    tiny_model.scores = {}
-    model_file.save(tiny_model, model)
+    with_scores(tiny_model, {}).save(model)
     found = rows(run("score", goods, "--csv").stdout)
     assert {(row["threshold"], row["verdict"]) for row in found} == {("", "uncalibrated")}
     assert "uncalibrated" in run("score", goods).stdout
@@ -692,19 +718,19 @@ def test_calibrate_sets_thresholds_by_class_without_training(model: Path, goods:
     before = load_file(model)
     result = run("calibrate", model, goods)
     assert result.exit_code == 0
-    after = model_file.load(model)
-    assert {name: len(scores) for name, scores in after.scores.items()} == {"bolt": 6, "nut": 6}
-    assert after.trained_on == {"nut": 9, "bolt": 8}
+    after = store.load(model)
+    assert {name: len(scores) for name, scores in scores_in(after).items()} == {"bolt": 6, "nut": 6}
+    assert images_learnt(model) == {"nut": 9, "bolt": 8}
     assert all(torch.equal(tensor, before[name]) for name, tensor in load_file(model).items())
     assert {row["verdict"] for row in rows(run("score", goods, "--csv").stdout)} == {"good"}
 
 
 def test_calibrating_one_class_leaves_the_others_as_they_are(model: Path, goods: Path) -> None:
     assert run("calibrate", model, goods / "nut").exit_code == 0
-    after = model_file.load(model)
-    assert len(after.scores["nut"]) == 6
-    assert after.scores["bolt"] == [2.0, 4.0]
-    assert {name: len(photos) for name, photos in after.photo_statistics.items()} == {"nut": 6}
+    after = store.load(model)
+    assert len(scores_in(after)["nut"]) == 6
+    assert scores_in(after)["bolt"] == [2.0, 4.0]
+    assert {name: len(photos_in(after, name)) for name in ("nut", "bolt")} == {"nut": 6, "bolt": 0}
 
 
 def test_calibrate_names_unreadable_images_and_keeps_the_model_if_there_are_no_others(model: Path, goods: Path) -> None:
@@ -727,12 +753,12 @@ def test_calibrate_recognises_the_product_of_each_image_in_a_flat_folder(
     flat.mkdir()
     for i, path in enumerate(sorted(goods.rglob("*.png"))):
         shutil.copy(path, flat / f"{i}.png")
-    before = model_file.load(Path("mambaad.safetensors"))
+    before = images_learnt(Path("mambaad.safetensors"))
     result = run("calibrate", "mambaad.safetensors", flat)
     assert result.exit_code == 0, result.output
-    after = model_file.load(Path("mambaad.safetensors"))
-    assert {name: len(scores) for name, scores in after.scores.items()} == {"bolt": 6, "nut": 6}
-    assert after.trained_on == before.trained_on
+    after = store.load(Path("mambaad.safetensors"))
+    assert {name: len(scores) for name, scores in scores_in(after).items()} == {"bolt": 6, "nut": 6}
+    assert images_learnt(Path("mambaad.safetensors")) == before
 
 
 def test_calibrate_asks_for_the_product_where_nothing_tells_it(model: Path, goods: Path, tmp_path: Path) -> None:
@@ -743,9 +769,9 @@ def test_calibrate_asks_for_the_product_where_nothing_tells_it(model: Path, good
     line = complaint(run("calibrate", model, flat))
     assert "--class" in line
     assert "nut, bolt" in line
-    assert model_file.load(model).trained_on == {"nut": 9, "bolt": 8}
+    assert images_learnt(model) == {"nut": 9, "bolt": 8}
     assert run("calibrate", model, flat, "--class", "nut").exit_code == 0
-    assert len(model_file.load(model).scores["nut"]) == 1
+    assert len(scores_in(store.load(model))["nut"]) == 1
     assert "no class 'gear'" in complaint(run("calibrate", model, flat, "--class", "gear"))
 
 
@@ -753,21 +779,21 @@ def test_calibrating_at_another_size_sets_the_limit_of_what_is_recognised_and_pr
     fitting: Callable[..., Result], goods: Path, tmp_path: Path
 ) -> None:
     fitting(goods)
-    before = model_file.load(Path("mambaad.safetensors"))
+    before = store.load(Path("mambaad.safetensors"))
     assert run("calibrate", "mambaad.safetensors", goods, "--res", 96).exit_code == 0
-    after = model_file.load(Path("mambaad.safetensors"))
+    after = store.load(Path("mambaad.safetensors"))
     assert before.recogniser is not None
     assert after.recogniser is not None
-    assert 0 < after.recogniser.limit < math.inf
-    assert after.recogniser.limit != before.recogniser.limit
-    taken = [one.photo for one in after.predict_many([goods / "nut"])]
-    assert after.photo_statistics["nut"] == [PhotoStatistics(*map(six_digits, one)) for one in taken if one]
-    assert after.photo_statistics["nut"] != before.photo_statistics["nut"]
+    assert 0 < after.unknown_limit < math.inf
+    assert after.unknown_limit != before.unknown_limit
+    taken = [one.photo for one in mambaad_cli.load("mambaad.safetensors").predict_many([goods / "nut"])]
+    np.testing.assert_allclose(photos_in(after, "nut"), [one for one in taken if one], rtol=1e-6)
+    assert photos_in(after, "nut") != photos_in(before, "nut")
     for i in range(6):
         images.write(tmp_path / "new" / "washer" / f"{i}.png", picture(200 + i))
     result = run("fit", tmp_path / "new", "--add", "--epochs", 1, "--batch", 4)
     assert result.exit_code == 0, result.output
-    assert model_file.load(Path("mambaad.safetensors")).settings.size == (96, 96)
+    assert store.load(Path("mambaad.safetensors")).network.settings.size == (96, 96)
 
 
 def test_calibrate_keeps_the_share_or_takes_another(model: Path, goods: Path) -> None:
@@ -775,22 +801,23 @@ def test_calibrate_keeps_the_share_or_takes_another(model: Path, goods: Path) ->
     assert "promises at most 20% false rejects on average" in result.stdout
     assert "cannot promise" not in result.stderr
     assert run("calibrate", model, goods / "nut").exit_code == 0
-    after = model_file.load(model)
-    assert after.max_false_reject == 0.2
-    assert after.threshold("nut") == sorted(after.scores["nut"])[-1]
-    assert after.threshold("nut", 0.3) == sorted(after.scores["nut"])[-2]
+    after = store.load(model)
+    nut = after.products["nut"].calibration
+    assert nut is not None
+    assert nut.max_false_reject == 0.2
+    assert nut.threshold == sorted(nut.scores)[-1]
+    assert nut.threshold_for(0.3) == sorted(nut.scores)[-2]
 
 
 def test_another_share_needs_no_images(model: Path) -> None:
     assert run("calibrate", model, "--max-false-reject", "0.5").exit_code == 0
-    after = model_file.load(model)
-    assert (after.threshold("nut"), after.threshold("bolt")) == (2.0, 4.0)
-    assert after.scores == {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
+    after = store.load(model)
+    assert {name: product.threshold for name, product in after.products.items()} == {"nut": 2.0, "bolt": 4.0}
+    assert scores_in(after) == {"nut": [1.0, 2.0, 3.0], "bolt": [2.0, 4.0]}
 
 
 def test_another_share_of_no_scores_is_one_line(tiny_model: FittedModel, model: Path) -> None:
-    tiny_model.scores = {}
-    model_file.save(tiny_model, model)
+    with_scores(tiny_model, {}).save(model)
     assert "keeps no scores of good images" in complaint(run("calibrate", model, "--max-false-reject", "5%"))
 
 
@@ -918,6 +945,6 @@ def test_evil_files_have_overlays_of_their_own_size_or_a_line(model: Path, evil:
 def test_fit_takes_the_readable_of_evil_files(fitting: Callable[..., Result], evil: Path) -> None:
     result = fitting(evil)
     assert result.exit_code == 1
-    assert model_file.load(Path("mambaad.safetensors")).trained_on == {"evil": 7}
+    assert images_learnt(Path("mambaad.safetensors")) == {"evil": 7}
     for name in BROKEN:
         assert f"mambaad: left out {evil}/{name}: " in result.stderr

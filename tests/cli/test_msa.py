@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
 from tests.cli.test_commands import complaint, model, run  # noqa: F401 (model is a fixture)
-from tests.conftest import DATA, picture
+from tests.conftest import DATA, calibrated, picture, with_products, with_scores
 
 
 def test_scores_of_a_csv_need_no_model() -> None:
@@ -21,8 +20,7 @@ def test_scores_of_a_csv_need_no_model() -> None:
 
 
 def test_photos_are_scored_with_the_model(tiny_model: FittedModel, model: Path, tmp_path: Path) -> None:  # noqa: F811
-    tiny_model.scores = {"nut": [-1e9], "bolt": [-1e9]}  # all is anomalous
-    model_file.save(tiny_model, model)
+    with_scores(tiny_model, {"nut": [-1e9], "bolt": [-1e9]}).save(model)  # all is anomalous
     for part in range(2):
         for trial in range(2):
             images.write(tmp_path / f"study/good/p{part}/{trial}.png", picture(10 * part + trial))
@@ -40,8 +38,8 @@ def test_photos_are_scored_with_the_model(tiny_model: FittedModel, model: Path, 
 
 def with_own_masks(tiny_model: FittedModel, path: Path, photos: list[Path]) -> Path:
     """Saves the model as one that has a mask for each photo; returns the folder of the masks: the left half counts."""
-    tiny_model.own_masks = True
-    model_file.save(tiny_model, path)
+    products = [calibrated(product.under(own_masks=True), product.scores) for product in tiny_model.products.values()]
+    with_products(tiny_model, *products).save(path)
     for photo in photos:
         mask = np.zeros((80, 96), np.uint8)
         mask[:, :48] = 255

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
 from tests.cli.test_commands import complaint, model, run  # noqa: F401 (model is a fixture)
 from tests.cli.test_msa import with_own_masks
-from tests.conftest import DATA, picture
+from tests.conftest import DATA, calibrated, picture, with_products
 
 
 @pytest.fixture
@@ -126,9 +125,7 @@ def test_score_writes_its_rows_and_a_report(goods: Path, model: Path) -> None:  
 
 
 def test_eval_reports_what_each_image_really_is(tiny_model: FittedModel, model: Path, tmp_path: Path) -> None:  # noqa: F811
-    tiny_model.scores = {"nut": [1.0]}
-    tiny_model.trained_on = {"nut": 9}
-    model_file.save(tiny_model, model)
+    with_products(tiny_model, calibrated(tiny_model.products["nut"], [1.0])).save(model)
     for i in range(2):
         images.write(tmp_path / f"set/nut/test/good/{i}.png", picture(i))
         images.write(tmp_path / f"set/nut/test/dent/{i}.png", picture(10 + i))

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+import mambaad_cli as mambaad
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.predict import PredictOptions, predict
+from mambaad_cli.inspection import store
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import PredictOptions
 from tests.cli.test_commands import fitting, run  # noqa: F401 (fitting is a fixture)
-from tests.conftest import picture
+from tests.conftest import picture, with_scores
 
 INSIDE = "25%,25%,50%,50%"
 MODEL = Path("mambaad.safetensors")
@@ -59,11 +61,10 @@ def test_maps_are_cold_outside_and_regions_lie_inside(
     tmp_path: Path,
 ) -> None:
     assert fitting(goods / "nut", "--roi", INSIDE, "--evidence", "both").exit_code == 0
-    model = model_file.load(MODEL)
-    model.scores["nut"] = [-1e6]  # everything is above
+    model = with_scores(mambaad.load(MODEL), {"nut": [-1e6]})  # everything is above
     images.write(tmp_path / "in" / "1.png", picture(51))
     files = images.find([tmp_path / "in"])
-    one = next(predict(model, files, PredictOptions(maps=True, min_area=0)))
+    one = next(predict(model.scorer, files, PredictOptions(maps=True, min_area=0)))
     assert one.inside is not None
     assert one.anomaly_map is not None
     assert one.regions is not None
@@ -71,8 +72,8 @@ def test_maps_are_cold_outside_and_regions_lie_inside(
     assert one.anomaly_map[~one.inside].max() <= one.anomaly_map[one.inside].min()
     x, y, width, height = one.regions[0].box
     assert np.abs(np.subtract((x, y, width, height), (24, 20, 48, 40))).max() <= 2  # a pixel of the map is 1.5 wide
-    model.scores["nut"] = [1e6]
-    found, plain = next(predict(model, files, PredictOptions(maps=True))).overlay(), picture(51)
+    model = with_scores(model, {"nut": [1e6]})
+    found, plain = next(predict(model.scorer, files, PredictOptions(maps=True))).overlay(), picture(51)
     assert found[:15].astype(int).mean() < 0.6 * plain[:15].mean()  # dimmed
     np.testing.assert_array_equal(found[30:50, 40:60], plain[30:50, 40:60])
 
@@ -111,7 +112,8 @@ def test_another_region_asks_for_another_threshold(
     assert "the threshold is not of this region" in run("score", goods / "nut", "--roi", "0,0,50%,50%").stderr
     result = run("calibrate", MODEL, goods / "nut", "--roi", "0,0,50%,50%")
     assert (result.exit_code, "not of this region" in result.stderr) == (0, False)
-    mask = model_file.load(MODEL).rois["nut"]
+    mask = store.load(MODEL).products["nut"].region
+    assert mask is not None
     assert mask[:40, :48].all()
     assert mask.sum() == 40 * 48
     assert "needs a threshold of its own" in run("calibrate", MODEL, "--roi", "0,0,9,9", "--bad", goods).stderr
@@ -121,8 +123,8 @@ def test_a_product_with_a_region_can_be_added(fitting: Callable[..., Result], go
     assert fitting(goods / "nut", "--roi", INSIDE, "--evidence", "both").exit_code == 0
     result = run("fit", goods / "bolt", "--add", "--roi", "0,0,50%,100%", "--epochs", 1)
     assert result.exit_code == 0, result.output
-    rois = model_file.load(MODEL).rois
-    assert {name: mask.mean() for name, mask in rois.items()} == {"nut": 0.25, "bolt": 0.5}
+    regions = {name: product.region for name, product in store.load(MODEL).products.items()}
+    assert {name: mask.mean() for name, mask in regions.items() if mask is not None} == {"nut": 0.25, "bolt": 0.5}
 
 
 @pytest.mark.parametrize(("region", "why"), [("0,0 9,9", "three or more corners"), ("200,0,9,9", "lies outside")])

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,22 +18,28 @@ import torch
 
 import mambaad_cli
 from mambaad_cli import MambaADError
+from mambaad_cli.api import FittedModel
 from mambaad_cli.benchmark import detectors
 from mambaad_cli.benchmark.passes import scoring_pass
 from mambaad_cli.data import images
 from mambaad_cli.data.roi import MaskFolder, parse
 from mambaad_cli.export import write
-from mambaad_cli.export.gate import LOCAL, Agreement
-from mambaad_cli.export.write import targets
-from mambaad_cli.inspection import exported_model, model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.runtimes import sealed_onnx
+from mambaad_cli.export.gate import LOCAL, Agreement, with_p_value
+from mambaad_cli.export.write import ExportOptions, Target, targets
+from mambaad_cli.inspection import exported_scorer, store
+from mambaad_cli.inspection.file_schema import described
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.prediction import Prediction
+from mambaad_cli.inspection.product import Product
+from mambaad_cli.inspection.runtimes import FACTS, sealed_onnx
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.settings import Settings
-from mambaad_cli.training.fit import fit
-from mambaad_cli.training.recipe import RECIPES, RunOptions
 from tests.cli.test_commands import complaint, run
-from tests.export.conftest import WHOLE, Saved, needs
+from tests.conftest import calibrated, record_of, with_products
+from tests.export.conftest import WHOLE, WHOLE_INPUT, Fit, Saved, needs
 from tests.export.test_network import KINDS
+
+Nuts = Callable[..., ModelRecord]
 
 
 @pytest.fixture
@@ -49,8 +56,8 @@ def broken(content: bytes) -> bytes:
 
     graph = onnx.load_from_string(content)
     del graph.metadata_props[-1]  # the seal
-    floats = [one for one in graph.graph.initializer if one.data_type == onnx.TensorProto.FLOAT]
-    largest = max(floats, key=lambda one: int(np.prod(one.dims)))
+    floats = [constant for constant in graph.graph.initializer if constant.data_type == onnx.TensorProto.FLOAT]
+    largest = max(floats, key=lambda constant: int(np.prod(constant.dims)))
     values = onnx.numpy_helper.to_array(largest) * np.float32(1.05)
     largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
     return sealed_onnx(graph.SerializeToString())
@@ -69,7 +76,7 @@ def test_a_file_that_scores_alike_is_written_with_its_numbers(ready: Saved) -> N
     assert "no verdict differs" in done.stdout
     assert sorted(path.name for path in Path("out").iterdir()) == ["model.onnx", "model.onnx.json"]
     report = json.loads(Path("out/model.onnx.json").read_text())
-    assert report["images"] == len(ready.model.examples) + 12
+    assert report["images"] == len(ready.record.examples) + 12
     assert (report["verdicts"], report["products"]) == (0, 0)
     assert max(report["score"], report["map"], report["map_value"] / LOCAL) < 1e-3
 
@@ -95,22 +102,60 @@ def test_a_file_that_is_not_compared_says_so_loudly(ready: Saved, monkeypatch: p
 
 
 def test_without_anything_to_compare_nothing_is_written(ready: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
-    model_file.save(replace(ready.model, examples=[]), Path("bare.safetensors"))
+    store.save(replace(ready.record, examples=()), Path("bare.safetensors"))
     assert "give a folder of photos with --check, or --no-check" in complaint(run("export", "bare.safetensors"))
     assert not Path("model.onnx").exists()
 
 
-def test_a_verdict_that_differs_is_refused_except_on_the_threshold_itself(whole: Saved) -> None:
-    one = next(mambaad_cli.load(whole.path).predict_many([whole.photos]))
-    one = one._replace(anomaly_map=np.zeros((2, 2)), score=2.0, threshold=3.0, verdict="good")
-    found = Agreement()
-    found.add(one, one._replace(verdict="anomalous"))
-    assert not found.within(1.0)
-    on_it = one._replace(score=3.0)
-    found = Agreement()
-    found.add(on_it, on_it._replace(score=3.0000001, verdict="anomalous"))
-    assert found.within(1e-3)
-    assert "but for 1 where the score equals the threshold" in found.line
+@pytest.fixture
+def prediction(whole: Saved) -> Prediction:
+    """A prediction of a good image: the score 2, the threshold 3."""
+    first = next(mambaad_cli.load(whole.path).predict_many([whole.photos]))
+    return first._replace(anomaly_map=np.zeros((2, 2)), score=2.0, threshold=3.0, verdict="good", p_value=0.25)
+
+
+def test_a_verdict_that_differs_is_refused_except_on_the_threshold_itself(prediction: Prediction) -> None:
+    agreement = Agreement()
+    agreement.add(prediction, prediction._replace(verdict="anomalous"))
+    assert not agreement.within(1.0)
+    on_it = prediction._replace(score=3.0)
+    agreement = Agreement()
+    agreement.add(on_it, on_it._replace(score=3.0000001, verdict="anomalous"))
+    assert agreement.within(1e-3)
+    assert "but for 1 where the score equals the threshold" in agreement.line
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"threshold": 3.00001}, "1 threshold differs"),
+        ({"threshold": None}, "1 threshold differs"),
+        ({"p_value": 0.2501}, "1 p-value differs"),
+        ({"p_value": None}, "1 p-value differs"),
+        ({"certainty": 0.4}, "certainties differ by up to 1.0e-01"),
+        ({"certainty": None}, "certainties differ by up to inf"),
+    ],
+)
+def test_a_threshold_a_p_value_or_a_certainty_that_differs_is_refused(
+    prediction: Prediction, changed: dict[str, Any], line: str
+) -> None:
+    expected = prediction._replace(certainty=0.5)
+    same = expected._replace(threshold=3.0000001, p_value=0.25000001, certainty=0.5001)  # as float32 may have them
+    agreement = Agreement()
+    agreement.add(expected, same)
+    assert agreement.within(1e-3)
+    agreement.add(expected, same._replace(**changed))
+    assert not agreement.within(1e-3)
+    assert line in agreement.line
+
+
+def test_the_p_value_is_compared_at_the_score_of_the_file(prediction: Prediction) -> None:
+    """Of the model's own score another good image may score as high: the last digit decides."""
+    nut = calibrated(Product("nut", (64, 64)), [1.0, 2.0, 3.0])
+    ours = prediction._replace(class_name="nut", score=2.0, p_value=0.75)
+    assert with_p_value({"nut": nut}, ours, 2.0).p_value == 0.75
+    assert with_p_value({"nut": nut}, ours, 2.0001).p_value == 0.5
+    assert with_p_value({"nut": nut}, ours._replace(p_value=None), 2.0).p_value is None
 
 
 def test_where_only_maps_differ_the_refusal_says_which_tolerance_accepts_them() -> None:
@@ -133,13 +178,13 @@ def test_score_prints_the_same_rows(whole: Saved, tmp_path: Path, class_name: tu
         for path in (whole.path, whole.onnx)
     )
     assert len(ours) == 8
-    for one, other in zip(ours, theirs, strict=True):
-        numbers = {name for name in ("score", "threshold", "p_value", "certainty") if one[name]}
-        assert {name: text for name, text in one.items() if name not in numbers} == {
-            name: text for name, text in other.items() if name not in numbers
+    for of_model, of_file in zip(ours, theirs, strict=True):
+        numbers = {name for name in ("score", "threshold", "p_value", "certainty") if of_model[name]}
+        assert {name: text for name, text in of_model.items() if name not in numbers} == {
+            name: text for name, text in of_file.items() if name not in numbers
         }
-        assert [float(other[name]) for name in numbers] == pytest.approx(
-            [float(one[name]) for name in numbers], rel=1e-3, abs=1e-4
+        assert [float(of_file[name]) for name in numbers] == pytest.approx(
+            [float(of_model[name]) for name in numbers], rel=1e-3, abs=1e-4
         )
 
 
@@ -150,42 +195,46 @@ def test_map_and_the_python_api_take_an_exported_model(whole: Saved, tmp_path: P
     model = mambaad_cli.load(whole.onnx)
     assert model.sha256 == mambaad_cli.load(whole.path).sha256  # rows name the model that it was made from
     photo = images.read(whole.photos / "nut" / "0.png")
-    one, other = model.predict(photo), whole.model.predict(photo)
-    assert one.anomaly_map is not None
-    assert other.anomaly_map is not None
-    assert one.anomaly_map.shape == other.anomaly_map.shape
-    assert np.allclose(one.anomaly_map, other.anomaly_map, rtol=1e-3, atol=1e-4)
-    for wrong in (lambda: model.calibrate("good"), lambda: model.save("x"), lambda: model.to("cuda")):
+    exported, expected = model.predict(photo), whole.model.predict(photo)
+    assert exported.anomaly_map is not None
+    assert expected.anomaly_map is not None
+    assert exported.anomaly_map.shape == expected.anomaly_map.shape
+    assert np.allclose(exported.anomaly_map, expected.anomaly_map, rtol=1e-3, atol=1e-4)
+    for wrong in (
+        lambda: model.calibrate("good"),
+        lambda: model.save("x"),
+        lambda: mambaad_cli.load(whole.onnx, "cuda"),
+    ):
         with pytest.raises(MambaADError):
             wrong()
 
 
 def test_an_image_scores_the_same_in_any_batch(whole: Saved) -> None:
-    model = exported_model.load(whole.onnx)
-    pixels = torch.rand(3, 3, *model.settings.size, generator=torch.Generator().manual_seed(0))
+    model = exported_scorer.load(whole.onnx)
+    pixels = torch.rand(3, 3, *model.input_size, generator=torch.Generator().manual_seed(0))
     together = model.anomaly_maps(pixels)
     for i in range(3):
         assert torch.allclose(model.anomaly_maps(pixels[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
 
 
 def test_bench_times_an_exported_model_at_its_own_size(whole: Saved) -> None:
-    row = detectors.fitted(whole.onnx)
-    contestant = detectors.build(row)
-    assert (row.detector, contestant.parameters) == (
+    spec = detectors.fitted(whole.onnx)
+    built = detectors.build(spec)
+    assert (spec.detector, built.parameters) == (
         "mambaad",
         detectors.build(detectors.fitted(whole.path)).parameters,
     )
-    assert scoring_pass(contestant.model, whole.model.settings.size)().shape == (1, 64, 48)
+    assert scoring_pass(built.maps, WHOLE_INPUT)().shape == (1, 64, 48)
     with pytest.raises(MambaADError, match="takes images of 64x96 pixels only"):
-        scoring_pass(contestant.model, (64, 64))()
+        scoring_pass(built.maps, (64, 64))()
 
 
 def example(language: str) -> str:
     """The README's example that uses ONNX Runtime in this language."""
     readme = (Path(mambaad_cli.__file__).parent.parent / "README.md").read_text()
     blocks = (part.split("```")[0] for part in readme.split(f"```{language}\n")[1:])
-    (found,) = (block for block in blocks if "onnxruntime" in block)
-    return found
+    (code,) = (block for block in blocks if "onnxruntime" in block)
+    return code
 
 
 def test_the_python_example_of_the_readme_gives_our_verdict_without_mambaad(whole: Saved, tmp_path: Path) -> None:
@@ -194,9 +243,9 @@ def test_the_python_example_of_the_readme_gives_our_verdict_without_mambaad(whol
     command = [sys.executable, "example.py", str(whole.onnx), str(photo)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     verdict, score = done.stdout.split()[:2]
-    one = whole.model.predict(photo)
-    assert verdict == one.verdict
-    assert float(score) == pytest.approx(one.score, rel=2e-2)
+    expected = whole.model.predict(photo)
+    assert verdict == expected.verdict
+    assert float(score) == pytest.approx(expected.score, rel=2e-2)
 
 
 def test_the_cpp_example_of_the_readme_gives_our_score(whole: Saved, tmp_path: Path) -> None:
@@ -210,7 +259,7 @@ def test_the_cpp_example_of_the_readme_gives_our_score(whole: Saved, tmp_path: P
     (tmp_path / "libonnxruntime.so.1").symlink_to(libraries[0])  # its soname, which the wheel has no file of
     build = [compiler, "-std=c++17", "score.cpp", f"-I{headers[0]}", "libonnxruntime.so.1", "-o", "score"]
     subprocess.run([*build, f"-Wl,-rpath,{tmp_path}"], cwd=tmp_path, check=True)
-    height, width = whole.model.settings.size
+    height, width = WHOLE_INPUT
     picture = images.resize(images.read(whole.photos / "nut" / "0.png"), (height, width))
     (tmp_path / "pixels.rgb").write_bytes(
         (picture * 255).round().byte().permute(1, 2, 0).contiguous().numpy().tobytes()
@@ -286,7 +335,8 @@ def test_options_that_make_no_sense_are_wrong_usage(options: tuple[str, ...]) ->
 
 
 def test_a_model_without_threshold_is_exported_and_told(ready: Saved) -> None:
-    model_file.save(replace(ready.model, scores={}, held_out=set()), Path("bare.safetensors"))
+    uncalibrated = [replace(product, calibration=None) for product in ready.record.products.values()]
+    store.save(ready.record.with_products(*uncalibrated), Path("bare.safetensors"))
     done = run("export", "bare.safetensors", "--no-check")
     assert done.exit_code == 0
     assert "every verdict is uncalibrated" in done.stderr
@@ -295,13 +345,80 @@ def test_a_model_without_threshold_is_exported_and_told(ready: Saved) -> None:
 # ---- several sizes ----
 
 
+def target_paths(record: ModelRecord) -> dict[str | None, str]:
+    return {target.class_name: str(target.path) for target in targets(record, Path("out/m.onnx"), None)}
+
+
 def test_products_of_several_sizes_have_a_file_each(tiny_model: FittedModel) -> None:
-    tiny_model.sizes = {"nut": (64, 64), "bolt": (64, 96)}
-    paths = {name: str(path) for name, path in targets(tiny_model, Path("out/m.onnx"), None)}
-    assert paths == {"nut": "out/m.nut.onnx", "bolt": "out/m.bolt.onnx"}
-    assert list(targets(tiny_model, Path("m.onnx"), "nut")) == [("nut", Path("m.onnx"))]
-    tiny_model.sizes["bolt"] = (64, 64)
-    assert list(targets(tiny_model, Path("m.onnx"), None)) == [(None, Path("m.onnx"))]
+    record = record_of(tiny_model)
+    wide = record.with_products(record.products["bolt"].under(size=(64, 96)))
+    assert target_paths(wide) == {"nut": "out/m.nut.onnx", "bolt": "out/m.bolt.onnx"}
+    assert list(targets(wide, Path("m.onnx"), "nut")) == [Target("nut", Path("m.onnx"))]
+    assert list(targets(record, Path("m.onnx"), None)) == [Target(None, Path("m.onnx"))]
+
+
+def test_a_product_whose_name_is_no_file_name_gets_one_that_is(tiny_model: FittedModel) -> None:
+    wide = Product("bolt", (64, 96))
+    products = [replace(wide, name=name) for name in ("a/b", "a%2Fb", "a\\b", "ä b")]
+    record = record_of(with_products(tiny_model, *products, Product("nut", (64, 64))))
+    paths = target_paths(record)
+    assert len(set(paths.values())) == 5
+    assert {Path(path).parent for path in paths.values()} == {Path("out")}
+    assert paths["a/b"] == "out/m.a%2Fb.onnx"
+    assert paths["ä b"] == "out/m.ä b.onnx"
+
+
+def test_products_whose_names_are_no_file_names_are_exported(tiny_model: FittedModel, ready: Saved) -> None:
+    scorer = TorchScorer(record_of(with_products(tiny_model, Product("a/b", (64, 64)), Product("c", (64, 96)))))
+    files = write.export(scorer, ready.path, Path("out/m.onnx"), ExportOptions(compare=False))
+    assert [file.path for file in files] == [Path("out/m.a%2Fb.onnx"), Path("out/m.c.onnx")]
+    assert all(file.path.exists() for file in files)
+
+
+# ---- what a file says of itself ----
+
+
+def test_a_file_describes_its_products_as_a_model_file_does(whole: Saved) -> None:
+    exported = exported_scorer.load(whole.onnx)
+    assert exported.facts["format"] == 2
+    assert exported.settings.size == (64, 48)
+    assert exported.input_size == WHOLE_INPUT
+    assert list(exported.products) == exported.names == ["bolt", "nut"]
+    for name, product in whole.record.products.items():
+        assert exported_scorer.described_products(exported.facts)[exported.names.index(name)] == described(product)
+        assert exported.products[name].calibration == product.calibration
+        assert exported.products[name].conditions() == product.conditions()
+
+
+def as_format_1(content: bytes, record: ModelRecord) -> bytes:
+    """An exported file with the description that version 0.2 gave it."""
+    import onnx
+
+    graph = onnx.load_from_string(content)
+    del graph.metadata_props[-1]  # the seal
+    (entry,) = (entry for entry in graph.metadata_props if entry.key == FACTS)
+    facts = json.loads(entry.value)
+    del facts["described"]
+    facts["format"] = 1
+    facts["settings"]["size"] = WHOLE_INPUT  # which was that of the image then
+    facts["scores"] = {name: list(product.scores) for name, product in record.products.items()}
+    facts["held_out"] = sorted(record.products)
+    facts["trained_on"] = {name: product.images for name, product in record.products.items()}
+    facts |= {"max_false_reject": None, "own_masks": False}
+    entry.value = json.dumps(facts)
+    return sealed_onnx(graph.SerializeToString())
+
+
+def test_a_file_of_version_0_2_gives_the_same_rows(whole: Saved, tmp_path: Path) -> None:
+    (tmp_path / "old.onnx").write_bytes(as_format_1(whole.onnx.read_bytes(), whole.record))
+    old, new = (run("score", whole.photos, "--csv", "-m", path).stdout for path in (tmp_path / "old.onnx", whole.onnx))
+    assert old == new
+    assert old.count("\n") == 13
+    loaded = exported_scorer.load(tmp_path / "old.onnx")
+    assert loaded.settings.size == (64, 48)
+    assert {name: product.scores for name, product in loaded.products.items()} == {
+        name: product.scores for name, product in whole.record.products.items()
+    }
 
 
 # ---- minutes ----
@@ -309,12 +426,10 @@ def test_products_of_several_sizes_have_a_file_each(tiny_model: FittedModel) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, "openvino"])
-def test_every_detector_passes_the_gate(
-    kind: str, tiny_fit: Callable[..., FittedModel], photos: Path, tmp_path: Path
-) -> None:
+def test_every_detector_passes_the_gate(kind: str, tiny_fit: Fit, photos: Path, tmp_path: Path) -> None:
     needs("onnx", "onnxscript", "onnxruntime", *(["openvino"] if kind == "openvino" else []))
     settings, choices = KINDS.get(kind, KINDS["whole"])
-    model_file.save(tiny_fit(settings, **choices), tmp_path / "m.safetensors")
+    store.save(tiny_fit(settings, **choices), tmp_path / "m.safetensors")
     form, suffix = ("openvino", "xml") if kind == "openvino" else ("onnx", "onnx")
     done = run(
         "export", tmp_path / "m.safetensors", "-o", tmp_path / f"m.{suffix}", "--check", photos, "--format", form
@@ -323,28 +438,29 @@ def test_every_detector_passes_the_gate(
     assert run("score", photos, "--csv", "-m", tmp_path / f"m.{suffix}").exit_code == 0
 
 
-def nuts(photos: Path, settings: Settings, options: RunOptions) -> FittedModel:
-    """A tiny model of nuts alone, in ./model.safetensors."""
-    files = images.find([photos / "nut"])
-    recipe = replace(RECIPES["small"], views=12, epochs=1, batch=8, memory_size=300)
-    model = fit(files, ["nut"] * len(files), settings, recipe, options)
-    model_file.save(model, Path("model.safetensors"))
-    return model
-
-
-def test_a_region_of_interest_is_inside_the_graph(
-    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def nuts(tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nuts:
+    """Fits a tiny model of nuts alone, in ./model.safetensors: `nuts(settings, inside=…)`."""
     needs("onnx", "onnxscript", "onnxruntime")
     monkeypatch.chdir(tmp_path)
+
+    def fitted(settings: Settings, **choices: Any) -> ModelRecord:
+        record = tiny_fit(settings, only="nut", views=12, memory_size=300, cut_paste=True, **choices)
+        store.save(record, Path("model.safetensors"))
+        return record
+
+    return fitted
+
+
+def test_a_region_of_interest_is_inside_the_graph(nuts: Nuts, photos: Path, tmp_path: Path) -> None:
     files = images.find([photos / "nut"])
-    model = nuts(photos, WHOLE, RunOptions(encoder_weights=weights, inside=(parse("20%,20%,60%,60%"),)))
+    record = nuts(WHOLE, inside=(parse("20%,20%,60%,60%"),))
     result = run("export", "model.safetensors", "-o", "model.onnx", "--check", photos / "nut")
     assert result.exit_code == 0, result.output
     disturbed = images.read(files[0].path).copy()
     disturbed[:15] = 255
     images.write(tmp_path / "in" / "1.png", disturbed)
-    found = [
+    scores = [
         rows(run("score", *paths, "--csv").stdout)[0]["score"]
         for paths in (
             (files[0].path, "-m", "model.onnx"),
@@ -352,23 +468,21 @@ def test_a_region_of_interest_is_inside_the_graph(
             ("in", "-m", "model.safetensors"),
         )
     ]
-    assert found[0] == found[1]
+    assert scores[0] == scores[1]
     # patches of a good image lie in the memory themselves: distances near zero, which rounding moves most
-    assert float(found[2]) == pytest.approx(float(found[0]), rel=1e-3)
+    assert float(scores[2]) == pytest.approx(float(scores[0]), rel=1e-3)
 
-    model.rois["nut"] = np.roll(model.rois["nut"], 12, axis=0)  # as `calibrate --roi` sets another one
-    model_file.save(model, tmp_path / "model.safetensors")
+    region = record.products["nut"].region
+    assert region is not None
+    moved = record.products["nut"].under(region=np.roll(region, 12, axis=0))  # as `calibrate --roi` sets another one
+    store.save(record.with_products(moved), tmp_path / "model.safetensors")
     result = run("export", "model.safetensors", "-o", "model.onnx")
     assert result.exit_code == 0, result.output
 
 
-def test_tiles_are_looked_at_by_a_network_of_their_own(
-    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    needs("onnx", "onnxscript", "onnxruntime")
-    monkeypatch.chdir(tmp_path)
+def test_tiles_are_looked_at_by_a_network_of_their_own(nuts: Nuts, photos: Path, tmp_path: Path) -> None:
     files = images.find([photos / "nut"])
-    nuts(photos, replace(WHOLE, tiles=(128, 128), size=(64, 96)), RunOptions(encoder_weights=weights))
+    nuts(replace(WHOLE, tiles=(128, 128), size=(48, 64)))
     large = np.tile(images.read(files[0].path), (2, 3, 1))
     large[100:110, 150:160] = 0
     images.write(tmp_path / "large" / "1.png", large)
@@ -381,39 +495,33 @@ def test_tiles_are_looked_at_by_a_network_of_their_own(
     ]
     ours, theirs = (mambaad_cli.load(path) for path in ("model.safetensors", "out/model.onnx"))
     for path in (files[0].path, tmp_path / "large" / "1.png"):
-        one, other = ours.predict(path), theirs.predict(path)
-        assert one.anomaly_map is not None
-        assert other.anomaly_map is not None
-        assert one.anomaly_map.shape == other.anomaly_map.shape
-        assert (other.verdict, other.threshold) == (one.verdict, one.threshold)
-        assert other.score == pytest.approx(one.score, rel=1e-3)
-        assert np.allclose(one.anomaly_map, other.anomaly_map, rtol=1e-2, atol=1e-2)
+        expected, exported = ours.predict(path), theirs.predict(path)
+        assert expected.anomaly_map is not None
+        assert exported.anomaly_map is not None
+        assert expected.anomaly_map.shape == exported.anomaly_map.shape
+        assert (exported.verdict, exported.threshold) == (expected.verdict, expected.threshold)
+        assert exported.score == pytest.approx(expected.score, rel=1e-3)
+        assert np.allclose(expected.anomaly_map, exported.anomaly_map, rtol=1e-2, atol=1e-2)
 
     Path("out/model.tile.onnx").write_bytes(broken(Path("out/model.tile.onnx").read_bytes()))
-    found = mambaad_cli.load("out/model.onnx").predict(tmp_path / "large" / "1.png")
-    assert found.score != pytest.approx(ours.predict(tmp_path / "large" / "1.png").score, rel=1e-3)
+    wrong = mambaad_cli.load("out/model.onnx").predict(tmp_path / "large" / "1.png")
+    assert wrong.score != pytest.approx(ours.predict(tmp_path / "large" / "1.png").score, rel=1e-3)
     Path("out/model.tile.onnx").unlink()
     assert "no model out/model.tile.onnx" in complaint(run("score", "large", "-m", "out/model.onnx"))
 
 
 def test_a_mask_for_each_photo_is_an_input_of_the_graph(
-    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    nuts: Nuts, photos: Path, masks: MaskFolder, tmp_path: Path
 ) -> None:
-    needs("onnx", "onnxscript", "onnxruntime")
-    monkeypatch.chdir(tmp_path)
     files = images.find([photos / "nut"])
-    for i, file in enumerate(files):
-        mask = np.zeros((90, 96, 3), np.uint8)
-        mask[10 + 3 * i : 70, 15:80] = 255
-        images.write(tmp_path / "masks" / file.path.name, mask)
-    nuts(photos, WHOLE, RunOptions(encoder_weights=weights, masks=MaskFolder(tmp_path / "masks")))
-    given = ("--check", photos / "nut", "--roi-dir", "masks")
-    result = run("export", "model.safetensors", "-o", "model.onnx", *given)
+    nuts(WHOLE, masks=masks)
+    of_masks = ("--roi-dir", masks.folder)
+    result = run("export", "model.safetensors", "-o", "model.onnx", "--check", photos / "nut", *of_masks)
     assert result.exit_code == 0, result.output
     disturbed = images.read(files[0].path).copy()
     disturbed[:8] = 255
     images.write(tmp_path / "in" / files[0].path.name, disturbed)
     score = ("score", "--csv", "-m", "model.onnx")
-    found = [rows(run(*score, path, "--roi-dir", "masks").stdout)[0]["score"] for path in (files[0].path, "in")]
-    assert found[0] == found[1]
+    scores = [rows(run(*score, path, *of_masks).stdout)[0]["score"] for path in (files[0].path, "in")]
+    assert scores[0] == scores[1]
     assert "give their folder with --roi-dir" in complaint(run(*score, "in"))

@@ -1,3 +1,4 @@
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from mambaad_cli.inspection.calibration import (
     threshold,
     usual_share,
 )
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection.product import Product
+from tests.conftest import calibrated
 
 SHARES = [Fraction(1, 100), Fraction(1, 20), Fraction(1, 10), Fraction(1, 4), Fraction(1, 3), Fraction(1, 2)]
 finite = st.floats(-1e6, 1e6)
@@ -40,7 +42,7 @@ def test_of_good_images_from_one_line_at_most_the_wanted_share_is_rejected(share
 
 
 @pytest.mark.parametrize("n", [20, 33, 60, 120])
-def test_odd_ones_are_left_out_of_the_usual_wantedwithin_bounds(n: int) -> None:
+def test_odd_ones_are_left_out_of_the_usual_threshold_within_bounds(n: int) -> None:
     """Of a heavy tail, each image in turn the new one: no more than if the two highest were always left out."""
     scores = np.random.default_rng(n).standard_cauchy(n + 1).tolist()
     rejected = 0
@@ -50,16 +52,22 @@ def test_odd_ones_are_left_out_of_the_usual_wantedwithin_bounds(n: int) -> None:
     assert 0 < rejected <= max(USUAL * (n + 1), MOST_ODD + 1)
 
 
-def test_odd_ones_do_not_set_the_wantedunless_a_share_is_asked_for(tiny_model: FittedModel) -> None:
-    usual = np.linspace(1.0, 2.0, 40).tolist()
+def test_odd_ones_do_not_set_the_threshold_unless_a_share_is_asked_for() -> None:
+    nut, usual = Product("nut", (64, 64)), np.linspace(1.0, 2.0, 40).tolist()
     for odd, wanted, share in (([], 2.0, USUAL), ([9.0], 2.0, 2 / 42), ([9.0, 8.0, 7.0], 7.0, 3 / 44)):
-        tiny_model.scores["nut"] = [*usual, *odd]
-        assert tiny_model.threshold("nut") == wanted
-        assert tiny_model.share_of(tiny_model.scores["nut"]) == pytest.approx(share)
-    tiny_model.scores["nut"] = [1.0] * 10 + [9.0]  # too few to tell what is odd
-    assert tiny_model.threshold("nut") == 9.0
-    tiny_model.scores["nut"], tiny_model.max_false_reject = [*usual, 9.0], 0.01
-    assert tiny_model.threshold("nut") == 9.0
+        measured = calibrated(nut, [*usual, *odd]).calibration
+        assert measured is not None
+        assert measured.threshold == wanted
+        assert measured.share == pytest.approx(share)
+    assert calibrated(nut, [1.0] * 10 + [9.0]).threshold == 9.0  # too few to tell what is odd
+    assert calibrated(nut, [*usual, 9.0], max_false_reject=0.01).threshold == 9.0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 1.5, 3, 5, -0.01, math.nan])
+def test_what_is_no_share_is_refused(share: float) -> None:
+    """Three per cent is 0.03: 3 would otherwise give the smallest score of all, or an IndexError."""
+    with pytest.raises(MambaADError, match="expected a share between 0 and 1"):
+        threshold([1.0, 2.0, 3.0] * 11, share)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -85,7 +93,7 @@ def test_the_order_of_scores_does_not_matter(scores: list[float], random: "np.ra
 
 @settings(deadline=None)
 @given(st.lists(finite, min_size=1, max_size=60), finite)
-def test_an_image_is_above_the_wantedexactly_if_its_p_value_is_within_the_promise(
+def test_an_image_is_above_the_threshold_exactly_if_its_p_value_is_within_the_promise(
     scores: list[float], score: float
 ) -> None:
     share = promise(len(scores), 0.05)

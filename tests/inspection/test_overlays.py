@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from mambaad_cli import MambaADError
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.inspection import overlays as maps
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.inspection.heatmap import Tile, three_figures
-from mambaad_cli.inspection.overlays import colour_scale, output_paths, write_maps
-from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
-from tests.conftest import picture
+from mambaad_cli.inspection.overlays import MapOptions, colour_scale, output_paths, write_maps
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import Prediction, PredictOptions
+from tests.conftest import calibrated, picture, with_products, with_scores, with_settings
 
 
 def names(folder: Path) -> list[str]:
@@ -24,7 +25,8 @@ def names(folder: Path) -> list[str]:
 
 def mapped(model: FittedModel, given: list[Path], output: Path, raw: str | None = None) -> dict[str, int]:
     files = images.find(given)
-    return dict(write_maps(predict(model, files, PredictOptions(maps=True)), files, model, output, raw))
+    predictions = predict(model.scorer, files, PredictOptions(maps=True))
+    return dict(write_maps(predictions, files, model.scorer, output, MapOptions(raw)))
 
 
 def put(top: Path, *paths: str) -> Path:
@@ -50,8 +52,8 @@ def test_an_overlay_of_a_good_part_is_the_photo_itself_and_of_a_bad_one_is_not(
 ) -> None:
     given = put(tmp_path / "in", "a.png")
     for threshold, same in ((1e6, True), (1.0, False)):
-        tiny_model.scores = {"nut": [0.99 * threshold, threshold]}
-        counts = mapped(tiny_model, [given], tmp_path / "out")
+        model = with_scores(tiny_model, {"nut": [0.99 * threshold, threshold]})
+        counts = mapped(model, [given], tmp_path / "out")
         assert counts == {"good" if same else "anomalous": 1}
         assert np.array_equal(images.read(tmp_path / "out" / "a.png"), images.read(given / "a.png")) == same
 
@@ -59,7 +61,7 @@ def test_an_overlay_of_a_good_part_is_the_photo_itself_and_of_a_bad_one_is_not(
 def test_raw_npy_is_the_map_itself(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.png", "b.png")
     mapped(tiny_model, [given], tmp_path / "out", "npy")
-    for one in predict(tiny_model, images.find([given]), PredictOptions(maps=True)):
+    for one in predict(tiny_model.scorer, images.find([given]), PredictOptions(maps=True)):
         stored = np.load(tmp_path / "out" / one.file.path.with_suffix(".map.npy").name)
         assert one.anomaly_map is not None
         assert (stored.dtype, stored.shape) == (np.float32, (64, 64))
@@ -70,7 +72,7 @@ def test_raw_npy_is_the_map_itself(tiny_model: FittedModel, tmp_path: Path) -> N
 def test_raw_png_gives_the_map_back_through_the_threshold(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "nut/a.png", "bolt/a.png")
     mapped(tiny_model, [given], tmp_path / "out", "png")
-    for one in predict(tiny_model, images.find([given]), PredictOptions(maps=True)):
+    for one in predict(tiny_model.scorer, images.find([given]), PredictOptions(maps=True)):
         code = cv2.imread(str(tmp_path / "out" / one.class_name / "a.map.png"), cv2.IMREAD_UNCHANGED)
         assert code is not None
         assert code.dtype == np.uint16
@@ -98,22 +100,20 @@ def test_without_raw_no_maps_are_written(tiny_model: FittedModel, tmp_path: Path
 
 
 def test_the_map_of_a_letterboxed_image_covers_the_image_alone(tiny_model: FittedModel, tmp_path: Path) -> None:
-    tiny_model.settings = type(tiny_model.settings)(**{**vars(tiny_model.settings), "letterbox": True})
     images.write(tmp_path / "in" / "a.png", picture(0, 40, 80))
-    mapped(tiny_model, [tmp_path / "in"], tmp_path / "out", "npy")
+    mapped(with_settings(tiny_model, letterbox=True), [tmp_path / "in"], tmp_path / "out", "npy")
     assert np.load(tmp_path / "out" / "a.map.npy").shape == (32, 64)
     assert images.read(tmp_path / "out" / "a.png").shape == (40, 80, 3)
 
 
 def test_the_colours_of_a_class_start_at_its_median_and_turn_at_its_threshold(tiny_model: FittedModel) -> None:
-    assert colour_scale(tiny_model, "nut") == (2.0, 3.0)
-    assert colour_scale(tiny_model, "bolt") == (4.0, 4.0)
+    assert colour_scale(tiny_model.products, "nut") == (2.0, 3.0)
+    assert colour_scale(tiny_model.products, "bolt") == (4.0, 4.0)
 
 
 def test_without_a_threshold_there_is_no_scale_and_it_says_what_next(tiny_model: FittedModel, tmp_path: Path) -> None:
-    tiny_model.scores = {}
     with pytest.raises(MambaADError, match="run mambaad calibrate"):
-        mapped(tiny_model, [put(tmp_path / "in", "a.png")], tmp_path / "out")
+        mapped(with_scores(tiny_model, {}), [put(tmp_path / "in", "a.png")], tmp_path / "out")
 
 
 # ---- regions ----
@@ -123,12 +123,11 @@ def test_regions_are_framed_and_listed_an_image_a_line(tiny_model: FittedModel, 
     given = put(tmp_path / "in", "a.png", "b.png", "nut/c.png")
     (given / "d.png").write_text("text")
     files = images.find([given])
-    tiny_model.scores = {"nut": [0.1, 0.2]}
-    tiny_model.trained_on = {"nut": 9}
+    scorer = with_products(tiny_model, calibrated(tiny_model.products["nut"], [0.1, 0.2])).scorer
     plain = tmp_path / "plain"
-    write_maps(predict(tiny_model, files, PredictOptions(maps=True)), files, tiny_model, plain)
-    predictions = list(predict(tiny_model, files, PredictOptions(maps=True, min_area=0)))
-    write_maps(predictions, files, tiny_model, tmp_path / "out", regions=True)
+    write_maps(predict(scorer, files, PredictOptions(maps=True)), files, scorer, plain)
+    predictions = list(predict(scorer, files, PredictOptions(maps=True, min_area=0)))
+    write_maps(predictions, files, scorer, tmp_path / "out", MapOptions(regions=True))
     assert set(names(tmp_path / "out")) - set(names(plain)) == {"regions.jsonl"}
     rows = [json.loads(line) for line in (tmp_path / "out" / "regions.jsonl").read_text().splitlines()]
     assert [row["path"] for row in rows] == [str(file.path) for file in files]
@@ -145,14 +144,9 @@ def test_regions_are_framed_and_listed_an_image_a_line(tiny_model: FittedModel, 
 def test_a_good_image_has_neither_regions_nor_frames(tiny_model: FittedModel, tmp_path: Path) -> None:
     given = put(tmp_path / "in", "a.png")
     files = images.find([given])
-    tiny_model.scores = {"nut": [1e6, 2e6]}
-    write_maps(
-        predict(tiny_model, files, PredictOptions(maps=True, min_area=0)),
-        files,
-        tiny_model,
-        tmp_path / "out",
-        regions=True,
-    )
+    scorer = with_scores(tiny_model, {"nut": [1e6, 2e6]}).scorer
+    predictions = predict(scorer, files, PredictOptions(maps=True, min_area=0))
+    write_maps(predictions, files, scorer, tmp_path / "out", MapOptions(regions=True))
     assert np.array_equal(images.read(tmp_path / "out" / "a.png"), images.read(given / "a.png"))
     assert json.loads((tmp_path / "out" / "regions.jsonl").read_text())["regions"] == []
 
@@ -202,7 +196,7 @@ def test_the_contact_sheet_shows_errors_first_and_then_the_worst(tiny_model: Fit
     predictions.append(
         Prediction(predictions[0].file._replace(relative=Path("e.png")), "", None, None, "error", "gone")
     )
-    write_maps(predictions, [one.file for one in predictions], tiny_model, tmp_path / "out")
+    write_maps(predictions, [one.file for one in predictions], tiny_model.scorer, tmp_path / "out")
     sheet = images.read(tmp_path / "out" / "contact_sheet.png")
     height, width = sheet.shape[:2]
     quarters = [sheet[:, : width // 2], sheet[:, width // 2 :]]
@@ -219,7 +213,7 @@ def test_many_images_are_spread_over_numbered_sheets(
 ) -> None:
     monkeypatch.setattr("mambaad_cli.inspection.overlays.TILES", 4)
     predictions = [plain(number, number / 100, tmp_path) for number in range(9)]
-    write_maps(predictions, [one.file for one in predictions], tiny_model, tmp_path / "out")
+    write_maps(predictions, [one.file for one in predictions], tiny_model.scorer, tmp_path / "out")
     sheets = [name for name in names(tmp_path / "out") if name.startswith("contact")]
     assert sheets == ["contact_sheet.png", "contact_sheet_2.png", "contact_sheet_3.png"]
 
@@ -233,7 +227,7 @@ def test_overlays_are_written_as_they_come(tiny_model: FittedModel, tmp_path: Pa
             yield one
 
     (tmp_path / "out").mkdir()
-    write_maps(watched(), [one.file for one in predictions], tiny_model, tmp_path / "out")
+    write_maps(watched(), [one.file for one in predictions], tiny_model.scorer, tmp_path / "out")
 
 
 # ---- nothing is overwritten ----

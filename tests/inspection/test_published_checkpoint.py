@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import app
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
+from mambaad_cli.inspection import store
 from mambaad_cli.inspection.published_checkpoint import import_published
 from mambaad_cli.model.mambaad import LSSModule
 from tests.conftest import GOLDEN, picture
@@ -98,10 +98,10 @@ def test_imported_network_rebuilds_features_as_the_published_one(state: State, t
     torch.save(state, tmp_path / "published.pth")
     model = import_published(tmp_path / "published.pth")
     features = [torch.randn(1, c, s, s) for c, s in ((64, 32), (128, 16), (256, 8))]
-    for found, expected in zip(model.detector(features), published_forward(state, features), strict=True):
+    for found, expected in zip(model.network.detector(features), published_forward(state, features), strict=True):
         assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
-    assert torch.equal(model.encoder.net.layer3[5].conv2.weight, state["net_t.layer3.5.conv2.weight"])
-    assert torch.equal(model.encoder.net.bn1.running_var, state["net_t.bn1.running_var"])
+    assert torch.equal(model.network.encoder.net.layer3[5].conv2.weight, state["net_t.layer3.5.conv2.weight"])
+    assert torch.equal(model.network.encoder.net.bn1.running_var, state["net_t.bn1.running_var"])
 
 
 def test_each_wrapping_is_found(state: State, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_each_wrapping_is_found(state: State, tmp_path: Path) -> None:
     torch.save(wrapped, tmp_path / "wrapped.pth")
     model = import_published(tmp_path / "wrapped.pth")
     weight = state["mff_oce.convf.weight"]
-    assert torch.equal(model.detector.bottleneck.fuse[0].weight, weight)
+    assert torch.equal(model.network.detector.bottleneck.fuse[0].weight, weight)
 
 
 def test_import_then_score_at_two_sizes(tmp_path: Path) -> None:
@@ -184,7 +184,8 @@ def test_truncated_checkpoint_is_one_line_and_writes_nothing(tmp_path: Path, kee
 def test_imported_model_is_saved_and_loaded_like_any_other(tmp_path: Path) -> None:
     torch.save(made_up("ader"), tmp_path / "published.pth")
     model = import_published(tmp_path / "published.pth")
-    model_file.save(model, tmp_path / "m.safetensors")
-    again = model_file.load(tmp_path / "m.safetensors")
-    assert again.scores == {}
-    assert all(torch.equal(a, b) for a, b in zip(model.detector.parameters(), again.detector.parameters(), strict=True))
+    store.save(model, tmp_path / "m.safetensors")
+    again = store.load(tmp_path / "m.safetensors")
+    assert (again.products, again.calibrated) == ({}, False)
+    detectors = (imported.network.detector.parameters() for imported in (model, again))
+    assert all(torch.equal(a, b) for a, b in zip(*detectors, strict=True))

@@ -8,7 +8,7 @@ import pytest
 from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.regions import Region, json_object
 from mambaad_cli.inspection.row_files import Damaged, Row, read_file, read_rows
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, json_line, write_rows

@@ -18,7 +18,7 @@ from rich.console import Console
 from mambaad_cli import MambaADError
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.inspection.predict import Prediction
+from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.rows import (
     COLUMNS,

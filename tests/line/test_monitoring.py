@@ -8,26 +8,27 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.cli import app
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.files import sha256_of
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
+from mambaad_cli.inspection import store
+from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.row_files import Damaged, Row
 from mambaad_cli.line.monitoring import Monitor
+from tests.conftest import calibrated, record_of, with_products
 
 USUAL = PhotoStatistics(0.5, 0.25, 0.3)
 
 
 @pytest.fixture
-def model(tiny_model: FittedModel) -> FittedModel:
+def model(tiny_model: FittedModel) -> ModelRecord:
     """It knows 200 scores and photos of good nuts, all normal; its threshold is not far above them."""
     rng = np.random.default_rng(0)
-    tiny_model.scores["nut"], tiny_model.max_false_reject = rng.normal(10, 1, 200).tolist(), 0.01
-    photos = rng.normal(USUAL, (0.01, 0.005, 0.01), (100, 3))
-    tiny_model.photo_statistics = {"nut": [PhotoStatistics(*one) for one in photos.tolist()]}
-    tiny_model.sha256 = "m"
-    return tiny_model
+    scores = rng.normal(10, 1, 200).tolist()
+    photos = tuple(PhotoStatistics(*one) for one in rng.normal(USUAL, (0.01, 0.005, 0.01), (100, 3)).tolist())
+    nut = calibrated(tiny_model.products["nut"], scores, max_false_reject=0.01, photos=photos)
+    return replace(record_of(with_products(tiny_model, nut, tiny_model.products["bolt"])), sha256="m")
 
 
 def lines(
@@ -44,7 +45,7 @@ def lines(
     return found
 
 
-def alarms(model: FittedModel, rows: "list[Row | Damaged]", **choices: float) -> dict[str, str]:
+def alarms(model: ModelRecord, rows: "list[Row | Damaged]", **choices: float) -> dict[str, str]:
     """The checks with an alarm, in words."""
     monitor = Monitor(model, **choices)
     for row in rows:
@@ -52,11 +53,11 @@ def alarms(model: FittedModel, rows: "list[Row | Damaged]", **choices: float) ->
     return {check.name: check.in_words() for check in monitor.checks if check.alarm}
 
 
-def test_a_line_on_which_nothing_changes_gives_no_alarm(model: FittedModel) -> None:
+def test_a_line_on_which_nothing_changes_gives_no_alarm(model: ModelRecord) -> None:
     assert alarms(model, [*lines(400, rejected=0.01)]) == {}
 
 
-def test_scores_that_rise_are_noticed(model: FittedModel) -> None:
+def test_scores_that_rise_are_noticed(model: ModelRecord) -> None:
     found = alarms(model, [*lines(), *lines(shift=1.0, seed=2)])
     assert list(found) == ["scores"]
     assert found["scores"].startswith("scores of good parts have risen: median 1")
@@ -72,18 +73,18 @@ def test_scores_that_rise_are_noticed(model: FittedModel) -> None:
     ],
 )
 def test_the_lamp_and_the_focus_are_told_apart(
-    model: FittedModel, photo: PhotoStatistics, name: str, words: str
+    model: ModelRecord, photo: PhotoStatistics, name: str, words: str
 ) -> None:
     found = alarms(model, [*lines(), *lines(60, photo=photo, seed=2)])
     assert list(found) == [name]
     assert found[name].startswith(words)
 
 
-def test_light_that_is_certainly_other_but_within_the_usual_range_is_no_alarm(model: FittedModel) -> None:
+def test_light_that_is_certainly_other_but_within_the_usual_range_is_no_alarm(model: ModelRecord) -> None:
     assert alarms(model, [*lines(1000, photo=USUAL._replace(brightness=0.507))]) == {}
 
 
-def test_rejects_unknown_and_unreadable_photos_are_noticed(model: FittedModel) -> None:
+def test_rejects_unknown_and_unreadable_photos_are_noticed(model: ModelRecord) -> None:
     unknown = [replace(one, verdict="unknown", class_name="") for one in lines(20)]
     unreadable = [replace(one, verdict="error", score=None, photo=None) for one in lines(20)]
     found = alarms(model, [*lines(100, rejected=0.2), *unknown, *unreadable])
@@ -92,24 +93,29 @@ def test_rejects_unknown_and_unreadable_photos_are_noticed(model: FittedModel) -
     assert found["unknown"] == "20 of 120 photos look like no product of the model"
 
 
-def test_defects_that_are_usual_are_no_alarm(model: FittedModel) -> None:
+def test_defects_that_are_usual_are_no_alarm(model: ModelRecord) -> None:
     assert "rejects" in alarms(model, [*lines(300, rejected=0.1)])
     assert alarms(model, [*lines(300, rejected=0.1)], defects=0.12) == {}
 
 
-def test_without_held_out_images_scores_are_not_judged(model: FittedModel) -> None:
-    model.held_out = set()
+def test_without_held_out_images_scores_are_not_judged(model: ModelRecord) -> None:
+    unpromising = [
+        replace(product, calibration=replace(product.calibration, promising=False))
+        for product in model.products.values()
+        if product.calibration is not None
+    ]
+    model = model.with_products(*unpromising)
     assert alarms(model, [*lines(shift=5.0, rejected=0.5)]) == {}
 
 
-def test_rows_of_other_models_and_damaged_ones_are_left_out(model: FittedModel) -> None:
+def test_rows_of_other_models_and_damaged_ones_are_left_out(model: ModelRecord) -> None:
     monitor = Monitor(model)
     for row in [*lines(5), Damaged(6), Damaged(7, growing=True), *(replace(one, model="other") for one in lines(7))]:
         monitor.add(row)
     assert (monitor.rows, monitor.damaged, monitor.of_other_models) == (5, 1, 7)
 
 
-def test_memory_does_not_grow_with_the_rows_unless_a_plot_needs_them(model: FittedModel) -> None:
+def test_memory_does_not_grow_with_the_rows_unless_a_plot_needs_them(model: ModelRecord) -> None:
     """With the same answers: those of all rows, to the last digit."""
     bounded, full = Monitor(model), Monitor(model, history=True)
     sizes = []
@@ -132,9 +138,9 @@ def test_memory_does_not_grow_with_the_rows_unless_a_plot_needs_them(model: Fitt
 
 
 @pytest.fixture
-def files(model: FittedModel, tmp_path: Path) -> Path:
+def files(model: ModelRecord, tmp_path: Path) -> Path:
     """A folder with the model, and rows of today and of ten days ago; those of today are of darker photos."""
-    model_file.save(model, tmp_path / "m.safetensors")
+    store.save(model, tmp_path / "m.safetensors")
     digest = sha256_of(tmp_path / "m.safetensors")[:12]
     now = datetime.now(timezone.utc)
     with (tmp_path / "rows.jsonl").open("w") as file:

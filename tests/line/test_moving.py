@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from mambaad_cli import MambaADError
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.predict import Prediction, PredictOptions
+from mambaad_cli.inspection.prediction import Prediction, PredictOptions
+from mambaad_cli.inspection.scorer import Scorer
 from mambaad_cli.line import moving, watching
 from mambaad_cli.line.journal import Journal
 from mambaad_cli.line.ledger import Ledger
@@ -24,11 +25,9 @@ from mambaad_cli.line.watching import Watch, WatchOptions
 from tests.line.killing import kill_at_line
 
 
-def predict(
-    model: FittedModel, files: Sequence[ImageFile], options: PredictOptions, endless: bool
-) -> Iterator[Prediction]:
+def predict(scorer: Scorer, files: Sequence[ImageFile], options: PredictOptions) -> Iterator[Prediction]:
     """A file says itself what its verdict is; one that does not end with a point is truncated."""
-    assert endless
+    assert options.endless
     for file in files:
         text = file.path.read_text()
         if text.startswith("raise"):
@@ -57,7 +56,7 @@ def watch(folder: Path, tiny_model: FittedModel) -> Iterator[Callable[..., Watch
 
     def begin(**options: Any) -> Watch:
         choices = WatchOptions(**{"settle": 0.0, "move_to": folder / "done"} | options)
-        opened.append(Watch(tiny_model, folder / "in", folder / "rows.jsonl", choices, say=said.append))
+        opened.append(Watch(tiny_model.scorer, folder / "in", folder / "rows.jsonl", choices, say=said.append))
         return opened[-1]
 
     said: list[str] = []
@@ -341,7 +340,7 @@ def test_killed_at_every_step_each_photo_has_one_row_that_tells_where_it_is(
 
         def work(place: Path = place) -> None:
             options = WatchOptions(PredictOptions(batch=2), settle=0.0, once=True, move_to=place / "done")
-            watch = Watch(tiny_model, place / "in", place / "rows.jsonl", options)
+            watch = Watch(tiny_model.scorer, place / "in", place / "rows.jsonl", options)
             watch.run()
             watch.close()
 
@@ -397,7 +396,7 @@ def test_a_model_that_fails_at_photo_after_photo_ends_the_watch(
 def test_an_unreadable_file_is_no_reason_to_end(
     watch: Callable[..., Watch], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unreadable(model: FittedModel, files: Sequence[ImageFile], *rest: Any, **options: Any) -> Iterator[Prediction]:
+    def unreadable(scorer: Scorer, files: Sequence[ImageFile], *rest: Any, **options: Any) -> Iterator[Prediction]:
         raise ImageError(files[0].path, "no mask named a")
         yield
 

@@ -16,15 +16,16 @@ from typer.testing import CliRunner, Result
 
 import mambaad_cli
 from mambaad_cli import MambaADError
+from mambaad_cli.api import FittedModel
 from mambaad_cli.cli import app
 from mambaad_cli.data import images
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.rows import COLUMNS, csv_line, row
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.line.placing import place
 from mambaad_cli.line.watching import Watch, WatchOptions
-from tests.conftest import picture
+from tests.conftest import calibrated, picture, with_products
 
 ROOT = Path(mambaad_cli.__file__).parent.parent
 
@@ -33,10 +34,12 @@ ROOT = Path(mambaad_cli.__file__).parent.parent
 def watched(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> Callable[..., tuple["Counter[str]", list[str]]]:
     """Watch goods/ once, into rows.jsonl; the verdicts and what was said."""
 
-    def once(output: str = "rows.jsonl", **options: Any) -> tuple["Counter[str]", list[str]]:
+    def once(
+        output: str = "rows.jsonl", model: FittedModel = tiny_model, **options: Any
+    ) -> tuple["Counter[str]", list[str]]:
         said: list[str] = []
         choices = WatchOptions(settle=0.0, once=True, **options)
-        watch = Watch(tiny_model, goods, tmp_path / output, choices, say=said.append)
+        watch = Watch(model.scorer, goods, tmp_path / output, choices, say=said.append)
         try:
             return watch.run(), said
         finally:
@@ -56,7 +59,7 @@ def test_each_photo_gets_the_row_that_score_gives_and_only_one(
     counts, said = watched()
     assert (sum(counts.values()), counts["error"], said) == (13, 1, [])
     files = images.find([goods])
-    expected = {str(one.file.path): row(one) for one in predict(tiny_model, files)}
+    expected = {str(one.file.path): row(one) for one in predict(tiny_model.scorer, files)}
     found = rows(tmp_path / "rows.jsonl")
     assert {one["path"] for one in found} == set(expected)
     for one in found:
@@ -93,9 +96,11 @@ def test_overlays_show_the_region_of_interest(
     """As those of `mambaad map`: the pixels outside are dimmed."""
     left = np.zeros((80, 96), bool)
     left[:, :48] = True
-    tiny_model.rois = {"nut": left, "bolt": left}
-    watched(maps=tmp_path / "maps")
-    (prediction,) = predict(tiny_model, images.find([goods / "nut" / "0.png"]), PredictOptions("nut", maps=True))
+    scores = [1.0, 2.0, 3.0]
+    seen = [calibrated(product.under(region=left), scores) for product in tiny_model.products.values()]
+    model = with_products(tiny_model, *seen)
+    watched(model=model, maps=tmp_path / "maps")
+    (prediction,) = predict(model.scorer, images.find([goods / "nut" / "0.png"]), PredictOptions("nut", maps=True))
     assert prediction.inside is not None
     written = images.read(tmp_path / "maps" / "nut" / "0.png").astype(int)
     assert np.abs(written - prediction.overlay()).max() <= 1
@@ -104,11 +109,11 @@ def test_overlays_show_the_region_of_interest(
 def test_the_runtime_is_that_for_many_photos(watched: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def for_inference(self: FittedModel, images: int | None = None) -> FittedModel:
+    def expecting(self: TorchScorer, images: int | None) -> TorchScorer:
         asked.append(images)
         return self
 
-    monkeypatch.setattr(FittedModel, "for_inference", for_inference)
+    monkeypatch.setattr(TorchScorer, "expecting", expecting)
     watched()
     assert set(asked) == {None}
 
@@ -171,13 +176,13 @@ def test_folders_inside_the_watched_one_and_a_missing_one_are_refused(
         with pytest.raises(MambaADError, match="lies in the folder that is watched"):
             watched(**{option: goods / "x"})
     with pytest.raises(MambaADError, match="^no folder "):
-        Watch(tiny_model, tmp_path / "none", tmp_path / "rows.jsonl", WatchOptions())
+        Watch(tiny_model.scorer, tmp_path / "none", tmp_path / "rows.jsonl", WatchOptions())
 
 
 @pytest.fixture
 def command(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> Callable[..., Result]:
     """`mambaad watch goods --once` with a model file."""
-    model_file.save(tiny_model, tmp_path / "m.safetensors")
+    tiny_model.save(tmp_path / "m.safetensors")
 
     def run(*options: object, output: str = "rows.jsonl") -> Result:
         arguments = ["watch", goods, "-o", tmp_path / output, "-m", tmp_path / "m.safetensors", "--once", "--settle", 0]
@@ -210,8 +215,8 @@ def test_what_cannot_be_done_is_said_before_any_photo_is_scored(command: Callabl
 def test_masks_of_photos_are_taken_from_a_folder(
     command: Callable[..., Result], tiny_model: FittedModel, goods: Path, tmp_path: Path
 ) -> None:
-    tiny_model.own_masks = True
-    model_file.save(tiny_model, tmp_path / "m.safetensors")
+    masked = [product.under(own_masks=True) for product in tiny_model.products.values()]
+    with_products(tiny_model, *masked).save(tmp_path / "m.safetensors")
     result = command()
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert result.stderr.endswith("give their folder with --roi-dir\n")
@@ -224,7 +229,7 @@ def test_masks_of_photos_are_taken_from_a_folder(
 
 def test_killed_in_the_middle_of_500_photos_each_has_exactly_one_row(tiny_model: FittedModel, tmp_path: Path) -> None:
     """With a log rotation in between. Also: SIGTERM ends a watch in order, with status 0."""
-    model_file.save(tiny_model, tmp_path / "m.safetensors")
+    tiny_model.save(tmp_path / "m.safetensors")
     (tmp_path / "in").mkdir()
     small = picture(height=16, width=16)
     for i in range(500):

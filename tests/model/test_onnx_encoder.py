@@ -9,11 +9,14 @@ import torch
 import mambaad_cli
 from mambaad_cli import MambaADError
 from mambaad_cli.benchmark import speed
-from mambaad_cli.inspection import fitted_model
-from mambaad_cli.inspection.fitted_model import FittedModel, new_model
+from mambaad_cli.inspection import store
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.network import new_network
+from mambaad_cli.inspection.torch_scorer import FEW_IMAGES, TorchScorer
 from mambaad_cli.model import onnx_encoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference
 from mambaad_cli.model.settings import PRESETS
+from tests.conftest import tiny_network
 
 needs_packages = pytest.mark.skipif(not onnx_encoder.installed(), reason="onnx and onnxruntime are not installed")
 
@@ -57,36 +60,43 @@ def test_a_runtime_that_fails_is_named(encoder: Encoder, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def model(encoder: Encoder) -> FittedModel:
-    return new_model(PRESETS["small"], encoder)
+def scorer(encoder: Encoder) -> TorchScorer:
+    """A scorer with the default encoder, which leaves the choice of the runtime to `expecting`."""
+    network = new_network(PRESETS["small"], encoder)
+    network.detector.eval()
+    return TorchScorer(ModelRecord(network), "auto")
+
+
+def encoder_for(scorer: TorchScorer, images: int | None) -> Encoder:
+    """The encoder that so many images would be scored with."""
+    network = scorer.expecting(images).network
+    assert network is not None
+    return network.encoder
 
 
 @needs_packages
-def test_auto_takes_it_for_many_images_and_for_a_program_that_goes_on(model: FittedModel) -> None:
-    model.encoder_runtime = "auto"
-    few, many, unknown = (model.for_inference(images).encoder for images in (fitted_model.FEW, 100, None))
+def test_auto_takes_it_for_many_images_and_for_a_program_that_goes_on(scorer: TorchScorer) -> None:
+    few, many, unknown = (encoder_for(scorer, images) for images in (FEW_IMAGES, 100, None))
     assert not isinstance(few, onnx_encoder.OnnxEncoder)
     assert isinstance(many, onnx_encoder.OnnxEncoder)
     assert unknown is many  # made once
-    fast = model.for_inference()
-    assert fast.for_inference() is fast
+    assert encoder_for(scorer.expecting(None), 100) is many
+    assert encoder_for(scorer, 1) is few  # and the other one is kept beside it
 
 
-@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"encoder_runtime": "torch"}])
-def test_auto_leaves_other_precisions_to_torch(model: FittedModel, change: dict[str, str]) -> None:
-    other = replace(model, **{"encoder_runtime": "auto"} | change)
-    assert not isinstance(other.for_inference().encoder, onnx_encoder.OnnxEncoder)
+@pytest.mark.parametrize(("precision", "runtime"), [("bf16", "auto"), ("fp32", "torch")])
+def test_auto_leaves_other_precisions_to_torch(scorer: TorchScorer, precision: str, runtime: str) -> None:
+    other = TorchScorer(scorer.record.at_precision(precision), runtime)
+    assert not isinstance(encoder_for(other, None), onnx_encoder.OnnxEncoder)
 
 
 def test_without_the_packages_auto_is_torch_and_asking_for_it_says_what_to_install(
-    model: FittedModel, monkeypatch: pytest.MonkeyPatch
+    scorer: TorchScorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx_encoder, "PACKAGES", ("no_such_package",))
-    model.encoder_runtime = "auto"
-    assert not isinstance(model.for_inference().encoder, onnx_encoder.OnnxEncoder)
-    model.encoder_runtime = "onnxruntime"
+    assert not isinstance(encoder_for(scorer, None), onnx_encoder.OnnxEncoder)
     with pytest.raises(MambaADError, match=r"pip install 'mambaad\[fast\]'"):
-        model.for_inference()
+        replace(scorer, runtime="onnxruntime").expecting(None)
 
 
 def test_a_benchmark_of_it_without_the_packages_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,18 +111,16 @@ def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
 
 
 @needs_packages
-def test_another_encoder_cannot_be_run_by_it(tiny_model: FittedModel) -> None:
-    tiny_model.encoder_runtime = "auto"
-    assert not isinstance(tiny_model.for_inference().encoder, onnx_encoder.OnnxEncoder)
-    tiny_model.encoder_runtime = "onnxruntime"
+def test_another_encoder_cannot_be_run_by_it() -> None:
+    record = ModelRecord(tiny_network())
+    assert not isinstance(encoder_for(TorchScorer(record, "auto"), None), onnx_encoder.OnnxEncoder)
     with pytest.raises(MambaADError, match="default encoder"):
-        tiny_model.for_inference()
+        TorchScorer(record, "onnxruntime").expecting(None)
 
 
 @needs_packages
-def test_both_runtimes_give_the_same_scores(model: FittedModel, tmp_path: Path) -> None:
-    model.detector.eval()
-    model.save(tmp_path / "model.safetensors")
+def test_both_runtimes_give_the_same_scores(scorer: TorchScorer, tmp_path: Path) -> None:
+    store.save(scorer.record, tmp_path / "model.safetensors")
     pictures = list(torch.rand(2, 96, 128, 3, generator=torch.Generator().manual_seed(0)).numpy())
     scores = {}
     for runtime in ("torch", "onnxruntime"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mambaad_cli import MambaADError
 from mambaad_cli.model import DETECTORS, STRIDES, anomaly_map, mambaad, outline, uniad
 from mambaad_cli.model.encoder import build_encoder
-from mambaad_cli.model.outline import check_shapes, networks_of
+from mambaad_cli.model.outline import fitting_networks, networks_of
 from mambaad_cli.model.settings import PRESETS, Settings
 from tests.conftest import TINY
 
@@ -59,7 +59,7 @@ def test_a_network_without_memory_takes_a_files_tensors_and_gives_the_same_map(n
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_shapes_of_each_preset_are_those_of_its_networks(name: str) -> None:
     settings = PRESETS[name]
-    check_shapes(settings, shapes_of(settings) | {"memory.0.patches": (3, 4), "roi.0": (9,)})
+    fitting_networks(settings, shapes_of(settings) | {"memory.0.patches": (3, 4), "roi.0": (9,)})
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -67,12 +67,12 @@ def test_a_tensor_of_another_shape_or_none_or_one_more_is_named(name: str) -> No
     shapes = shapes_of(SETTINGS[name])
     last = list(shapes)[-1]
     with pytest.raises(MambaADError, match=rf"{last} is \(7, 7\), expected"):
-        check_shapes(SETTINGS[name], shapes | {last: (7, 7)})
+        fitting_networks(SETTINGS[name], shapes | {last: (7, 7)})
     with pytest.raises(MambaADError, match=r"encoder.more is \(1,\), expected none"):
-        check_shapes(SETTINGS[name], shapes | {"encoder.more": (1,)})
+        fitting_networks(SETTINGS[name], shapes | {"encoder.more": (1,)})
     del shapes[last]
     with pytest.raises(MambaADError, match=f"{last} is missing, expected|of more than the"):
-        check_shapes(SETTINGS[name], shapes)
+        fitting_networks(SETTINGS[name], shapes)
 
 
 HUGE: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ def test_settings_of_a_huge_network_cost_no_memory(name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     huge = Settings(settings.detector, settings.encoder, settings.size, options=HUGE[name])
     with pytest.raises(MambaADError, match="tensors|too deep|no rd4ad can be made"):
-        check_shapes(huge, shapes)
+        fitting_networks(huge, shapes)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 

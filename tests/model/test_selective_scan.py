@@ -11,7 +11,8 @@ from torch import Tensor, library
 
 from mambaad_cli.benchmark.flops import FlopCounterMode  # which counts the scan
 from mambaad_cli.model.kernels import cpu
-from mambaad_cli.model.kernels.selective_scan import chunked_scan, reference_scan, selective_scan
+from mambaad_cli.model.kernels.plain_scan import chunked_scan, reference_scan
+from mambaad_cli.model.kernels.selective_scan import selective_scan
 from mambaad_cli.model.scan_orders import directions
 
 compiled = pytest.mark.skipif(cpu.kernels() is None, reason="the optional kernels were not built: no C compiler")

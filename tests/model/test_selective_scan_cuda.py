@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
+from mambaad_cli.model.kernels import plain_scan
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
@@ -45,7 +46,7 @@ def inputs_of(b: int, l: int, k: int, d: int, n: int, r: int, bias: float) -> li
 def reference(inputs: list[Tensor], dy: Tensor) -> list[Tensor]:
     """y and the six gradients."""
     parts = [tensor.detach().requires_grad_() for tensor in inputs[:-1]]
-    y = scan.reference_scan(*parts, inputs[-1])
+    y = plain_scan.reference_scan(*parts, inputs[-1])
     return [y.detach(), *torch.autograd.grad(y, parts, dy)]
 
 
@@ -136,7 +137,7 @@ def test_a_backend_with_wrong_numbers_is_passed_over(monkeypatch: pytest.MonkeyP
     inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
     with pytest.warns(UserWarning, match=r"mamba-ssm: wrong numbers on cpu: off by 1\.0e-02"):
         y = scan_cuda.selective_scan(*inputs)
-    torch.testing.assert_close(y, scan.reference_scan(*inputs))
+    torch.testing.assert_close(y, plain_scan.reference_scan(*inputs))
 
 
 def test_a_backend_with_wrong_gradients_is_passed_over(monkeypatch: pytest.MonkeyPatch, no_fast_backend: None) -> None:
@@ -159,7 +160,7 @@ def test_for_a_score_alone_no_backward_pass_is_tried_or_compiled(
     inputs = inputs_of(2, 9, 2, 5, 3, 2, -1.0)
     y = scan_cuda.selective_scan(*inputs, gradients=False)
     assert scan_cuda.chosen(torch.device("cpu"), False) == "mamba-ssm"
-    torch.testing.assert_close(y, scan.reference_scan(*inputs))
+    torch.testing.assert_close(y, plain_scan.reference_scan(*inputs))
 
 
 def test_training_does_not_take_the_backend_of_a_score_whose_gradients_are_wrong(
@@ -245,7 +246,7 @@ def test_a_first_scan_in_inference_mode_and_under_autocast_is_as_exact_as_any(
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         y = forward_op(inputs)
     assert scan_cuda.chosen(torch.device("cpu")) == "mamba-ssm"
-    torch.testing.assert_close(y, scan.reference_scan(*inputs))
+    torch.testing.assert_close(y, plain_scan.reference_scan(*inputs))
 
 
 def test_every_backend_is_reported_in_one_line_however_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mambaad_cli.inspection.fitted_model import new_model
+from mambaad_cli.inspection.network import new_network
 from mambaad_cli.model.encoder import DEFAULT
 from mambaad_cli.model.settings import Settings
 from mambaad_cli.model.uniad import DecoderLayer, UniAD, _mask_on, neighbour_mask
@@ -111,7 +111,7 @@ def test_a_mask_made_while_scoring_serves_training_too(encoder: nn.Module, detec
 
 
 def test_channels_and_grid_follow_from_the_default_encoder() -> None:
-    model = new_model(Settings("uniad", DEFAULT))
+    model = new_network(Settings("uniad", DEFAULT))
     assert model.encoder.channels == [16, 24, 48, 120]
     assert model.detector.project_in.in_features == model.detector.project_out.out_features == 208
     target, rebuilt = model.detector.eval()(model.encoder(torch.zeros(1, 3, 64, 96)))

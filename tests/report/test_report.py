@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
-from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.predict import Prediction, PredictOptions, predict
+from mambaad_cli.inspection.predict import predict
+from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import page, pictures
@@ -108,7 +109,7 @@ def test_overlays_dim_what_lies_outside_the_region_of_interest(tiny_model: Fitte
 
 
 def predictions(model: FittedModel, goods: Path) -> list[Prediction]:
-    return list(predict(model, images.find([goods]), PredictOptions(maps=True, min_area=0)))
+    return list(predict(model.scorer, images.find([goods]), PredictOptions(maps=True, min_area=0)))
 
 
 def test_a_collector_keeps_the_worst_and_passes_all_on(tiny_model: FittedModel, goods: Path, tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_overlays_come_from_the_model_and_a_score_that_moved_is_counted(
 
     def predicted(name: str, files: list[ImageFile]) -> list[Prediction]:
         asked.append(name)
-        return list(predict(tiny_model, files, PredictOptions(name, maps=True, min_area=0)))
+        return list(predict(tiny_model.scorer, files, PredictOptions(name, maps=True, min_area=0)))
 
     entries, differ = with_overlays(rows, predicted, tmp_path / "report.html", most=100, link=False)
     assert differ == 1

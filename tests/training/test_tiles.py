@@ -1,38 +1,43 @@
 """Photos at their own resolution: where tiles lie, how they are stitched, and what they find."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-import torch
+from torch import Tensor
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.roi import parse
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import FittedModel
-from mambaad_cli.inspection.predict import PredictOptions, predict
-from mambaad_cli.inspection.tiles import OVERLAP, close_grid, corners_of, padded_to_tiles, smoothed, tile_distances
-from mambaad_cli.training import tiles
-from mambaad_cli.training.fit import add, fit
+from mambaad_cli.inspection import store
+from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.predict import predict, predict_images
+from mambaad_cli.inspection.prediction import PredictOptions
+from mambaad_cli.inspection.tiles import OVERLAP, close_grid, corners_of, padded_to_tiles, smoothed
+from mambaad_cli.inspection.torch_scorer import TorchScorer
+from mambaad_cli.training import memories, tiles
+from mambaad_cli.training.adding import add
+from mambaad_cli.training.fit import fit
 from mambaad_cli.training.memories import Remembered
 from mambaad_cli.training.recipe import RunOptions
-from tests.conftest import picture
-from tests.training.conftest import tiny_recipe, tiny_settings
+from mambaad_cli.training.tiles import SCORED_PHOTOS, TilePhotos
+from tests.conftest import calibrated, picture
+from tests.training.conftest import calibration_of, goods_of, judged, scores_of, tiny_recipe, tiny_settings
 
 TILE = (128, 128)
 
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "LEARNT", 24)
-    monkeypatch.setattr(tiles, "SIMULATED", 5)
+    monkeypatch.setattr(tiles, "LEARNT_TILES", 24)
+    monkeypatch.setattr(tiles, "MAX_DEFECTS", 5)
 
 
 def surface(seed: int, height: int, width: int) -> np.ndarray:
@@ -51,25 +56,27 @@ def mottled(seed: int) -> np.ndarray:
 
 
 def fitted(
-    photos: list[np.ndarray], folder: Path, weights: Path, evidence: str = "memory", **run: object
-) -> FittedModel:
+    photos: list[np.ndarray], folder: Path, weights: Path, evidence: str = "memory", **regions: Any
+) -> ModelRecord:
     files = []
     for i, photo in enumerate(photos):
         images.write(folder / f"{i}.png", photo)
         files.append(ImageFile(folder / f"{i}.png", Path(f"{i}.png"), "sheet"))
     settings = replace(tiny_settings(), tiles=TILE)
     recipe = tiny_recipe(evidence=evidence, memory_size=300, views=0, epochs=1)
-    return fit(files, ["sheet"] * len(files), settings, recipe, RunOptions(encoder_weights=weights, **run))  # type: ignore[arg-type]
+    return fit(
+        goods_of(files, ["sheet"] * len(files), **regions), settings, recipe, RunOptions(encoder_weights=weights)
+    )
 
 
 @pytest.fixture
-def sheets(tmp_path: Path, weights: Path) -> FittedModel:
+def sheets(tmp_path: Path, weights: Path) -> ModelRecord:
     return fitted([surface(i, 300, 420) for i in range(8)], tmp_path / "good", weights)
 
 
-def maps(model: FittedModel, *photos: np.ndarray) -> list[np.ndarray]:
-    found = model.predict(list(photos), "sheet")
-    return [one.anomaly_map for one in found if one.anomaly_map is not None]
+def maps(model: ModelRecord, *photos: np.ndarray) -> list[np.ndarray]:
+    found = predict_images(TorchScorer(model), list(photos), PredictOptions("sheet", maps=True, min_area=0))
+    return [row.anomaly_map for row in found if row.anomaly_map is not None]
 
 
 @pytest.mark.parametrize("length", [128, 144, 192, 208, 1024, 8000])
@@ -80,7 +87,7 @@ def test_tiles_cover_a_side_and_overlap(length: int) -> None:
     assert all(corner % 16 == 0 for corner in corners)
 
 
-def test_a_photo_smaller_than_a_tile_is_one_tile(sheets: FittedModel) -> None:
+def test_a_photo_smaller_than_a_tile_is_one_tile(sheets: ModelRecord) -> None:
     assert padded_to_tiles(surface(0, 50, 300), TILE).shape == (128, 304, 3)
     small = surface(99, 60, 90)
     (found,) = maps(sheets, small)
@@ -88,13 +95,14 @@ def test_a_photo_smaller_than_a_tile_is_one_tile(sheets: FittedModel) -> None:
     assert np.isfinite(found).all()
 
 
-def test_the_map_of_a_good_photo_shows_no_grid(sheets: FittedModel) -> None:
+def test_the_map_of_a_good_photo_shows_no_grid(sheets: ModelRecord) -> None:
     """Steps of the map across the borders of tiles are no larger than elsewhere."""
-    memory = sheets.tiles["sheet"].memory
+    learnt = sheets.products["sheet"].learnt.tiles
+    assert learnt is not None
+    view = sheets.network.tile_view(learnt.memory)
     across, elsewhere = [], []
     for seed in range(30, 36):
-        look = partial(tile_distances, sheets, memory)
-        found = smoothed(close_grid(look, sheets.tile_size, surface(seed, 128, 1216)), (32, 304)).numpy()
+        found = smoothed(close_grid(view.distances, view.size, surface(seed, 128, 1216)), (32, 304)).numpy()
         steps = np.abs(np.diff(found, axis=1)).mean(0)
         borders = {b // 4 for left in corners_of(1216, 128) for b in (left + 16, left + 112) if 16 < b < 1200}
         near = np.zeros(len(steps), bool)
@@ -105,29 +113,30 @@ def test_the_map_of_a_good_photo_shows_no_grid(sheets: FittedModel) -> None:
     assert np.mean(across) < 1.25 * np.mean(elsewhere)
 
 
-def test_tiles_see_what_the_whole_photo_hides_and_say_where(sheets: FittedModel, tmp_path: Path) -> None:
+def test_tiles_see_what_the_whole_photo_hides_and_say_where(sheets: ModelRecord, tmp_path: Path) -> None:
     photo = surface(50, 300, 420)
-    photo[200:208, 300:308] = 20
+    photo[196:212, 296:312] = 20
     images.write(tmp_path / "bad" / "1.png", photo)
     good, bad = maps(sheets, surface(50, 300, 420), photo)
     y, x = np.unravel_index(bad.argmax(), bad.shape)
     assert (abs(4 * y - 204) < 24, abs(4 * x - 304) < 24) == (True, True)
     assert bad.max() > good.max()
-    sheets.scores["sheet"] = [float(good.max())]
-    one = next(predict(sheets, images.find([tmp_path / "bad"]), PredictOptions(min_area=0)))
-    assert one.regions is not None
-    left, top, width, height = one.regions[0].box
+    model = sheets.with_products(calibrated(sheets.products["sheet"], [float(good.max())]))
+    row = next(predict(TorchScorer(model), images.find([tmp_path / "bad"]), PredictOptions(min_area=0)))
+    assert row.regions is not None
+    left, top, width, height = row.regions[0].box
     assert left <= 304 <= left + width
     assert top <= 204 <= top + height
 
 
-def test_a_model_with_tiles_is_the_same_after_it_was_saved(sheets: FittedModel, tmp_path: Path) -> None:
-    model_file.save(sheets, tmp_path / "m.safetensors")
-    again = model_file.load(tmp_path / "m.safetensors")
+def test_a_model_with_tiles_is_the_same_after_it_was_saved(sheets: ModelRecord, tmp_path: Path) -> None:
+    store.save(sheets, tmp_path / "m.safetensors")
+    again = store.load(tmp_path / "m.safetensors")
     photo = surface(60, 300, 420)
     np.testing.assert_array_equal(maps(sheets, photo)[0], maps(again, photo)[0])
-    assert (again.settings.tiles, again.scores, again.simulated) == (TILE, sheets.scores, sheets.simulated)
-    assert len(again.simulated["sheet"]) == 5
+    assert again.network.settings.tiles == TILE
+    assert calibration_of(again, "sheet") == calibration_of(sheets, "sheet")
+    assert len(calibration_of(again, "sheet").simulated) == 5
 
 
 def test_the_threshold_is_of_whole_photos_seen_as_score_sees_them(
@@ -135,16 +144,47 @@ def test_the_threshold_is_of_whole_photos_seen_as_score_sees_them(
 ) -> None:
     """But for a photo's own patches, which are left out of both memories, and for its share in what is expected."""
     monkeypatch.setattr(Remembered, "without", lambda remembered, *_: remembered.memory)
-    monkeypatch.setattr(tiles, "expected_from", lambda grids: torch.ones(1, 1))
-    model = fitted([surface(i, 300, 420) for i in range(8)], tmp_path / "good", weights)
-    found = sorted(one.score or 0.0 for one in predict(model, images.find([tmp_path / "good"])))
-    assert sorted(model.scores["sheet"]) == pytest.approx(found, rel=1e-4)
+    monkeypatch.setattr(memories, "FEW_IMAGES", 0)
+    monkeypatch.setattr(tiles, "expected_from", expected_from_the_first(tiles.expected_from))
+    model = fitted([surface(i, 300, 420) for i in range(9)], tmp_path / "good", weights)
+    learnt = model.products["sheet"].learnt.tiles
+    assert learnt is not None
+    assert learnt.expected.std() > 0  # not the same everywhere
+    found = sorted(row.score or 0.0 for row in judged(model, images.find([tmp_path / "good"])))
+    assert sorted(scores_of(model)["sheet"]) == pytest.approx(found, rel=1e-4)
 
 
-def test_a_photo_is_scored_as_if_it_were_new(sheets: FittedModel, tmp_path: Path) -> None:
-    known = [one.score or 0.0 for one in predict(sheets, images.find([tmp_path / "good"]))]
-    assert len(sheets.scores["sheet"]) == 8
-    assert median(sheets.scores["sheet"]) > median(known)
+def expected_from_the_first(real: Callable[[Sequence[Tensor]], Tensor]) -> Callable[[Sequence[Tensor]], Tensor]:
+    """What is expected at each place, from the photos of the first call, whichever are given later."""
+    first: list[Tensor] = []
+
+    def expected_from(grids: Sequence[Tensor]) -> Tensor:
+        if not first:
+            first.append(real(grids))
+        return first[0]
+
+    return expected_from
+
+
+def test_a_photo_is_scored_as_if_it_were_new(sheets: ModelRecord, tmp_path: Path) -> None:
+    known = [row.score or 0.0 for row in judged(sheets, images.find([tmp_path / "good"]))]
+    assert len(scores_of(sheets)["sheet"]) == 8
+    assert median(scores_of(sheets)["sheet"]) > median(known)
+
+
+def test_a_photo_is_not_compared_with_the_tiles_of_its_copies(tmp_path: Path, weights: Path) -> None:
+    photos = [surface(i, 300, 420) for i in range(6)]
+    once, twice = (
+        scores_of(fitted(several, tmp_path / name, weights))["sheet"]
+        for name, several in (("once", photos), ("twice", [*photos, *photos]))
+    )
+    assert len(twice) == 12
+    assert median(twice) > 0.5 * median(once)
+
+
+def test_no_more_photos_are_seen_in_all_their_tiles_than_the_threshold_needs() -> None:
+    photos = TilePhotos("sheet", [None] * 5000, list(range(4000)), list(range(4000, 5000)))
+    assert len(photos.scored) == SCORED_PHOTOS
 
 
 @pytest.mark.parametrize("evidence", ["decoder", "both"])
@@ -172,15 +212,15 @@ def test_scaled_photos_have_smaller_maps(tmp_path: Path, weights: Path) -> None:
         files.append(ImageFile(tmp_path / "good" / f"{i}.png", Path(f"{i}.png"), "sheet"))
     settings = replace(tiny_settings(), tiles=TILE, scale=0.5)
     recipe = tiny_recipe(evidence="memory", memory_size=300, views=0)
-    model = fit(files, ["sheet"] * 6, settings, recipe, RunOptions(encoder_weights=weights))
+    model = fit(goods_of(files, ["sheet"] * 6), settings, recipe, RunOptions(encoder_weights=weights))
     (found,) = maps(model, surface(90, 400, 600))
     assert found.shape == (50, 75)
 
 
-def test_what_tiles_cannot_do_is_one_line(sheets: FittedModel, tmp_path: Path) -> None:
+def test_what_tiles_cannot_do_is_one_line(sheets: ModelRecord, tmp_path: Path) -> None:
     images.write(tmp_path / "more" / "1.png", picture())
     with pytest.raises(MambaADError, match="own resolution"):
-        add(sheets, images.find([tmp_path / "more"]), ["nut"])
+        add(sheets, goods_of(images.find([tmp_path / "more"]), ["nut"]))
 
 
 @pytest.mark.slow
@@ -197,7 +237,7 @@ def test_ten_pixels_are_found_on_a_line_scan_of_8000_and_only_with_tiles(tmp_pat
     bad[1200:1210, 5000:5003] -= 45  # ten pixels long
     found = {}
     for name, tile in (("tiles", (384, 384)), ("whole", None)):
-        model = fit(files, ["sheet"] * 10, replace(settings, tiles=tile), recipe, RunOptions())
-        scores = [one.score or 0.0 for one in model.predict([good, bad], "sheet")]
-        found[name] = (scores[1] > scores[0] * 1.01, scores[1] > (model.threshold("sheet") or 0.0))
+        model = fit(goods_of(files, ["sheet"] * 10), replace(settings, tiles=tile), recipe, RunOptions())
+        scores = [float(anomaly_map.max()) for anomaly_map in maps(model, good, bad)]
+        found[name] = (scores[1] > scores[0] * 1.01, scores[1] > (model.products["sheet"].threshold or 0.0))
     assert found == {"tiles": (True, True), "whole": (False, False)}

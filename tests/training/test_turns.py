@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data.augmentation import moved
 from mambaad_cli.data.loading import Input
-from mambaad_cli.inspection.fitted_model import FittedModel
 from mambaad_cli.training.turns import PAYS, turning_pays
+from tests.conftest import record_of
 
 
 def bar(angle: float) -> Tensor:
@@ -25,7 +26,9 @@ def bar(angle: float) -> Tensor:
 def test_turned_views_pay_where_parts_lie_any_way_round(
     tiny_model: FittedModel, angle_of: Callable[[int], float], pays: bool
 ) -> None:
-    ratio = turning_pays(tiny_model, [Input(bar(angle_of(i)), None, None, (64, 64)) for i in range(8)])
+    ratio = turning_pays(
+        record_of(tiny_model).network, [Input(bar(angle_of(i)), None, None, (64, 64)) for i in range(8)]
+    )
     assert (ratio < PAYS) == pays
 
 

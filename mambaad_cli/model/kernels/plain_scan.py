@@ -1,6 +1,6 @@
-"""The selective scan in PyTorch's own operators, on any device: as it is written, and in chunks side by side.
+"""The selective scan in plain PyTorch: step by step, which is easy to check, and in chunks, which is faster.
 
-Letters, shapes and the recurrence are those of selective_scan.py.
+Letters, as in `selective_scan`: b batch, k directions, d channels, l positions, n states, r rank of dt.
 """
 
 import math

@@ -1,9 +1,8 @@
 """The selective scan of Mamba over a grid, in k directions at once (Gu & Dao, arXiv 2312.00752, section 3.2).
 
 All tensors are in raster order, channels last. A backend visits the positions in the order `order[k]` and adds its
-results in place, so no permuted copy is needed. Four backends give the same numbers: the plain reference and the
-chunked PyTorch path (plain_scan.py, any device), the fused CPU kernel (cpu_scan.h) and the GPU's
-(selective_scan_cuda.py).
+results in place, so no permuted copy is needed. Four backends give the same numbers: the plain reference here, the
+chunked PyTorch path (any device), the fused CPU kernel (cpu_scan.h) and the GPU's (selective_scan_cuda.py).
 
 Letters: b batch, l positions, k directions, d channels, n states, r rank of dt.
     u          (b, l, d)            input
@@ -25,7 +24,6 @@ from torch import Tensor, library
 from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.kernels.operators import operator
 from mambaad_cli.model.kernels.plain_scan import chunked_backward, chunked_scan
-from mambaad_cli.model.kernels.plain_scan import reference_scan as reference_scan  # what all others are tested against
 
 
 def selective_scan(
@@ -36,6 +34,9 @@ def selective_scan(
     keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     with torch.autocast(u.device.type, enabled=False):  # the recurrence stays float32, whichever backend runs it
         return torch.ops.mambaad.selective_scan(*tensors, order, keep)[0]
+
+
+# The plain versions
 
 
 # One operator that autograd, fake tensors and the FLOP counter know

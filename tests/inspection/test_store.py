@@ -6,27 +6,32 @@ import random
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mambaad_cli import MambaADError
+from mambaad_cli.api import FittedModel
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.inspection import model_file
-from mambaad_cli.inspection.fitted_model import Example, FittedModel
-from mambaad_cli.inspection.model_file import load, save
+from mambaad_cli.inspection.file_schema import FORMAT
+from mambaad_cli.inspection.model_record import Example
+from mambaad_cli.inspection.product import Learnt, Product, ScoredDefect, cold_of, threshold_of
 from mambaad_cli.inspection.recognition import Recogniser
+from mambaad_cli.inspection.store import load, save
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model.anomaly_map import residual_statistics, residuals
+from tests.conftest import calibrated, record_of, with_products, with_scores
 
 
 @pytest.fixture
 def saved(tiny_model: FittedModel, tmp_path: Path) -> Path:
-    save(tiny_model, tmp_path / "model.safetensors")
+    save(record_of(tiny_model), tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
 
@@ -55,68 +60,85 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], Any], drop: str = "
 
 
 def test_a_saved_model_gives_the_same_maps_to_the_bit(tiny_model: FittedModel, tmp_path: Path) -> None:
-    maps = [torch.randn(2, c, side, side) for side, c in zip((16, 8, 4), tiny_model.encoder.channels, strict=True)]
-    left = residuals(maps, [torch.randn_like(one) for one in maps])
-    tiny_model.statistics = {"nut": residual_statistics(lambda: [left])}
-    save(tiny_model, tmp_path / "m.safetensors")
+    network = record_of(tiny_model).network
+    maps = [torch.randn(2, c, side, side) for side, c in zip((16, 8, 4), network.encoder.channels, strict=True)]
+    left = residuals(maps, [torch.randn_like(stage) for stage in maps])
+    learnt = Learnt(tuple(residual_statistics(lambda: [left])))
+    save(record_of(with_products(tiny_model, Product("nut", (64, 64), learnt=learnt))), tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors")
     pixels = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(load(tmp_path / "m.safetensors").anomaly_maps(pixels), tiny_model.anomaly_maps(pixels))
+        expected = network.anomaly_maps(network.features(pixels), (64, 64), learnt)
+        found = again.network.anomaly_maps(again.network.features(pixels), (64, 64), again.products["nut"].learnt)
+    assert torch.equal(found, expected)
 
 
 def test_everything_that_is_known_of_a_model_travels_in_its_file(tiny_model: FittedModel, tmp_path: Path) -> None:
-    tiny_model.scores = {"größe\udcff": [1.1, 1 / 3], "b": [2.0]}
-    tiny_model.trained_on = {"größe\udcff": 7, "b": 4}
-    tiny_model.held_out, tiny_model.max_false_reject = {"bolt"}, 0.05
-    tiny_model.photo_statistics = {"b": [PhotoStatistics(0.5, 0.25, 0.125)]}
-    save(tiny_model, tmp_path / "m.safetensors")
+    nut = Product("größe\udcff", (64, 96), 7, (480, 640), turned=True)
+    bolt = Product("b", (64, 64), 4, own_masks=True, region=np.eye(8, dtype=bool))
+    before = with_products(
+        tiny_model,
+        calibrated(nut, [1.1, 1 / 3], promising=False, simulated=(ScoredDefect("spot", 4.0, 2.5),), farthest=7.25),
+        calibrated(bolt, [2.0], max_false_reject=0.05, photos=(PhotoStatistics(0.5, 0.25, 0.125),)),
+        Product("screw", (32, 32)),
+    )
+    record = replace(record_of(before), recipe={"steps": 3, "name": "small"})
+    save(record, tmp_path / "m.safetensors")
     found = load(tmp_path / "m.safetensors")
-    for name in ("scores", "trained_on", "held_out", "max_false_reject", "statistics", "recogniser", "recipe"):
-        assert getattr(found, name) == getattr(tiny_model, name), name
-    as_json = [json.dumps(dataclasses.asdict(model.settings)) for model in (found, tiny_model)]  # tuples become lists
-    assert as_json[0] == as_json[1]
-    assert found.settings.size == (64, 64)
-    assert found.photo_statistics == tiny_model.photo_statistics
-    assert not found.detector.training
+    assert list(found.products) == list(record.products)
+    for name, product in record.products.items():
+        for fact in ("name", "size", "images", "photo_shape", "turned", "own_masks", "calibration"):
+            assert getattr(found.products[name], fact) == getattr(product, fact), (name, fact)
+    region = found.products["b"].region
+    assert region is not None
+    assert np.array_equal(region, np.eye(8, dtype=bool))
+    assert (found.recogniser, found.recipe) == (None, record.recipe)
+    settings = [json.dumps(dataclasses.asdict(each.network.settings)) for each in (found, record)]  # tuples as lists
+    assert settings[0] == settings[1]
+    assert found.network.settings.size == (64, 64)
+    assert not found.network.detector.training
 
 
 def test_what_tells_products_apart_and_examples_travel_too(tiny_model: FittedModel, tmp_path: Path) -> None:
-    tiny_model.recogniser = Recogniser(["nut", "bolt"], torch.randn(2, 5), torch.randn(5, 5), 7.5)
-    tiny_model.examples = [
+    record = record_of(tiny_model)
+    length = 2 * sum(record.network.encoder.channels[-2:])
+    recogniser = Recogniser(["nut", "bolt"], torch.randn(2, length), torch.randn(length, length))
+    examples = (
         Example("nut", False, (1, 2, 3, 4), torch.arange(9, dtype=torch.uint8)),
-        Example("bolt", True, None, torch.arange(5, dtype=torch.uint8)),
-    ]
-    save(tiny_model, tmp_path / "m.safetensors")
+        Example("bolt", True, None, torch.arange(5, dtype=torch.uint8), torch.arange(3, dtype=torch.uint8)),
+    )
+    save(replace(record, recogniser=recogniser, examples=examples), tmp_path / "m.safetensors")
     found = load(tmp_path / "m.safetensors")
     assert found.recogniser is not None
     assert found.recogniser.names == ["nut", "bolt"]
-    assert found.recogniser.limit == 7.5
-    assert torch.equal(found.recogniser.means, tiny_model.recogniser.means)
-    assert torch.equal(found.recogniser.precision, tiny_model.recogniser.precision)
-    assert [(one.class_name, one.held_out, one.box) for one in found.examples] == [
+    assert torch.equal(found.recogniser.means, recogniser.means)
+    assert torch.equal(found.recogniser.precision, recogniser.precision)
+    assert [(example.class_name, example.held_out, example.box) for example in found.examples] == [
         ("nut", False, (1, 2, 3, 4)),
         ("bolt", True, None),
     ]
-    assert all(torch.equal(a.encoded, b.encoded) for a, b in zip(found.examples, tiny_model.examples, strict=True))
+    assert all(torch.equal(a.encoded, b.encoded) for a, b in zip(found.examples, examples, strict=True))
+    assert [example.inside is not None for example in found.examples] == [False, True]
 
 
 def test_scoring_needs_no_weights_from_elsewhere(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mambaad_cli.model.encoder._packaged", None)
     monkeypatch.setattr("socket.socket.connect", None)
-    assert load(saved).trained_on == {"nut": 9, "bolt": 8}
+    assert {name: product.images for name, product in load(saved).products.items()} == {"nut": 9, "bolt": 8}
 
 
 # ---- thresholds ----
 
 
 def test_each_class_has_its_own_threshold_and_an_unknown_one_the_highest(tiny_model: FittedModel) -> None:
-    assert [tiny_model.threshold(name) for name in ("nut", "bolt", "screw", "")] == [3.0, 4.0, 4.0, 4.0]
-    assert [tiny_model.cold(name) for name in ("nut", "bolt", "screw")] == [2.0, 4.0, 4.0]
+    products = tiny_model.products
+    assert [threshold_of(products, name) for name in ("nut", "bolt", "screw", "")] == [3.0, 4.0, 4.0, 4.0]
+    assert [cold_of(products, name) for name in ("nut", "bolt", "screw")] == [2.0, 4.0, 4.0]
 
 
 def test_without_scores_of_good_images_there_is_no_threshold(tiny_model: FittedModel) -> None:
-    tiny_model.scores = {}
-    assert (tiny_model.threshold("nut"), tiny_model.cold("nut")) == (None, None)
+    products = with_scores(tiny_model, {}).products
+    assert (threshold_of(products, "nut"), cold_of(products, "nut")) == (None, None)
 
 
 # ---- files that are none of ours ----
@@ -151,7 +173,7 @@ def test_a_missing_model_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_a_model_of_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
-    rewritten(saved, lambda facts: facts.update(format=model_file.FORMAT + 1, mambaad="99.0", settings={"new": 1}))
+    rewritten(saved, lambda facts: facts.update(format=FORMAT + 1, mambaad="99.0", settings={"new": 1}))
     assert "newer mambaad (99.0): upgrade" in refusal(saved)
 
 
@@ -161,7 +183,8 @@ def test_a_model_of_a_newer_format_asks_for_an_upgrade(saved: Path) -> None:
         lambda facts: "no json",
         lambda facts: "[1]",
         lambda facts: facts.pop("format"),
-        lambda facts: facts.pop("scores"),
+        lambda facts: facts["products"][0]["calibration"].pop("scores"),
+        lambda facts: facts["products"][0].pop("name"),
         lambda facts: facts.pop("settings"),
         lambda facts: facts["settings"].update(colour="red"),
         lambda facts: facts["settings"]["options"].update(colour="red"),
@@ -202,7 +225,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_model(tiny_model: FittedModel
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(MambaADError, match=r"^cannot write .*model\.safetensors: .*File too large"):
-            save(tiny_model, saved)
+            save(record_of(tiny_model), saved)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
@@ -213,7 +236,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_model(tiny_model: FittedModel
 def test_a_read_only_folder_is_one_line(tiny_model: FittedModel, shared: Path) -> None:
     (shared / "closed").mkdir(mode=0o555)
     with pytest.raises(MambaADError, match=r"^cannot write .*/closed/m: Permission denied$"):
-        save(tiny_model, shared / "closed" / "m")
+        save(record_of(tiny_model), shared / "closed" / "m")
 
 
 # ---- weights from elsewhere ----
