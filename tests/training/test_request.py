@@ -67,12 +67,16 @@ def test_choices_that_do_not_go_together_are_one_line_before_an_image_is_read(
         ({"detail": 0.5}, "--detail 0.5: expected a factor of 1 to 4"),
         ({"epochs": 3, "max_minutes": 2.0}, "--epochs and --max-minutes both limit the training"),
         ({"evidence": "memory", "epochs": 3, "lr": 0.1}, "--epochs, --lr: no effect on a memory alone"),
-        ({"preset": "memory", "max_minutes": 2.0}, "--max-minutes: no effect on a memory alone"),
     ],
 )
 def test_a_choice_that_would_be_ignored_is_refused(choices: dict[str, Any], message: str) -> None:
     with pytest.raises(MambaADError, match=message):
         FitRequest(NOWHERE, **choices).check()
+
+
+def test_a_memory_alone_may_be_given_minutes() -> None:
+    """They are an upper limit, which a fit without training keeps."""
+    FitRequest(NOWHERE, preset="memory", max_minutes=2.0).check()
 
 
 @pytest.mark.parametrize("name", ["small", "paper", "memory", "rd4ad", "uniad"])
