@@ -208,7 +208,13 @@ def _alike(wanted: Tensor, name: str, tensor: Tensors) -> Tensor:
     stored_tensor = tensor(name)
     if stored_tensor.is_floating_point() != wanted.is_floating_point():
         raise ValueError(f"{name} has numbers of the type {stored_tensor.dtype}")
-    return stored_tensor.to(wanted.dtype)
+    return _finite(stored_tensor.to(wanted.dtype), name)
+
+
+def _finite(values: Tensor, name: str) -> Tensor:
+    if not values.isfinite().all():
+        raise ValueError(f"{name} has numbers that are not finite")
+    return values
 
 
 def _product(facts: ProductFacts, network: Network, part: "_Part") -> Product:
@@ -249,7 +255,7 @@ class _Part:
         values = self.tensor(name, *shape)
         if not values.is_floating_point():
             raise ValueError(f"{self.prefix}{name} has numbers of the type {values.dtype}")
-        return values.float()
+        return _finite(values.float(), self.prefix + name)
 
     def file_bytes(self, name: str) -> Tensor:
         """The bytes of an image file."""

@@ -197,7 +197,10 @@ def for_inference(encoder: Encoder) -> Encoder:
                 setattr(module, name, SamePadded(conv))
     probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
     with torch.no_grad(), exact_float32(probe.device):
-        pairs = zip(encoder(probe), fast(probe), strict=True)
+        stages = encoder(probe)
+        if not all(bool(stage.isfinite().all()) for stage in stages):
+            raise MambaADError("the encoder gives features that are not finite: its weights are damaged")
+        pairs = zip(stages, fast(probe), strict=True)
         same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(a.abs().max())) for a, b in pairs)
     if not same:
         name = encoder.architecture or "the encoder"
