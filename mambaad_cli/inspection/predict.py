@@ -11,7 +11,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images, loading
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.loading import Input, within
-from mambaad_cli.data.photo_statistics import photo_statistics
+from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics, unlike
 from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.product import Products, cold_of, p_value_of, threshold_of, verdict_of
 from mambaad_cli.inspection.regions import find_regions
@@ -92,10 +92,14 @@ def _prediction(products: Products, file: ImageFile, judgement: Judgement, optio
         return Prediction(file, judgement.product, None, None, "error", "the model gives no finite score: fit it again")
     prediction = _with_verdict(products, Prediction(file, "", score, None, "unknown", ""), judgement, options.review)
     image = judgement.image
+    photo = photo_statistics(within(image.pixels, image.box))
     prediction = prediction._replace(
         certainty=judgement.recognised and judgement.recognised.certainty,
-        photo=photo_statistics(within(image.pixels, image.box)),
+        photo=photo,
+        warning=_warning(products, prediction.class_name, photo),
     )
+    if prediction.warning and prediction.verdict == "good":  # what the camera did not show nobody has seen
+        prediction = prediction._replace(verdict="review")
     anomaly_map = judgement.anomaly_map.numpy()
     inside = None if judgement.inside is None else judgement.inside.numpy()
     if options.maps:
@@ -104,6 +108,12 @@ def _prediction(products: Products, file: ImageFile, judgement: Judgement, optio
         regions = find_regions(anomaly_map, prediction.threshold, image.shape, options.min_area, inside)
         prediction = prediction._replace(regions=regions)
     return prediction
+
+
+def _warning(products: Products, name: str, photo: PhotoStatistics) -> str:
+    """What about a photo no good photo of its product shows; empty where nothing is known of these."""
+    product = products.get(name)
+    return unlike(photo, product.calibration.photos) if product is not None and product.calibration is not None else ""
 
 
 def _with_verdict(products: Products, unknown: Prediction, judgement: Judgement, review: float | None) -> Prediction:

@@ -48,6 +48,7 @@ class Prediction(NamedTuple):
     inside: np.ndarray | None = None  # (H, W) bool, with the map: the region of interest; None: all of it counts
     distance: float | None = None  # squared, from the mean of its class, if wanted
     photo: PhotoStatistics | None = None  # how it was taken; None where there is an error
+    warning: str = ""  # what about it no good photo shows, such as too little light: then it is never called good
 
     @property
     def urgency(self) -> float:

@@ -159,7 +159,6 @@ def _without_apostrophe(text: str) -> str:
 def _row(values: dict[str, Any]) -> Row:
     """Raises KeyError, TypeError or ValueError where a value is missing or of another kind."""
     regions = values.get("regions")
-    photo: list[Any] = [values.get(name) for name in PhotoStatistics._fields]
     return Row(
         path=_text(values["path"]),
         class_name=str(values["class"] or ""),
@@ -171,10 +170,16 @@ def _row(values: dict[str, Any]) -> Row:
         regions=None if regions is None else tuple(of_json(region) for region in regions),
         time=_time(values.get("time")),
         model=str(values.get("model") or ""),
-        photo=None if None in photo else PhotoStatistics(*map(float, photo)),
+        photo=_photo(values),
         moved_to=str(values.get("moved_to") or ""),
         reference=str(values.get("reference") or ""),
     )
+
+
+def _photo(values: dict[str, Any]) -> PhotoStatistics | None:
+    """How a photo was taken; None in rows of an error, and in CSV. Earlier rows have fewer statistics."""
+    known = {name: float(values[name]) for name in PhotoStatistics._fields if values.get(name) is not None}
+    return PhotoStatistics(**known) if {"brightness", "contrast", "sharpness"} <= known.keys() else None
 
 
 def _text(value: Any) -> str:

@@ -24,7 +24,7 @@ from mambaad_cli.files import shown
 from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.regions import json_object
 
-COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty")
+COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty", "warning")
 SCHEMA = 1  # of JSON rows; it grows where a field changes its meaning or goes, not where one is added
 STYLES = {"anomalous": "red", "review": "yellow", "unknown": "magenta", "good": "green", "error": "magenta"}
 WORST = 50  # rows of the table; all of them are in --csv
@@ -42,6 +42,7 @@ def row(prediction: Prediction) -> dict[str, Any]:
         prediction.error,
         prediction.p_value,
         prediction.certainty,
+        prediction.warning,
     )
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -185,8 +186,8 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
         table.add_row(*cells)
     console.print(table)
     for one in rows:
-        if one.error:
-            console.print(Text(f"{shown(one.file.path)}: {one.error}"))
+        if said := one.error or one.warning:
+            console.print(Text(f"{shown(one.file.path)}: {said}"))
     total = sum(counts.values())
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     console.print(f"\n{total} images: {said}", highlight=False)

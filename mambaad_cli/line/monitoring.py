@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.inspection.calibration import ceiling, percent, six_digits
+from mambaad_cli.inspection.calibration import percent, six_digits
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.product import Calibration
 from mambaad_cli.inspection.row_files import Damaged, Row
@@ -140,11 +139,11 @@ class Monitor:
     def _ask_of(self, product: str, measured: Calibration, defects: float) -> None:
         """The checks of one product, by what was measured of its good images."""
         if measured.promising:
-            limit = min(0.99, ceiling(len(measured.scores), measured.share) + defects)
+            limit = min(0.99, measured.ceiling + defects)
             good = [six_digits(score) for score in measured.scores]
             self._ask("rejects", product, ShareTest(limit), limit=limit)
             self._ask("scores", product, RiseTest(good), usual=_quantiles(good))
-        for statistic in PhotoStatistics._fields if measured.photos else ():
+        for statistic in WORDS if measured.photos else ():
             good = [six_digits(getattr(photo, statistic)) for photo in measured.photos]
             self._ask(statistic, product, RiseTest(good, fall=True), usual=_quantiles(good))
 

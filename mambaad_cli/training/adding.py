@@ -101,8 +101,13 @@ def _unknown(record: ModelRecord, new: GoodImages) -> GoodImages:
 
     A photo is told by its statistics, which the model keeps in full precision. Raises MambaADError if nothing is new.
     """
-    photos = {name: set(product.calibration.photos) for name, product in record.products.items() if product.calibration}
-    known = [i for i, name in enumerate(new.names) if new.features.seen[i].photo in photos.get(name, ())]
+    photos = {
+        name: {photo[:3] for photo in product.calibration.photos}  # earlier models keep no more
+        for name, product in record.products.items()
+        if product.calibration
+    }
+    taken = [seen.photo and seen.photo[:3] for seen in new.features.seen]
+    known = [i for i, name in enumerate(new.names) if taken[i] in photos.get(name, ())]
     if len(known) == len(new.names):
         raise MambaADError("the model has learnt from all of these photos already: add others")
     return without(new, known)

@@ -120,7 +120,7 @@ def test_import_then_score_at_two_sizes(tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     scored = ["score", str(tmp_path / "in"), "-m", str(tmp_path / "m.safetensors"), "--csv"]
     lines = [CliRunner().invoke(app, [*scored, *res]).stdout.splitlines()[1] for res in ([], ["--res", "320x192"])]
-    assert all(line.endswith("uncalibrated,,,") for line in lines)
+    assert all(line.endswith("uncalibrated,,,,") for line in lines)
     assert lines[0] != lines[1]
 
 

@@ -65,6 +65,7 @@ def test_a_row_holds_exactly_the_promised_columns() -> None:
         "error": "",
         "p_value": 0.25,
         "certainty": None,
+        "warning": "",
     }
 
 
@@ -84,7 +85,7 @@ def test_a_json_row_says_by_what_and_when_it_was_scored_and_how_the_photo_was_ta
     before = datetime.now(timezone.utc)
     found = json_row(one()._replace(photo=photo), "0123456789ab")
     assert {name: found[name] for name in COLUMNS} == row(one())
-    assert list(found)[len(COLUMNS) :] == ["schema", "time", "model", "brightness", "contrast", "sharpness"]
+    assert list(found)[len(COLUMNS) :] == ["schema", "time", "model", *PhotoStatistics._fields]
     assert (found["schema"], found["model"], found["sharpness"]) == (1, "0123456789ab", 1 / 3)
     assert timedelta(seconds=-1) < datetime.fromisoformat(found["time"].replace("Z", "+00:00")) - before
     assert found["time"].endswith("Z")
@@ -153,7 +154,7 @@ def test_every_name_comes_back_from_csv_and_json(tmp_path: Path) -> None:
 def test_unknown_numbers_are_empty_in_csv_and_null_in_json(tmp_path: Path) -> None:
     write_rows([broken()], tmp_path / "a.csv", False)
     write_rows([broken()], tmp_path / "a.json", True)
-    assert (tmp_path / "a.csv").read_text().splitlines()[1] == "b.png,nut,,,error,no such file,,"
+    assert (tmp_path / "a.csv").read_text().splitlines()[1] == "b.png,nut,,,error,no such file,,,"
     found = json.loads((tmp_path / "a.json").read_text())
     assert (found["score"], found["threshold"], found["p_value"], found["verdict"]) == (None, None, None, "error")
 
@@ -171,7 +172,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_rows(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, ignored)
     lines = path.read_text().splitlines(keepends=True)
     assert len(lines) > 3
-    assert all(line.endswith("\n") and line.count(",") == 7 for line in lines)
+    assert all(line.endswith("\n") and line.count(",") == 8 for line in lines)
 
 
 def test_a_file_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
