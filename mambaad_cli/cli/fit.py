@@ -230,6 +230,7 @@ def fit(
         else:
             recipe = request.recipe_for_adding(recipe_of(known))
             record = adding.add(known, goods, recipe, request.run(), progress)
+    _tell_alike(progress)
     _tell_suspects(progress, suspects)
     if known is None and request.recipe().evidence == "both" and record.recipe.get("evidence") == "memory":
         warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
@@ -250,7 +251,7 @@ def parse_drop(text: str) -> int | Literal["auto"]:
 
 def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
     """Name the good images that are least like the others, and draw a contact sheet of them where it is asked for."""
-    if distributed.rank() > 0 or not progress.odd:
+    if distributed.rank() > 0:
         return
     for number, (file, oddness, _) in enumerate(progress.odd):
         done = "left out" if number < progress.dropped else "look at it"
@@ -258,10 +259,29 @@ def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
             warn(f"{file.path}: unlike the other good images ({oddness:.1f} deviations): {done}")
     if len(progress.odd) > max(MOST_NAMED, progress.dropped):
         warn(f"and {len(progress.odd) - max(MOST_NAMED, progress.dropped)} more: --suspects DIR shows all")
-    if sheet is not None:
+    for name, images in progress.not_setting.items():
+        if images:
+            files = ", ".join(f"{file.path} ({oddness:.1f} deviations)" for file, oddness, _ in images)
+            warn(f"{name}: these odd images do not set the threshold: {files}")
+    seen = {file.path for file, _, _ in progress.odd}
+    passed_over = [image for images in progress.not_setting.values() for image in images if image[0].path not in seen]
+    if sheet is not None and (progress.odd or passed_over):
         from mambaad_cli.inspection.overlays import write_suspects
 
-        warn(f"wrote {shown(write_suspects(progress.odd, sheet))}")
+        warn(f"wrote {shown(write_suspects([*progress.odd, *passed_over], sheet))}")
+
+
+def _tell_alike(progress: "FitProgress") -> None:
+    """Say which good photos show nearly the same, and how they count."""
+    if not progress.same:
+        return
+    largest = max(progress.same, key=len)
+    photos = sum(map(len, progress.same))
+    names = " and ".join(shown(file.path) for file in largest[:2])
+    warn(
+        f"{photos} photos show nearly the same as others, such as {names}: for the threshold they count as "
+        f"{len(progress.same)}"
+    )
 
 
 def _known(ctx: typer.Context, model: Path, device: str) -> "ModelRecord":

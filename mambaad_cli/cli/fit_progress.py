@@ -22,6 +22,8 @@ class FitProgress(Progress):
         self.skipped = 0
         self.odd: list[tuple[ImageFile, float, tuple[float, float]]] = []
         self.dropped = 0
+        self.not_setting: dict[str, list[tuple[ImageFile, float, tuple[float, float]]]] = {}
+        self.same: list[Sequence[ImageFile]] = []
         self.losses: list[float] = []
         self.start = time.monotonic()
 
@@ -45,8 +47,14 @@ class FitProgress(Progress):
         self.reading.clear()
         warn(f"left out {error}")
 
+    def alike(self, groups: Sequence[Sequence[ImageFile]]) -> None:
+        self.same = list(groups)
+
     def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
         self.odd, self.dropped = list(found), dropped
+
+    def passed_over(self, name: str, found: Sequence[tuple[ImageFile, float, tuple[float, float]]]) -> None:
+        self.not_setting[name] = list(found)
 
     def step(self, step: int, steps: int, loss: float, images: int) -> None:
         self.losses.append(loss)

@@ -79,9 +79,7 @@ def publish(tables: Any, found: Any, format: str, output: Path | None) -> None:
 
 
 def print_thresholds(products: "Products") -> None:
-    """Print for each product its threshold, how many scores lie above it, and what it promises; if that is less than
-    wanted, also how many images are needed."""
-    from mambaad_cli.inspection.calibration import exceeds
+    """Print for each product its threshold, beside others that reject less and more, and what it finds."""
     from mambaad_cli.inspection.findings import described, found_simulated
 
     for name, product in products.items():
@@ -91,9 +89,10 @@ def print_thresholds(products: "Products") -> None:
         measured = product.calibration
         if measured is None:
             continue
-        above, count = sum(exceeds(score, measured.threshold) for score in measured.scores), len(measured.scores)
-        images = f"{count} good image{'s' if count > 1 else ''}"
-        typer.echo(f"{name}: threshold {measured.threshold:.4g}; above it {above} of {images}")
+        count = len(measured.scores)
+        images = f"{count} {'new' if measured.new_photos else 'training'} photo{'s' if count > 1 else ''}"
+        typer.echo(f"{name}: threshold {measured.threshold:.4g}, estimated from {images}")
+        _print_choices(measured)
         if measured.simulated:
             typer.echo(f"    {described(found_simulated(measured.simulated, measured.threshold))}")
         if measured.promising:
@@ -103,6 +102,21 @@ def print_thresholds(products: "Products") -> None:
                 f"{name}: no image was held out: the threshold promises nothing, new good ones may well lie above it; "
                 f"set it with others that are good: mambaad calibrate MODEL GOOD_DIR"
             )
+
+
+def _print_choices(measured: "Calibration") -> None:
+    """A small table: what each threshold rejects of good images, and what it finds."""
+    from mambaad_cli.inspection.calibration import percent
+    from mambaad_cli.inspection.findings import choices
+
+    defects = f"  {'finds of ' + str(len(measured.simulated)) + ' simulated':>22}" if measured.simulated else ""
+    photos = f"passes over of {len(measured.scores)}"
+    typer.echo(f"    {'rejects at most':<17}{'threshold':>10}{defects}  {photos:>18}")
+    for choice in choices(measured):
+        chosen = "  (chosen)" if choice.chosen else ""
+        found = f"  {choice.found:>22}" if measured.simulated else ""
+        row = f"    {percent(choice.rejects):<17}{choice.threshold:>10.4g}{found}  {choice.above:>18}"
+        typer.echo(row + chosen)
 
 
 def warn_of_squeezing(record: "ModelRecord") -> None:
@@ -122,18 +136,19 @@ def warn_of_squeezing(record: "ModelRecord") -> None:
 
 
 def _print_promise(name: str, measured: "Calibration") -> None:
-    from mambaad_cli.inspection.calibration import USUAL, ceiling, images_for, percent, promise
+    """What new photos promise, and what would be needed to promise what is wanted."""
+    from mambaad_cli.inspection.calibration import USUAL, images_for, percent, promise
 
-    count, share, wanted = len(measured.scores), measured.share, measured.max_false_reject or USUAL
-    promised = promise(count, share)
-    typer.echo(
-        f"    promises at most {percent(promised)} false rejects on average, "
-        f"less than {percent(ceiling(count, share))} with 95% confidence"
-    )
-    if share > wanted:
-        odd = f"{round(share * (count + 1)) - 1} of {count} good images as very unlike the others"
+    count, wanted = len(measured.scores), measured.max_false_reject or USUAL
+    if measured.new_photos:
+        typer.echo(
+            f"    promises: of new good images at most {percent(measured.promised)} are rejected, "
+            f"hardly ever more than {percent(measured.ceiling)}"
+        )
+    if measured.share > wanted:
+        odd = f"{round(measured.share * (count + 1)) - 1} of {count} good images as very unlike the others"
         warn(f"{name}: the threshold passes over {odd}; with --max-false-reject {percent(wanted)} it does not")
-    elif promised > wanted:
+    elif promise(count, wanted) > wanted:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
         images = f"{count} good image{'s' if count > 1 else ''}"
         warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {count + 1}; {more}")

@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mambaad_cli.inspection.calibration import ceiling, exceeds, promise
+from mambaad_cli.inspection.calibration import exceeds, promise
 from mambaad_cli.inspection.product import Calibration, Products, threshold_of
 
 SURE_SHARE = 0.9  # of the defects of at least some length that are found, from which that length is named
 MIN_DEFECTS = 3  # that a length is named from
+ALTERNATIVES = (0.01, 0.10)  # shares of good images that may be rejected, beside the chosen one
 
 
 class Found(NamedTuple):
@@ -97,10 +98,40 @@ def _summary(measured: Calibration) -> dict[str, Any]:
         "good_images": count,
         "held_out": measured.promising,
         "above_threshold": sum(exceeds(score, threshold) for score in measured.scores),
-        "promised_false_rejects": promise(count, measured.share) if measured.promising else None,
-        "false_rejects_at_95_confidence": ceiling(count, measured.share) if measured.promising else None,
+        "source": "new photos" if measured.new_photos else "training photos",
+        "promised_false_rejects": measured.promised if measured.promising else None,
+        "false_rejects_at_95_confidence": measured.ceiling if measured.promising else None,
         "simulated_defects": [kind._asdict() for kind in found_simulated(measured.simulated, threshold)],
+        "choices": [choice._asdict() for choice in choices(measured)],
     }
+
+
+class Choice(NamedTuple):
+    """What a threshold costs and what it finds."""
+
+    rejects: float  # share of new good images, at most
+    threshold: float
+    found: int  # of the simulated defects
+    above: int  # of the good images that it comes from
+    chosen: bool
+
+
+def choices(measured: Calibration) -> list[Choice]:
+    """The chosen threshold beside those that reject less and more, the highest first."""
+    count = len(measured.scores)
+    wanted = [(measured.promised, measured.threshold, True)]
+    wanted += [(promise(count, share), measured.threshold_for(share), False) for share in ALTERNATIVES]
+    different = {threshold: (rejects, threshold, chosen) for rejects, threshold, chosen in reversed(wanted)}
+    return [
+        Choice(
+            rejects,
+            threshold,
+            sum(exceeds(defect.score, threshold) for defect in measured.simulated),
+            sum(exceeds(score, threshold) for score in measured.scores),
+            chosen,
+        )
+        for rejects, threshold, chosen in sorted(different.values(), key=lambda choice: -choice[1])
+    ]
 
 
 class Known(NamedTuple):

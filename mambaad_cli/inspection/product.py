@@ -59,11 +59,25 @@ class Calibration:
     simulated: tuple[ScoredDefect, ...] = ()
     photos: tuple[PhotoStatistics, ...] = ()  # of good images
     farthest: float | None = None  # largest squared distance of a good image from what the product looks like
+    new_photos: bool = False  # the scores are of photos that fit has not seen at all: those of `calibrate`
 
     @property
     def share(self) -> float:
         """The share of good images that the threshold may reject."""
         return self.max_false_reject or calibration.usual_share(self.scores)
+
+    @property
+    def promised(self) -> float:
+        """The share of new good images that the threshold rejects at most, in the mean over many calibrations."""
+        count = len(self.scores)
+        if self.max_false_reject is None:
+            return calibration.usual_promise(count)
+        return calibration.promise(count, self.max_false_reject)
+
+    @property
+    def ceiling(self) -> float:
+        """The share that it hardly ever exceeds: with 95 % confidence."""
+        return calibration.ceiling(len(self.scores), self.promised)
 
     @property
     def threshold(self) -> float:

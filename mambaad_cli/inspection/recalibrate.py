@@ -73,6 +73,7 @@ def recalibrated(product: Product, measured: Measurements, conditions: Condition
             simulated=earlier.simulated if earlier else (),
             photos=earlier.photos if earlier and earlier.photos else _some(measured.photos),
             farthest=earlier.farthest if earlier else max(measured.distances, default=None),
+            new_photos=True,
         ),
     )
 

@@ -24,6 +24,8 @@ PROJECTED = 48  # dimensions of the random projection in which the coreset is ch
 NEIGHBOURS = 5  # nearest patches whose distances are averaged
 SPACING_NEIGHBOURS = 3  # nearest other patches of the memory, whose mean distance is a patch's spacing
 PRIOR = 4.0  # images that the mean over all positions counts as, beside those seen at a position
+FEWEST, POSITIONS = 8, 16  # images, and positions in a group, that tell how distances depend on the position
+BINS, UPPER = 8, 0.98  # groups of positions by their mean distance, and the share of distances below the upper ones
 STEPS = 127  # of 8-bit integers, on either side of zero
 
 
@@ -148,16 +150,52 @@ def distances(memory: Memory, patches: Tensor) -> Tensor:
     return nearest.view(patches.shape[:3])
 
 
-def expected_distances(good: Tensor) -> Tensor:
-    """The distance to expect at each position (h, w), from distances (n, h, w) of good images that are not in a memory.
+def expected_distances(good: Tensor, power: float = 1.0) -> Tensor:
+    """What distances are divided by at each position (h, w), from distances (n, h, w) of good images that are not in a
+    memory.
 
-    It is the mean over a position and its neighbours. Where images are few, it is drawn towards the mean over all
-    positions.
+    It is the mean over a position and its neighbours, E. Where images are few, it is drawn towards the mean over all
+    positions. A power of 1 divides by E alone, 0 by the same everywhere: E^power · mean(E)^(1 − power).
     """
     overall = good.mean()
     wider = F.pad(good.mean(0)[None, None], (1, 1, 1, 1), mode="replicate")
     local = F.avg_pool2d(wider, 3, 1)[0, 0]
-    return (len(good) * local + PRIOR * overall) / (len(good) + PRIOR)
+    expected = (len(good) * local + PRIOR * overall) / (len(good) + PRIOR)
+    return expected**power * overall ** (1 - power)
+
+
+def power_of_positions(good: Tensor, counting: Tensor | None = None) -> float:
+    """How much the position of a patch says of the distance that good images have there: −1 … 1.
+
+    The upper distances at positions of a mean distance E grow like E^s. On a board, where an edge is always hard, s is
+    about 2: to divide by E takes the false alarms there away. Where parts lie anywhere, s is below 1: what is hard on
+    average has no heavier tail, and to divide by E would hide the defects of the part. The power is s − 1.
+
+    good: distances (n, h, w) of good images that are not in a memory; positions are sorted by the mean of one half of
+    them, and the upper distances are those of the other half. counting: (h, w) bool, positions that count.
+    """
+    values = good[:, 1:-1, 1:-1].flatten(1)
+    if counting is not None:
+        values = values[:, counting[1:-1, 1:-1].flatten()]
+    if len(good) < FEWEST or values.shape[1] < POSITIONS * BINS:
+        return 1.0
+    slopes = [_growth(values[::2], values[1::2]), _growth(values[1::2], values[::2])]
+    return min(1.0, max(-1.0, sum(slopes) / 2 - 1))
+
+
+def _growth(sorted_by: Tensor, measured: Tensor) -> float:
+    """The slope of the log of the upper distances on the log of the mean, over groups of positions (n, p) each."""
+    bins = sorted_by.mean(0).argsort().tensor_split(BINS)
+    means = torch.stack([measured[:, some].mean() for some in bins]).clamp(min=1e-12).log().double()
+    upper = torch.stack([_quantile(measured[:, some], UPPER) for some in bins]).clamp(min=1e-12).log().double()
+    centred = means - means.mean()
+    return float((centred * upper).sum() / centred.square().sum().clamp(min=1e-12))
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """The value that a share of them does not exceed; torch.quantile takes at most 16 million values."""
+    flat = values.flatten()
+    return flat.kthvalue(max(1, math.ceil(share * len(flat)))).values
 
 
 def unusual_patches(memory: Memory, patches: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from mambaad_cli import __version__
 from mambaad_cli.files import sha256_of
-from mambaad_cli.inspection.calibration import percent, promise
+from mambaad_cli.inspection.calibration import percent
+from mambaad_cli.inspection.findings import choices
 from mambaad_cli.inspection.row_files import Row, RowFile
 from mambaad_cli.report.content import thresholds
 
@@ -57,8 +58,11 @@ def _model(path: Path, scorer: "Scorer") -> Facts:
             continue
         origin = f"threshold {measured.threshold:.6g}, from {len(measured.scores)} good images"
         if measured.promising:
-            rejects = percent(promise(len(measured.scores), measured.share))
-            origin += f"; promises at most {rejects} false rejects on average"
+            verb = "promises" if measured.new_photos else "estimated from training photos:"
+            origin += f"; {verb} at most {percent(measured.promised)} false rejects on average"
+        for choice in choices(measured):
+            if not choice.chosen:
+                origin += f"; {choice.threshold:.6g} would reject at most {percent(choice.rejects)}"
         facts.append((name, origin))
     return facts
 

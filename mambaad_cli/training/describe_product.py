@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mambaad_cli.data import photo_statistics
 from mambaad_cli.data.augmentation import nudged
+from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import at_size, within
 from mambaad_cli.inspection import recognition
+from mambaad_cli.inspection.calibration import deviations, exceeds, odd_scores
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.product import Calibration, Learnt, Product
 from mambaad_cli.inspection.recognition import Recogniser
@@ -20,6 +23,7 @@ from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.job import Job
 from mambaad_cli.training.memories import RememberedViews, compared_with_others
 from mambaad_cli.training.splits import evenly_spread, split
+from mambaad_cli.training.suspects import place_of_peak
 from mambaad_cli.training.tiles import TilePhotos, with_tiles
 from mambaad_cli.training.trial import Decoder, Trial, fused
 
@@ -67,23 +71,39 @@ def describe_product(
     )
     learnt = Learnt(decoders[0].statistics if decoders else (), memories, fusion, region=product.region)
     product = replace(product, learnt=learnt, turned=name in good.turned)
-    if not images or ((views is not None or len(trained) > 1) and not good.features.differ(images)):
+    if not images or ((views is not None or len(trained) > 1) and len(images) < 2):
         return product  # there is no other image that an image could be compared with
-    scores = [image_score(good, i, image_map) for i, image_map in zip(images, fused(fusion, maps), strict=True)]
+    image_maps = fused(fusion, maps)
+    scores = [image_score(good, i, image_map) for i, image_map in zip(images, image_maps, strict=True)]
     defects = trial.defects(unseen, fusion) if views is not None else ()
     measured = Calibration(
         product.conditions(job.run.precision), tuple(scores), bool(unseen), job.recipe.max_false_reject, defects,
         photos_of(good, name),
     )  # fmt: skip
     product = replace(product, calibration=measured)
+    job.progress.passed_over(name, _passed_over(good, images, measured, image_maps))
     if job.network.settings.tiles is None:
         return product
     turned = product.turned and good.features.views > 1  # many photos show it any way round themselves
     photos = TilePhotos(
         name, good.paths, good.trained_of(name), good.held_out_of(name), views, turned, job.recipe.flips,
-        good.features.copies_of,
+        good.features.alike,
     )  # fmt: skip
     return with_tiles(job, product, photos)
+
+
+def _passed_over(
+    good: GoodImages, images: Sequence[int], measured: Calibration, maps: Tensor
+) -> list[tuple[ImageFile, float, tuple[float, float]]]:
+    """The odd images above the threshold, the oddest first: their files, how many deviations, and where."""
+    odd = set(odd_scores(measured.scores)) if measured.max_false_reject is None else set()
+    found = []
+    rows = zip(images, measured.scores, deviations(measured.scores), maps, strict=True)
+    for i, score, oddness, image_map in rows:
+        path = good.paths[i] if good.paths else None
+        if score in odd and exceeds(score, measured.threshold) and path is not None:
+            found.append((ImageFile(path, Path(path.name), ""), oddness, place_of_peak(image_map)))
+    return sorted(found, key=lambda image: -image[1])
 
 
 def _expected(expected: Tensor, product: Product, view: int, images: int) -> Tensor:
@@ -117,8 +137,11 @@ def images_to_score(
 
     compared: they are compared with a memory of the others, so that learnt ones may be scored as well.
     folds: each image is scored by the fold that did not learn from it.
+    Of images that show nearly the same, one counts.
     """
-    train, held_out = good.trained_of(name), good.held_out_of(name)
+    held_out = good.features.first_of_alike(good.held_out_of(name))
+    known = {alike for i in held_out for alike in good.features.alike(i)}
+    train = [i for i in good.features.first_of_alike(good.trained_of(name)) if i not in known]
     if folds:
         return train, train
     if compared:

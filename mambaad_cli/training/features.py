@@ -96,9 +96,10 @@ class Features:
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
         self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
         self._remembered = {i: n for group in self.groups for i, n in zip(group.members, group.remembered, strict=True)}
-        self._copies: dict[bytes, list[int]] = {}
+        copies: dict[bytes, list[int]] = {}
         for i, image in enumerate(self.seen):
-            self._copies.setdefault(image.digest, []).append(i)
+            copies.setdefault(image.digest or str(i).encode(), []).append(i)
+        self._alike = {i: group for group in copies.values() for i in group}
         self._close_row_of: dict[int, int] = {}
         for group in self.groups:
             rows = accumulate(group.remembered, initial=0)
@@ -142,7 +143,10 @@ class Features:
                 groups[group.grid] = group._replace(members=[first + i for i in group.members])
             else:
                 groups[group.grid] = known.and_those_of(group, first)
-        return Features(list(groups.values()), [*self.seen, *others.seen], others.views)
+        joined = Features(list(groups.values()), [*self.seen, *others.seen], others.views)
+        joined.group(self._alike.values())
+        joined.group([first + i for i in images] for images in others._alike.values())
+        return joined
 
     def inside(self, chosen: Sequence[int], size: Size) -> Tensor | None:
         """The regions of interest of some images of one size as (b, *size) of bool; None where all of them counts."""
@@ -152,14 +156,36 @@ class Features:
         whole = torch.ones(size, dtype=torch.bool)
         return torch.stack([whole if region is None else at_size(region, size) for region in regions])
 
-    def copies_of(self, image: int) -> list[int]:
-        """The images that show exactly the same, this one among them."""
-        digest = self.seen[image].digest
-        return self._copies[digest] if digest else [image]
+    def coarsest(self, chosen: Sequence[int]) -> Tensor:
+        """The coarsest stage (b, c, h, w) that the decoder sees of some images of one size."""
+        numbers = torch.tensor(chosen)
+        return self._rows(numbers, torch.zeros_like(numbers))[-1]
 
-    def differ(self, images: Sequence[int]) -> bool:
-        """Whether some of the images are no copies of each other."""
-        return len({self.copies_of(i)[0] for i in images}) > 1
+    # ---- images that show the same ----
+
+    def group(self, groups: Iterable[Sequence[int]]) -> None:
+        """Note that the images of each group show nearly the same. Copies are known already."""
+        for images in groups:
+            joined = sorted({alike for i in images for alike in self._alike[i]})
+            self._alike |= dict.fromkeys(joined, joined)
+
+    def alike(self, image: int) -> list[int]:
+        """The images that show the same or nearly so, this one among them."""
+        return self._alike[image]
+
+    def first_of_alike(self, images: Iterable[int]) -> list[int]:
+        """One of the images for each that shows something else, in order."""
+        firsts: dict[int, int] = {}
+        for i in images:
+            firsts.setdefault(self._alike[i][0], i)
+        return list(firsts.values())
+
+    def distinct(self, images: Iterable[int]) -> list[int]:
+        """The images without exact copies, in order."""
+        firsts: dict[bytes, int] = {}
+        for i in images:
+            firsts.setdefault(self.seen[i].digest or str(i).encode(), i)
+        return list(firsts.values())
 
     def _rows(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
         numbers = chosen.tolist()

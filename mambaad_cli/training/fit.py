@@ -26,6 +26,7 @@ from mambaad_cli.training.good_images import GoodFiles, good_images
 from mambaad_cli.training.job import Job, planned_products
 from mambaad_cli.training.loop import OnStep, TrainingLoop, fingerprint, recompute_activations
 from mambaad_cli.training.memories import RememberedViews, remember
+from mambaad_cli.training.near_copies import near_copies
 from mambaad_cli.training.progress import Progress
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, check
 from mambaad_cli.training.request import FitRequest
@@ -136,8 +137,10 @@ def new_images(job: Job, goods: GoodFiles, carried: int = 0) -> tuple[GoodImages
     if len(readable) < MIN_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {MIN_IMAGES} good images are needed to fit")
     files, names = [goods.files[i] for i in readable], [goods.classes[i] for i in readable]
-    learnt, held_out = (list(range(len(names))), []) if recipe.folds else split(names, recipe.seed)
-    learnt, held_out = _without_copies(features, learnt, held_out)
+    groups = [group for name in dict.fromkeys(names) for group in near_copies(features, _numbers_of(names, name))]
+    features.group(groups)
+    learnt, held_out = (list(range(len(names))), []) if recipe.folds else _split(features, names, recipe.seed)
+    job.progress.alike([[files[i] for i in group] for group in groups])
 
     def pixels(i: int) -> Tensor | None:
         image = read_as_seen(files[i].path, job.preparation.wanted(names[i]))
@@ -146,11 +149,16 @@ def new_images(job: Job, goods: GoodFiles, carried: int = 0) -> tuple[GoodImages
     return GoodImages(features, names, learnt, held_out, pixels, turned, [file.path for file in files]), files
 
 
-def _without_copies(features: Features, train: Sequence[int], held_out: Sequence[int]) -> tuple[list[int], list[int]]:
-    """A held-out image of which a copy is learnt from tells nothing of new images: it is learnt from as well."""
-    learnt = set(train)
-    copies = {i for i in held_out if not learnt.isdisjoint(features.copies_of(i))}
-    return sorted(learnt | copies), [i for i in held_out if i not in copies]
+def _numbers_of(names: Sequence[str], name: str) -> list[int]:
+    return [i for i, other in enumerate(names) if other == name]
+
+
+def _split(features: Features, names: Sequence[str], seed: int) -> tuple[list[int], list[int]]:
+    """The images to learn from, and those to hold out: images that show nearly the same are on one side."""
+    firsts = features.first_of_alike(range(len(names)))
+    sides = split([names[i] for i in firsts], seed)
+    learnt, held_out = (sorted(i for place in side for i in features.alike(firsts[place])) for side in sides)
+    return learnt, held_out
 
 
 def remembered(
@@ -216,7 +224,7 @@ def _folds(job: Job, good: GoodImages, loop: TrainingLoop) -> list[Trained]:
         torch.manual_seed(recipe.seed + 1 + number)
         network = new_network(job.network.settings, job.network.encoder).to(run.device)
         network = replace(network, precision=run.precision)
-        copies = {copy for i in part for copy in good.features.copies_of(i)}
+        copies = {copy for i in part for copy in good.features.alike(i)}
         learnt = sorted(set(good.train) - copies) or sorted(set(good.train) - set(part))
         if number < len(loop.folds):
             network.detector.load_state_dict(loop.folds[number])

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from mambaad_cli.inspection.network import levelled, unusual
-from mambaad_cli.model.memory import Memory, distances, expected_distances, looks_of, memory_of, spacing_of
+from mambaad_cli.model.memory import (
+    Memory,
+    distances,
+    expected_distances,
+    looks_of,
+    memory_of,
+    power_of_positions,
+    spacing_of,
+)
 from mambaad_cli.training.features import Features
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.job import Job
@@ -52,10 +60,7 @@ def remember(job: Job, good: GoodImages, images: Sequence[int], known: Sequence[
     two = job.network.settings.two_looks
     generator = torch.Generator().manual_seed(recipe.seed)
     # patches that lie in the memory twice would have no distance between them that others could be measured by
-    distinct: dict[int, int] = {}
-    for i in images:
-        distinct.setdefault(good.features.copies_of(i)[0], i)
-    images = list(distinct.values())
+    images = good.features.distinct(images)
     each = -(-CANDIDATES // len(images))
     candidates: list[list[Tensor]] = [[] for _ in range(1 + two)]
     for i in images:
@@ -90,16 +95,17 @@ class Compared(NamedTuple):
 
     distances: Tensor  # (n, h, w), outside regions of interest as usual as inside
     inside: Tensor | None  # (n, h, w) of bool: their regions of interest
+    power: float = 1.0  # of what good images have at a position, see `power_of_positions`
 
     @property
     def expected(self) -> Tensor:
-        """What good images have at each position, (h, w)."""
-        return expected_distances(self.distances)
+        """What distances are divided by at each position, (h, w)."""
+        return expected_distances(self.distances, self.power)
 
     def expected_without(self, i: int) -> Tensor:
         """The same, from all images but the i-th of these."""
         others = torch.cat([self.distances[:i], self.distances[i + 1 :]])
-        return expected_distances(others if len(others) else self.distances)
+        return expected_distances(others if len(others) else self.distances, self.power)
 
     @property
     def maps(self) -> Tensor:
@@ -118,7 +124,7 @@ def compare(
 ) -> list[Compared]:
     """Compare some images of one class each with the patches of the others, in each view.
 
-    Copies of an image are no others: they are left out with it.
+    Images that show nearly the same are no others: they are left out with it.
     made_without: the memory made as if some images had never been there. Without it, the patches of an image are left
         out, but it still has a share in the whitening, which shows where images are few.
     """
@@ -126,14 +132,14 @@ def compare(
     for i in images:
         features = [stage.to(device) for stage in good.features[torch.tensor([i])]]
         patches = looks_of(features, len(views) > 1)
-        copies = good.features.copies_of(i)
+        alike = good.features.alike(i)
         if made_without is None:
-            others = [view.without(*copies) for view in views]
+            others = [view.without(*alike) for view in views]
         else:
-            others = [view.memory for view in made_without(copies)]
+            others = [view.memory for view in made_without(alike)]
         for rows, memory, own in zip(found, others, patches, strict=True):
             rows.append(distances(memory, own))
-    return [_compared(torch.cat(rows), good.features, images) for rows in found]
+    return _with_power([_compared(torch.cat(rows), good.features, images) for rows in found])
 
 
 def compare_closest(views: RememberedViews, good: GoodImages, images: Sequence[int], device: str) -> Compared:
@@ -141,7 +147,7 @@ def compare_closest(views: RememberedViews, good: GoodImages, images: Sequence[i
     rows = []
     for i in images:
         features = [stage.to(device) for stage in good.features[torch.tensor([i])]]
-        rows.append(distances(views[-1].without(*good.features.copies_of(i)), looks_of(features, len(views) > 1)[-1]))
+        rows.append(distances(views[-1].without(*good.features.alike(i)), looks_of(features, len(views) > 1)[-1]))
     return _compared(torch.cat(rows), good.features, images)
 
 
@@ -151,6 +157,16 @@ def _compared(rows: Tensor, features: Features, images: Sequence[int]) -> Compar
         return Compared(rows, None)
     inside = inside.to(rows.device)
     return Compared(levelled(rows, inside), inside)
+
+
+def _with_power(views: list[Compared]) -> list[Compared]:
+    """The views, with what the position says of the distance in the mean of them."""
+    powers = []
+    for view in views:
+        counting = None if view.inside is None else view.inside.all(0)
+        powers.append(power_of_positions(view.distances, counting))
+    power = sum(powers) / max(1, len(powers))
+    return [view._replace(power=power) for view in views]
 
 
 def compared_with_others(
@@ -163,5 +179,5 @@ def compared_with_others(
         others = [i for i in members if i not in left_out]
         return remember(job, good, others, known) if others else views
 
-    few = 1 < len(members) < FEW_IMAGES
+    few = 1 < len(good.features.first_of_alike(members)) < FEW_IMAGES
     return compare(views, good, images, job.run.device, made_without if few else None)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.memories import RememberedViews, compare_closest
@@ -40,10 +41,14 @@ def suspects_of(good: GoodImages, memories: Mapping[str, RememberedViews], devic
         spread = 1.4826 * np.median(np.abs(peaks - centre)) or 1.0
         for i, image_map, oddness in zip(images, maps, (peaks - centre) / spread, strict=True):
             if oddness > ODD_DEVIATIONS:
-                y, x = np.unravel_index(int(image_map.argmax()), image_map.shape)
-                place = (float((x + 0.5) / image_map.shape[1]), float((y + 0.5) / image_map.shape[0]))
-                suspects.append(Suspect(i, float(oddness), place))
+                suspects.append(Suspect(i, float(oddness), place_of_peak(image_map)))
     return sorted(suspects, key=lambda suspect: -suspect.oddness)
+
+
+def place_of_peak(image_map: Tensor) -> tuple[float, float]:
+    """Where a map (h, w) is highest: x, y in shares of its width and height."""
+    y, x = np.unravel_index(int(image_map.argmax()), image_map.shape)
+    return float((x + 0.5) / image_map.shape[1]), float((y + 0.5) / image_map.shape[0])
 
 
 def without(good: GoodImages, dropped: Sequence[int]) -> GoodImages:

@@ -66,7 +66,7 @@ class TilePhotos(NamedTuple):
     whole: RememberedViews | None = None  # the memory of whole photos, where there is one
     turned: bool = False  # the product lies any way round
     flips: bool = False  # good parts may be mirrored
-    copies_of: Callable[[int], Sequence[int]] = lambda photo: [photo]  # photos that show exactly the same, itself too
+    alike: Callable[[int], Sequence[int]] = lambda photo: [photo]  # photos that show nearly the same, itself too
 
     @property
     def learnt(self) -> list[int]:
@@ -102,12 +102,12 @@ class TileJob:
 
     def without(self, tiles: Remembered, photo: int) -> tuple[Learnt, Memory]:
         """What is learnt of whole photos, and the memory of tiles, without what they remember of one photo."""
-        learnt, copies = self.product.learnt, self.photos.copies_of(photo)
+        learnt, alike = self.product.learnt, self.photos.alike(photo)
         if self.photos.whole is None:
             return learnt, tiles.memory
         views = zip(self.photos.whole, learnt.memories, strict=True)
-        memories = tuple(view.without(*copies)._replace(expected=memory.expected) for view, memory in views)
-        return replace(learnt, memories=memories), tiles.without(*copies)
+        memories = tuple(view.without(*alike)._replace(expected=memory.expected) for view, memory in views)
+        return replace(learnt, memories=memories), tiles.without(*alike)
 
     def whole_map(self, learnt: Learnt, image: Input) -> Tensor:
         """The map of the whole photo, without padding and cold outside its region of interest."""

@@ -535,7 +535,7 @@ def test_what_fit_cannot_do_is_one_line(
 def test_score_csv_has_a_header_and_a_row_an_image_in_the_order_given(model: Path, goods: Path) -> None:
     result = run("score", "goods/nut/3.png", "goods/bolt", "goods/nut", "--csv")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.splitlines()[0] == "path,class,score,threshold,verdict,error,p_value,certainty"
+    assert result.stdout.splitlines()[0] == "path,class,score,threshold,verdict,error,p_value,certainty,warning"
     found = rows(result.stdout)
     assert [row["path"] for row in found] == [
         "goods/nut/3.png",

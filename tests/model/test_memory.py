@@ -17,6 +17,7 @@ from mambaad_cli.model.memory import (
     k_centre,
     memory_of,
     patches_of,
+    power_of_positions,
     restored,
     stored,
     unusual_patches,
@@ -106,6 +107,32 @@ def test_what_is_expected_is_local_and_drawn_to_the_mean_where_images_are_few() 
     assert float(expected[0, 5]) == pytest.approx((4 * 3 + 4 * 2) / 8)
     many = expected_distances(good.repeat(100, 1, 1))
     assert float(many[0, 0]) == pytest.approx(1, abs=0.02)
+
+
+def test_a_power_of_zero_divides_by_the_same_everywhere_and_half_by_the_root() -> None:
+    good = torch.rand(50, 6, 6) * torch.linspace(1, 4, 6)
+    whole = expected_distances(good)
+    assert torch.equal(expected_distances(good, 0.0), good.mean().expand(6, 6))
+    torch.testing.assert_close(expected_distances(good, 0.5), (whole * good.mean()).sqrt())
+
+
+@pytest.mark.parametrize(("growth", "power"), [(2.2, 1.0), (1.5, 0.5), (1.0, 0.0), (0.5, -0.5)])
+def test_the_power_is_how_much_faster_the_upper_distances_grow_than_the_mean(growth: float, power: float) -> None:
+    """Most distances of a position are its mean, a few are that to the power of growth."""
+    mean = torch.linspace(1, 2, 400).view(20, 20)
+    good = mean.repeat(200, 1, 1) * (0.95 + 0.1 * torch.rand(200, 1, 1))
+    few = torch.rand(200, 20, 20) < 0.03
+    good = torch.where(few, 2 * mean**growth, good)
+    assert power_of_positions(good) == pytest.approx(power, abs=0.25)
+
+
+def test_few_images_or_positions_tell_nothing_of_positions() -> None:
+    assert power_of_positions(torch.rand(7, 20, 20)) == 1.0
+    assert power_of_positions(torch.rand(50, 9, 9)) == 1.0
+    counting = torch.zeros(20, 20, dtype=torch.bool)
+    counting[3:9] = True
+    assert power_of_positions(torch.rand(50, 20, 20), counting) == 1.0
+    assert power_of_positions(torch.ones(50, 20, 20)) == pytest.approx(-1.0)  # nothing grows where all are equal
 
 
 def test_the_border_takes_the_values_beside_it_and_any_grid_is_compared(memory: Memory) -> None:

@@ -56,7 +56,7 @@ def few_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def many(tmp_path: Path) -> Path:
     """A product of 30 images, of which a fit holds out 6."""
     for i in range(30):
-        images.write(tmp_path / "many" / f"{i}.png", picture(i % 3) // 2 + i)
+        images.write(tmp_path / "many" / f"{i}.png", picture(i) // 2)
     return tmp_path / "many"
 
 
@@ -106,7 +106,10 @@ def test_a_coreset_holds_all_smaller_ones() -> None:
 
 
 def test_the_threshold_comes_from_held_out_images_and_from_others_where_these_are_few() -> None:
-    good = GoodImages(None, ["a"] * 10 + ["b"] * 4, [0, 1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 10], [4, 7, 13], None)  # type: ignore[arg-type]
+    features = Features([], [Seen()] * 14)
+    good = GoodImages(
+        features, ["a"] * 10 + ["b"] * 4, [0, 1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 10], [4, 7, 13], lambda i: None
+    )
 
     def scored(name: str, most: int = 100) -> tuple[list[int], list[int]]:
         return images_to_score(good, name, compared=True, folds=False, most=most)
@@ -118,6 +121,8 @@ def test_the_threshold_comes_from_held_out_images_and_from_others_where_these_ar
     assert images_to_score(good, "a", compared=False, folds=False) == ([4, 7], [4, 7])
     learnt = [10, 11, 12]
     assert images_to_score(good, "b", compared=True, folds=True) == (learnt, learnt)
+    features.group([[4, 7], [1, 2], [0, 9]])  # of what shows nearly the same one counts
+    assert scored("a") == ([4], [4, 0, 1, 3, 5, 6, 8])
 
 
 def test_each_good_image_is_scored_as_if_it_were_new(run: Callable[..., ModelRecord], many: Path) -> None:

@@ -79,15 +79,15 @@ def toy_job() -> Job:
 
 @pytest.mark.parametrize("count", [12, 20])
 def test_a_photo_is_not_compared_with_its_copies(toy_job: Job, count: int) -> None:
-    """A burst of six copies would be known in each comparison, and look more usual than any new photo."""
+    """A burst of six copies would be known in each comparison, and look more usual than new photos: it counts once."""
     job = toy_job.by(replace(toy_job.recipe, memory_size=2000))
     stages = toy_features(count, torch.Generator().manual_seed(1))
     for stage in stages:
         stage[1:6] = stage[0]
     digests = [*([b"burst"] * 6), *(bytes([i]) for i in range(6, count))]
     scores = described(job, stages, digests).scores
-    assert scores[:6] == pytest.approx([scores[0]] * 6, rel=0.1)
-    assert min(scores[:6]) > 0.6 * min(scores[6:])
+    assert len(scores) == count - 5
+    assert scores[0] > 0.6 * min(scores[1:])
     unaware = described(job, stages).scores
     assert min(unaware[:6]) < 0.7 * min(unaware[6:])
 
@@ -100,14 +100,14 @@ def test_a_product_of_one_photo_and_its_copies_has_no_threshold(toy_job: Job) ->
 
 
 @pytest.mark.parametrize("evidence", ["decoder", "memory"])
-def test_a_held_out_photo_of_which_a_copy_is_learnt_from_is_not_called_new(
+def test_copies_are_all_learnt_from_or_all_held_out(
     run: Callable[..., ModelRecord], tmp_path: Path, evidence: str
 ) -> None:
     for i in range(10):
         images.write(tmp_path / "twice" / f"{i}.png", picture(i // 2))
     model = run(images.find([tmp_path / "twice"]), evidence=evidence)
-    assert promising(model) == set()
-    assert len(scores_of(model)["part"]) == 10
+    assert promising(model) == {"part"}
+    assert len(scores_of(model)["part"]) == (1 if evidence == "decoder" else 5)
 
 
 def test_no_fold_learns_from_copies_of_the_photos_that_it_scores(
