@@ -230,7 +230,7 @@ def fit(
         else:
             recipe = request.recipe_for_adding(recipe_of(known))
             record = adding.add(known, goods, recipe, request.run(), progress)
-    _tell_alike(progress)
+    _tell_alike(progress, record)
     _tell_suspects(progress, suspects)
     if known is None and request.recipe().evidence == "both" and record.recipe.get("evidence") == "memory":
         warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
@@ -271,17 +271,18 @@ def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
         warn(f"wrote {shown(write_suspects([*progress.odd, *passed_over], sheet))}")
 
 
-def _tell_alike(progress: "FitProgress") -> None:
+def _tell_alike(progress: "FitProgress", record: "ModelRecord") -> None:
     """Say which good photos show nearly the same, and how they count."""
-    if not progress.same:
-        return
-    largest = max(progress.same, key=len)
-    photos = sum(map(len, progress.same))
-    names = " and ".join(shown(file.path) for file in largest[:2])
-    warn(
-        f"{photos} photos show nearly the same as others, such as {names}: for the threshold they count as "
-        f"{len(progress.same)}"
-    )
+    for name, groups in progress.same.items():
+        largest, photos = max(groups, key=len), sum(map(len, groups))
+        if len(largest) == record.products[name].images:
+            warn(
+                f"{name}: all {photos} photos show nearly the same: nothing tells how good parts vary; add photos of "
+                "other good parts"
+            )
+        else:
+            pair = " and ".join(str(file.path) for file in largest[:2])
+            warn(f"{name}: {photos} photos show nearly the same, such as {pair}: they count as {len(groups)}")
 
 
 def _known(ctx: typer.Context, model: Path, device: str) -> "ModelRecord":

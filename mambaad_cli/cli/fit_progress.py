@@ -23,7 +23,7 @@ class FitProgress(Progress):
         self.odd: list[tuple[ImageFile, float, tuple[float, float]]] = []
         self.dropped = 0
         self.not_setting: dict[str, list[tuple[ImageFile, float, tuple[float, float]]]] = {}
-        self.same: list[Sequence[ImageFile]] = []
+        self.same: dict[str, list[Sequence[ImageFile]]] = {}
         self.losses: list[float] = []
         self.start = time.monotonic()
 
@@ -47,8 +47,8 @@ class FitProgress(Progress):
         self.reading.clear()
         warn(f"left out {error}")
 
-    def alike(self, groups: Sequence[Sequence[ImageFile]]) -> None:
-        self.same = list(groups)
+    def alike(self, name: str, groups: Sequence[Sequence[ImageFile]]) -> None:
+        self.same[name] = list(groups)
 
     def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
         self.odd, self.dropped = list(found), dropped

@@ -137,10 +137,8 @@ def new_images(job: Job, goods: GoodFiles, carried: int = 0) -> tuple[GoodImages
     if len(readable) < MIN_IMAGES:
         raise MambaADError(f"{len(readable)} readable images: at least {MIN_IMAGES} good images are needed to fit")
     files, names = [goods.files[i] for i in readable], [goods.classes[i] for i in readable]
-    groups = [group for name in dict.fromkeys(names) for group in near_copies(features, _numbers_of(names, name))]
-    features.group(groups)
+    _group_alike(job, features, files, names)
     learnt, held_out = (list(range(len(names))), []) if recipe.folds else _split(features, names, recipe.seed)
-    job.progress.alike([[files[i] for i in group] for group in groups])
 
     def pixels(i: int) -> Tensor | None:
         image = read_as_seen(files[i].path, job.preparation.wanted(names[i]))
@@ -149,8 +147,13 @@ def new_images(job: Job, goods: GoodFiles, carried: int = 0) -> tuple[GoodImages
     return GoodImages(features, names, learnt, held_out, pixels, turned, [file.path for file in files]), files
 
 
-def _numbers_of(names: Sequence[str], name: str) -> list[int]:
-    return [i for i, other in enumerate(names) if other == name]
+def _group_alike(job: Job, features: Features, files: Sequence[ImageFile], names: Sequence[str]) -> None:
+    """Find the images of each product that show nearly the same, and tell of them."""
+    for name in dict.fromkeys(names):
+        groups = near_copies(features, [i for i, other in enumerate(names) if other == name])
+        features.group(groups)
+        if groups:
+            job.progress.alike(name, [[files[i] for i in group] for group in groups])
 
 
 def _split(features: Features, names: Sequence[str], seed: int) -> tuple[list[int], list[int]]:

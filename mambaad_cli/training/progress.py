@@ -14,8 +14,8 @@ class Progress:
     def unreadable(self, error: ImageError) -> None:
         """A file was left out."""
 
-    def alike(self, groups: Sequence[Sequence[ImageFile]]) -> None:
-        """Groups of files that show nearly the same: each counts as one photo for the threshold."""
+    def alike(self, name: str, groups: Sequence[Sequence[ImageFile]]) -> None:
+        """Groups of files of a product that show nearly the same: each counts as one photo for the threshold."""
 
     def suspects(self, found: Sequence[tuple[ImageFile, float, tuple[float, float]]], dropped: int) -> None:
         """Images that are least like the others of their product, the oddest first: their files, how many deviations

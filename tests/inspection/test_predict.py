@@ -367,3 +367,25 @@ def test_an_image_keeps_its_own_mask_where_its_product_is_recognised_first(tiny_
     assert (nut.inside.sum(), bolt.inside.sum()) == (32 * 40, 32 * 40)
     assert float(nut.pixels[:, :, 41:].max()) < 0.5
     assert float(bolt.pixels[:, :31].max()) < 0.5
+
+
+# ---- a photo as no good one was taken ----
+
+
+@pytest.mark.parametrize(
+    ("failed", "said"),
+    [
+        (np.zeros((80, 96, 3), np.uint8), "darker than good photos"),
+        (np.full((80, 96, 3), 255, np.uint8), "brighter than good photos"),
+    ],
+)
+def test_a_photo_as_no_good_one_was_taken_is_for_review_and_says_why(
+    tiny_model: FittedModel, failed: np.ndarray, said: str
+) -> None:
+    taken = [tiny_model.predict(picture(i), "nut").photo for i in range(5)]
+    for limit, verdict in ((99.0, "review"), (-99.0, "anomalous")):  # its score says what it says
+        model = with_scores(tiny_model, {"nut": [limit]}, photos=tuple(photo for photo in taken if photo))
+        good, bad = model.predict([picture(2), failed], "nut")
+        assert (good.verdict, good.warning) == ("good" if verdict == "review" else "anomalous", "")
+        assert bad.verdict == verdict
+        assert said in bad.warning
