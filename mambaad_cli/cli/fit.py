@@ -262,7 +262,7 @@ def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
     for name, images in progress.not_setting.items():
         if images:
             files = ", ".join(f"{file.path} ({oddness:.1f} deviations)" for file, oddness, _ in images)
-            warn(f"{name}: these odd images do not set the threshold: {files}")
+            warn(f"{name}: these images lie above the threshold, look at them: {files}")
     seen = {file.path for file, _, _ in progress.odd}
     passed_over = [image for images in progress.not_setting.values() for image in images if image[0].path not in seen]
     if sheet is not None and (progress.odd or passed_over):

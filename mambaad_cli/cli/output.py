@@ -145,10 +145,7 @@ def _print_promise(name: str, measured: "Calibration") -> None:
             f"    promises: of new good images at most {percent(measured.promised)} are rejected, "
             f"hardly ever more than {percent(measured.ceiling)}"
         )
-    if measured.share > wanted:
-        odd = f"{round(measured.share * (count + 1)) - 1} of {count} good images as very unlike the others"
-        warn(f"{name}: the threshold passes over {odd}; with --max-false-reject {percent(wanted)} it does not")
-    elif promise(count, wanted) > wanted:
+    if promise(count, wanted) > wanted:
         more = f"{images_for(wanted)} do: mambaad calibrate MODEL GOOD_DIR"
         images = f"{count} good image{'s' if count > 1 else ''}"
         warn(f"{name}: {images} cannot promise {percent(wanted)}, only 1 in {count + 1}; {more}")

@@ -20,43 +20,21 @@ import numpy as np
 
 from mambaad_cli import MambaADError
 
-USUAL = 0.03  # the share of good images that a threshold may reject, unless another is asked for
-ODD = 3.5  # deviations above the median, by the median absolute one, that are odd (Iglewicz & Hoaglin, 1993)
-FEWEST_ODD, MOST_ODD = 2, 0.05  # odd ones that do not set the threshold: two, or this share of the scores if more
-FEWEST = 20  # scores that tell what is odd
+USUAL = 0.04  # the share of good images that a threshold may reject, unless another is asked for
+PASSED_OVER = 2  # scores that do not set it, at least, unless another share is asked for
+FEWEST = 20  # scores, from which some are passed over
 
 
-def usual_share(scores: Sequence[float]) -> float:
-    """The share that a threshold may reject where none is asked for: USUAL, or enough that odd ones do not set it.
+def usual_share(n: int) -> float:
+    """The share that a threshold from n scores may reject where none is asked for.
 
-    A good image that is very unlike the others would hide most defects if few other scores are there.
+    A good image that is very unlike the others would hide most defects if few other scores are there: of FEWEST scores
+    and more, two are passed over at least, whatever they are.
 
-    >>> usual_share([1.0, 1.1, 1.2] * 10), usual_share([1.0, 1.1, 1.2] * 10 + [9.0]) == 2 / 32
-    (0.03, True)
+    >>> [round(usual_share(n), 3) for n in (10, 20, 33, 100, 1000)]
+    [0.04, 0.143, 0.088, 0.04, 0.04]
     """
-    passed_over = min(len(odd_scores(scores)), most_passed_over(len(scores)))
-    return max(USUAL, (passed_over + 1) / (len(scores) + 1) if passed_over else 0.0)
-
-
-def most_passed_over(n: int) -> int:
-    """How many of n scores may be passed over as odd.
-
-    >>> [most_passed_over(n) for n in (19, 20, 100)]
-    [0, 2, 5]
-    """
-    return 0 if n < FEWEST else max(FEWEST_ODD, math.floor(MOST_ODD * n))
-
-
-def odd_scores(scores: Sequence[float]) -> list[float]:
-    """The scores that lie far beyond the others, the highest first; none of few scores, which tell too little.
-
-    >>> odd_scores([1.0, 1.1, 1.2] * 10 + [9.0, 3.0])
-    [9.0, 3.0]
-    """
-    if len(scores) < FEWEST:
-        return []
-    pairs = zip(scores, deviations(scores), strict=True)
-    return sorted((score for score, deviation in pairs if deviation > ODD), reverse=True)
+    return USUAL if n < FEWEST else max(USUAL, (PASSED_OVER + 1) / (n + 1))
 
 
 def deviations(scores: Sequence[float]) -> list[float]:
@@ -106,17 +84,6 @@ def promise(n: int, max_false_reject: float) -> float:
     (0.01, True)
     """
     return max(max_false_reject, 1 / (n + 1))
-
-
-def usual_promise(n: int) -> float:
-    """The share of false rejects that n scores can promise where no share is asked for.
-
-    However many scores were passed over, as many as possible count: which ones are odd was read from the same scores.
-
-    >>> [round(usual_promise(n), 3) for n in (10, 33, 100, 200)]
-    [0.091, 0.088, 0.059, 0.055]
-    """
-    return promise(n, max(USUAL, (most_passed_over(n) + 1) / (n + 1)))
 
 
 def ceiling(n: int, max_false_reject: float, confidence: float = 0.95) -> float:

@@ -13,7 +13,7 @@ from mambaad_cli.data.augmentation import nudged
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import at_size, within
 from mambaad_cli.inspection import recognition
-from mambaad_cli.inspection.calibration import deviations, exceeds, odd_scores
+from mambaad_cli.inspection.calibration import deviations, exceeds
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.product import Calibration, Learnt, Product
 from mambaad_cli.inspection.recognition import Recogniser
@@ -84,7 +84,7 @@ def describe_product(
     job.progress.passed_over(name, _passed_over(good, images, measured, image_maps))
     if job.network.settings.tiles is None:
         return product
-    turned = product.turned and good.features.views > 1  # many photos show it any way round themselves
+    turned = product.turned and good.features.views > 1  # of many photos, tiles show enough ways round themselves
     photos = TilePhotos(
         name, good.paths, good.trained_of(name), good.held_out_of(name), views, turned, job.recipe.flips,
         good.features.alike,
@@ -95,13 +95,12 @@ def describe_product(
 def _passed_over(
     good: GoodImages, images: Sequence[int], measured: Calibration, maps: Tensor
 ) -> list[tuple[ImageFile, float, tuple[float, float]]]:
-    """The odd images above the threshold, the oddest first: their files, how many deviations, and where."""
-    odd = set(odd_scores(measured.scores)) if measured.max_false_reject is None else set()
+    """The images above the threshold, the highest first: their files, how many deviations, and where."""
     found = []
     rows = zip(images, measured.scores, deviations(measured.scores), maps, strict=True)
     for i, score, oddness, image_map in rows:
         path = good.paths[i] if good.paths else None
-        if score in odd and exceeds(score, measured.threshold) and path is not None:
+        if exceeds(score, measured.threshold) and path is not None:
             found.append((ImageFile(path, Path(path.name), ""), oddness, place_of_peak(image_map)))
     return sorted(found, key=lambda image: -image[1])
 
