@@ -33,22 +33,17 @@ class Views(NamedTuple):
     number: int = 1
     flips: bool = False
     turned: frozenset[str] = frozenset()  # classes whose views are rotated by any angle
-    of_turned: int = 1  # views of an image of these, if that is more
-
-    def of(self, name: str) -> int:
-        """How many views of an image of a class are learnt."""
-        return max(self.number, self.of_turned) if name in self.turned else self.number
 
     def remembered(self, name: str) -> int:
         """How many views of an image of a class a memory remembers: the image alone, or all where they show the part as
         new photos may."""
-        return self.of(name) if self.flips or name in self.turned else 1
+        return self.number if self.flips or name in self.turned else 1
 
 
 class Group(NamedTuple):
     """Features of the images that the model sees at one size.
 
-    stages   (r, h, w, c) each: of each of m images itself, then of its moved views
+    stages   (m · views, h, w, c) each: of each of m images itself, then of its moved views
     close    (r, h, w, c): what a close view sees of each image itself, then of the moved views that a memory remembers
     """
 
@@ -56,12 +51,6 @@ class Group(NamedTuple):
     members: list[int]  # the images' numbers, in the order of the stages
     remembered: list[int]  # views of each, itself among them, that a memory remembers
     close: Tensor | None = None  # where the memory has a close view too
-    views: Sequence[int] = ()  # of each image, in the stages; empty: of each as many
-
-    @property
-    def views_of_each(self) -> list[int]:
-        """How many rows of the stages are of each image."""
-        return list(self.views) or [len(self.stages[0]) // len(self.members)] * len(self.members)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -74,8 +63,7 @@ class Group(NamedTuple):
         close = [part for part in (self.close, other.close) if part is not None]
         members = self.members + [first + i for i in other.members]
         joined = _joined(*close) if len(close) == 2 else next(iter(close), None)
-        views = self.views_of_each + other.views_of_each
-        return Group(stages, members, self.remembered + other.remembered, joined, views)
+        return Group(stages, members, self.remembered + other.remembered, joined)
 
 
 def _joined(rows: Tensor, more: Tensor) -> Tensor:
@@ -99,12 +87,7 @@ class Features:
         self.seen = list(seen)
         self.views = views
         self.group_of = {i: number for number, group in enumerate(self.groups) for i in group.members}
-        self._views_of = {
-            i: n for group in self.groups for i, n in zip(group.members, group.views_of_each, strict=True)
-        }
-        self._row_of: dict[int, int] = {}
-        for group in self.groups:
-            self._row_of |= dict(zip(group.members, accumulate(group.views_of_each, initial=0), strict=False))
+        self._row_of = {i: row for group in self.groups for row, i in enumerate(group.members)}
         self._remembered = {i: n for group in self.groups for i, n in zip(group.members, group.remembered, strict=True)}
         copies: dict[bytes, list[int]] = {}
         for i, image in enumerate(self.seen):
@@ -118,11 +101,6 @@ class Features:
     def __len__(self) -> int:
         return len(self.seen)
 
-    @property
-    def encoded(self) -> int:
-        """How many views of images were encoded."""
-        return sum(self._views_of.values())
-
     def __getitem__(self, chosen: Tensor) -> list[Tensor]:
         """Those of some images of one size: one (b, c, h, w) a stage, channels last in memory, float32.
 
@@ -132,12 +110,7 @@ class Features:
 
     def any_view(self, chosen: Tensor) -> list[Tensor]:
         """The same for the decoder, of a view of each at random."""
-        counts = torch.tensor([self._views_of[i] for i in chosen.tolist()])
-        most = int(counts.max())
-        if most == 1:
-            return self._rows(chosen, torch.zeros_like(chosen))
-        alike = bool((counts == most).all())
-        some = torch.randint(most, chosen.shape) if alike else (torch.rand(chosen.shape) * counts).long()
+        some = torch.randint(self.views, chosen.shape) if self.views > 1 else torch.zeros_like(chosen)
         return self._rows(chosen, some)
 
     def remembered_views(self, image: int) -> list[Tensor]:
@@ -210,7 +183,7 @@ class Features:
     def _rows(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
         numbers = chosen.tolist()
         group = self.groups[self.group_of[numbers[0]]]
-        rows = torch.tensor([self._row_of[i] for i in numbers]) + view
+        rows = torch.tensor([self._row_of[i] for i in numbers]) * self.views + view
         return [_of_rows(stage, rows) for stage in group.stages]
 
     def _with_close(self, chosen: Tensor, view: Tensor) -> list[Tensor]:
@@ -250,10 +223,7 @@ def _encode_files(
 ) -> tuple[Features, list[int]]:
     sizes = [job.input_size(name) for name in classes]
     cache = Cache(job.run)
-    most: Counter[Size] = Counter()
-    for size, name in zip(sizes, classes, strict=True):
-        most[size] += views.of(name)
-    encoders = {size: _Encoding(job, count, cache) for size, count in most.items()}
+    encoders = {size: _Encoding(job, views.number * count, cache) for size, count in Counter(sizes).items()}
     seen: list[Seen] = []
     readable: list[int] = []
     paths = [file.path for file in files]
@@ -263,7 +233,7 @@ def _encode_files(
             job.progress.unreadable(image)
             continue
         turned = classes[i] in views.turned
-        moved = with_moved(image.pixels, views.of(classes[i]), len(readable) + 1, views.flips, turned)
+        moved = with_moved(image.pixels, views.number, len(readable) + 1, views.flips, turned)
         encoders[sizes[i]].add(moved, len(readable), views.remembered(classes[i]))
         readable.append(i)
         inside = None if image.inside is None else at_size(image.inside, job.network.map_size(sizes[i]))
@@ -307,7 +277,6 @@ class _Encoding:
         network = job.fast
         self.members: list[int] = []
         self.remembered: list[int] = []
-        self.views: list[int] = []
         self.coarse = _Encoded(network.coarse_features, most, cache)
         two = network.settings.two_looks
         self.close = _Encoded(lambda pixels: [network.close_view(pixels)], most, cache) if two else None
@@ -316,18 +285,15 @@ class _Encoding:
         """The views (3, H, W) of one image; a memory remembers the first `remembered` of them."""
         self.members.append(member)
         self.remembered.append(remembered)
-        views = 0
         for view, picture in enumerate(pictures):
-            views += 1
             self.coarse.add(picture)
             if self.close is not None and view < remembered:
                 self.close.add(picture)
-        self.views.append(views)
 
     def group(self) -> Group:
         """What was encoded."""
         close = [] if self.close is None else self.close.finished()
-        return Group(self.coarse.finished(), self.members, self.remembered, close[0] if close else None, self.views)
+        return Group(self.coarse.finished(), self.members, self.remembered, close[0] if close else None)
 
 
 class _Encoded:

@@ -35,7 +35,6 @@ from mambaad_cli.training.suspects import Suspect, suspects_of, without
 from mambaad_cli.training.turns import turned_classes
 
 MIN_IMAGES = 3
-TURNED_VIEWS = 3  # of an image of a product that lies any way round, at least: in a large set others have one
 
 
 def fit(
@@ -132,7 +131,7 @@ def new_images(job: Job, goods: GoodFiles, carried: int = 0) -> tuple[GoodImages
         number = recipe.views // max(1, carried + images)
         if recipe.evidence == "memory" and not turned:
             number = 1  # a memory gains nothing from views that are only slightly moved
-        return Views(max(2 if recipe.flips else 1, number), recipe.flips, turned, TURNED_VIEWS)
+        return Views(max(2 if recipe.flips else 1, number), recipe.flips, turned)
 
     features, readable = features_of_files(job, goods.files, goods.classes, views_for)
     if len(readable) < MIN_IMAGES:
@@ -203,7 +202,7 @@ def within_minutes(job: Job, good: GoodImages, seconds: float) -> Job:
     run = job.run
     if run.resume and run.checkpoint is not None and run.checkpoint.exists():
         return job  # it goes on as the stopped run began
-    encoded = good.features.encoded
+    encoded = len(good.names) * good.features.views
     return job.by(limited(job.recipe, encoded, len(set(good.names)), seconds, tile_passes(job, good)))
 
 

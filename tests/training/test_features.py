@@ -121,24 +121,3 @@ def test_only_the_views_that_a_memory_remembers_are_looked_at_closely(
     both = features.and_those_of(features)
     for own, alone in zip(both.remembered_views(len(files) + 3), features.remembered_views(3), strict=True):
         torch.testing.assert_close(own, alone, atol=1e-5, rtol=1e-4)
-
-
-def test_of_a_product_that_lies_any_way_round_more_views_are_learnt_than_of_others(
-    run: Callable[..., ModelRecord], goods: Path
-) -> None:
-    """In a large set others have one view: what lies any way round is not forgotten there."""
-    files = images.find([goods])
-    classes = [file.group for file in files]
-    job = job_of(run(), goods_of(files))
-    views = Views(1, turned=frozenset({"nut"}), of_turned=3)
-    features, _ = features_of_files(job, files, classes, views_for=lambda images: views)
-    assert features.encoded == 6 + 3 * 6
-    for i, name in enumerate(classes):
-        rows = features.remembered_views(i)[0]
-        assert len(rows) == (3 if name == "nut" else 1)
-        assert torch.equal(rows[:1], features[torch.tensor([i])][0])
-    nut = classes.index("nut")
-    some = torch.stack([features.any_view(torch.tensor([nut]))[0][0] for _ in range(20)])
-    assert len(torch.unique(some.flatten(1), dim=0)) == 3
-    both = features.and_those_of(features)
-    assert torch.equal(both.remembered_views(12 + nut)[0], features.remembered_views(nut)[0])
