@@ -1,20 +1,25 @@
 """The Python API: load or fit a model, then let it predict."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
+from mambaad_cli.data.roi import MaskFolder
+from mambaad_cli.files import shown
 from mambaad_cli.inspection import opening, store
 from mambaad_cli.inspection.calibration import check_share
+from mambaad_cli.inspection.judged_photos import Judging
+from mambaad_cli.inspection.lessons import Lesson
 from mambaad_cli.inspection.opening import OpenRequest
 from mambaad_cli.inspection.predict import Image, predict, predict_images
 from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.product import Products
 from mambaad_cli.inspection.recalibrate import recalibrated_record
 from mambaad_cli.inspection.scorer import Scorer
+from mambaad_cli.inspection.teaching import Lectured, taught_record
 from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.training.progress import Progress
 
@@ -87,6 +92,33 @@ class FittedModel:
         record = recalibrated_record(fitted.record, predictions, Path(folder), max_false_reject)
         self.scorer = self.fitted = fitted.with_record(record)
 
+    def learn(
+        self,
+        bad: str | Path | None = None,
+        good: str | Path | None = None,
+        masks: str | Path | None = None,
+        class_name: str | None = None,
+    ) -> "Mapping[str, Lectured]":
+        """Teach known defects and good parts that were rejected by mistake, in seconds, as `mambaad learn` does.
+
+        bad, good: folders of photos. masks: a folder with a mask of each defect.
+        class_name: the product that all of them show; by default a folder tells it, or it is recognised.
+
+        Returns what that did, by product. Raises MambaADError, and leaves the model as it was, where a photo teaches
+        nothing, and where one is both good and bad.
+        """
+        fitted = self._changeable()
+        mask_folder = None if masks is None else MaskFolder(Path(masks))
+        judging = Judging(fitted, class_name, mask_folder, on_left_out=_refuse)
+        lessons: dict[str, list[Lesson]] = {}
+        for folder, are_good in ((bad, False), (good, True)):
+            files = [] if folder is None else images.find([Path(folder)])
+            for name, some in judging.lessons(files, are_good).items():
+                lessons.setdefault(name, []).extend(some)
+        record, lectured = taught_record(fitted.record, lessons)
+        self.scorer = self.fitted = fitted.with_record(record)
+        return lectured
+
     def save(self, path: str | Path) -> None:
         """Write the model file, whole or not at all. Raises MambaADError where the disk refuses."""
         store.save(self._changeable().record, Path(path))
@@ -97,6 +129,10 @@ class FittedModel:
                 "an exported model cannot be changed: change the one that it was made from and export again"
             )
         return self.fitted
+
+
+def _refuse(file: images.ImageFile, why: str) -> None:
+    raise MambaADError(f"{shown(file.path)}: {why}")
 
 
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime: str = "auto") -> FittedModel:

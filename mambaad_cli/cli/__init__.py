@@ -1,7 +1,7 @@
 """The commands, one file each: options in, one call, lines out. Heavy imports are inside the functions, so that
 `--help` appears at once."""
 
-from mambaad_cli.cli import fit, score, map_images, calibrate, watch, monitor, report, msa  # isort: skip
+from mambaad_cli.cli import fit, score, map_images, calibrate, learn, watch, monitor, report, msa  # isort: skip
 from mambaad_cli.cli import import_checkpoint, export, evaluate, bench, doctor  # isort: skip
 from mambaad_cli.cli.app import app
 
@@ -14,6 +14,7 @@ __all__ = [
     "export",
     "fit",
     "import_checkpoint",
+    "learn",
     "map_images",
     "monitor",
     "msa",

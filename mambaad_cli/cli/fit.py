@@ -118,6 +118,11 @@ def fit(
         ),
     ] = None,
     max_false_reject: MaxFalseReject = None,
+    bad: Annotated[
+        Path | None,
+        typer.Option(help="Folder of known defects that the model learns to find, see `mambaad learn`."),
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="With --bad: a folder with a mask of each defect.")] = None,
     scan: Annotated[
         Literal["sweep", "scan", "zorder", "zigzag", "hilbert"] | None,
         typer.Option(
@@ -215,6 +220,8 @@ def fit(
     known = _known(ctx, model, device) if add else None
     if known is None:
         _check_usage(request)
+    if masks is not None and bad is None:
+        raise typer.BadParameter("masks mark defects: give their folder with --bad", param_hint="--masks")
     if distributed.rank() == 0:
         check_writable(model)
     unread: Counter[str] = Counter()
@@ -234,6 +241,8 @@ def fit(
     _tell_suspects(progress, suspects)
     if known is None and request.recipe().evidence == "both" and record.recipe.get("evidence") == "memory":
         warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
+    if bad is not None and distributed.rank() == 0:
+        record = _taught(record, request, bad, masks)
     _finish(record, model, request, progress, as_json)
 
 
@@ -283,6 +292,19 @@ def _tell_alike(progress: "FitProgress", record: "ModelRecord") -> None:
         else:
             pair = " and ".join(str(file.path) for file in largest[:2])
             warn(f"{name}: {photos} photos show nearly the same, such as {pair}: they count as {len(groups)}")
+
+
+def _taught(record: "ModelRecord", request: "FitRequest", bad: Path, masks: Path | None) -> "ModelRecord":
+    """The record that knows the defects of a folder; says what that does."""
+    from mambaad_cli.cli.learn import lessons_in, tell
+    from mambaad_cli.inspection.teaching import taught_record
+    from mambaad_cli.inspection.torch_scorer import TorchScorer
+
+    scorer = TorchScorer(record, request.runtime, request.masks)
+    lessons = lessons_in(scorer, bad, None, masks, None, lambda file, why: warn(f"{file.path}: {why}"))
+    taught, lectured = taught_record(record.to("cpu"), lessons)
+    tell(lectured)
+    return taught
 
 
 def _known(ctx: typer.Context, model: Path, device: str) -> "ModelRecord":

@@ -160,15 +160,16 @@ class MaskFolder:
     def of(self, photo: Path, size: tuple[int, int]) -> np.ndarray:
         """The mask of a photo of size (h, w). Raises ImageError of the photo where there is none, or more than one."""
         try:
-            return read_region(self._mask_of(photo), size)
+            return read_region(self.mask_of(photo), size)
         except MambaADError as error:
             raise images.ImageError(photo, str(error)) from None
 
-    def _mask_of(self, photo: Path) -> Path:
+    def mask_of(self, photo: Path) -> Path:
         """The mask whose folders agree best with those of the photo, compared from the innermost outwards."""
         absolute = Path(os.path.abspath(photo))  # noqa: PTH100 (Path.resolve follows links)
         photo_folders = [same_name(name) for name in absolute.parent.parts[::-1]]
-        masks = self.masks_by_stem.get(same_name(photo.stem), [])
+        stem = same_name(photo.stem)
+        masks = self.masks_by_stem.get(stem) or self.masks_by_stem.get(f"{stem}_mask", [])  # as MVTec AD names them
         agreements = [_agreement(_folders(mask), photo_folders) for mask in masks]
         fitting = [mask for mask, agreement in zip(masks, agreements, strict=True) if agreement == max(agreements)]
         if len(fitting) > 1:  # `1.jpg` and `1.png` in one folder

@@ -16,13 +16,13 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data.loading import blank_outside, placed
 from mambaad_cli.export.judgement import GraphOutputs, Verdicts
 from mambaad_cli.export.resizing import at_size, scaled
-from mambaad_cli.export.tables import FusionTable, MemoryTable, StatisticsTable
+from mambaad_cli.export.tables import FusionTable, KnownDefectsTable, MemoryTable, StatisticsTable
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Learnt, Product, Size
 from mambaad_cli.inspection.tiles import STRIDE
-from mambaad_cli.model.memory import close_patches, patches_of
+from mambaad_cli.model.memory import close_patches, fuse_looks, patches_of
 
 
 class WholeModel(nn.Module):
@@ -54,6 +54,9 @@ class WholeModel(nn.Module):
         self.statistics = StatisticsTable(learnt) if has_decoder else None
         views = zip(*(of_product.memories for of_product in learnt), strict=True) if has_memory else ()
         self.memories = nn.ModuleList(map(MemoryTable, views, self._patch_grids()))
+        known = [of_product.known for of_product in learnt]
+        channels = sum(self.encoder.channels[-2:])
+        self.known = KnownDefectsTable(known, len(self.memories), channels) if any(known) else None
         self.verdicts = Verdicts(record.products, self.products)
 
         self.takes_told = len(products) > 1  # the input `told`
@@ -82,7 +85,10 @@ class WholeModel(nn.Module):
         features = self._features(pixels)
         told = image.new_zeros(image.shape[0], dtype=torch.int64) if told is None else told
         product, certainty, known = self._recognised(features, told)
-        anomaly_map = self._maps(features, product.clamp(min=0), inside)
+        row = product.clamp(min=0)
+        anomaly_map = self._maps(features, row, inside)
+        if self.known is not None:
+            anomaly_map = self.known(anomaly_map, self._likeness(features, row, inside), row)
         return self.verdicts(anomaly_map, self._on_image(box), product, certainty, known)
 
     def _features(self, pixels: Tensor) -> list[Tensor]:
@@ -131,6 +137,13 @@ class WholeModel(nn.Module):
             unusual = [memory(patches, product, _at_grid(inside, patches)) for memory, patches in views]
             parts.append(self.fusion.of_memory(self.network.memory_maps(unusual, self.map_size, inside), product))
         return parts[0] + parts[1] if len(parts) > 1 else parts[0]
+
+    def _likeness(self, features: list[Tensor], product: Tensor, inside: Tensor | None) -> Tensor:
+        """(n, H, W), as Network.known_defect_maps."""
+        assert self.known is not None
+        found = self.known.likenesses(self.network.patches(features), product)
+        maps = fuse_looks(found, self.map_size, self.settings.far_weight, self.settings.memory_sigma)
+        return Network.cold(maps, inside)
 
     def _on_image(self, box: Tensor | None) -> Tensor | None:
         """Which values of the map lie on the image (n, H, W), where it is letterboxed."""

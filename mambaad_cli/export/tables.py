@@ -12,6 +12,7 @@ from mambaad_cli.inspection.network import expected_at, unusual
 from mambaad_cli.inspection.product import Learnt, Size
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, standardised_distances
 from mambaad_cli.model.fusion import Fusion, Witness
+from mambaad_cli.model.known_defects import KnownDefects, with_known_defects
 from mambaad_cli.model.memory import NEIGHBOURS, Memory
 
 PADDING = 1e30  # squared length of a patch that only fills up a memory: it is nearest to nothing
@@ -68,6 +69,34 @@ class StatisticsTable(nn.Module):
             return standardised_distances(residuals, first)
         of_images = [ResidualStatistics(*(table[product] for table in scale)) for scale in self.scales]
         return list(torch.vmap(standardised_distances)(list(residuals), of_images))
+
+
+class KnownDefectsTable(nn.Module):
+    """The known defects of k products; where a product has none, they count nothing."""
+
+    counts: Tensor  # (k, 2): centre and gain
+
+    def __init__(self, known: Sequence[KnownDefects | None], views: int, channels: int) -> None:
+        super().__init__()
+        nothing = KnownDefects((torch.zeros(channels + 1),) * views, 0.0, 0.0)
+        present = [one or nothing for one in known]
+        for view in range(views):
+            self.register_buffer(f"view_{view}", torch.stack([one.classifiers[view] for one in present]))
+        self.views = views
+        self.register_buffer("counts", torch.tensor([[one.centre, one.gain] for one in present]))
+
+    def likenesses(self, patches: Sequence[Tensor], product: Tensor) -> list[Tensor]:
+        """How like a known defect the patches (n, h, w, c) of each view are: (n, h, w)."""
+        rows = [rows_of(self.get_buffer(f"view_{view}"), product) for view in range(self.views)]
+        return [
+            (own.flatten(1, 2) @ row[:, :-1, None])[..., 0].unflatten(1, own.shape[1:3]) + row[:, -1, None, None]
+            for own, row in zip(patches, rows, strict=True)
+        ]
+
+    def forward(self, maps: Tensor, found: Tensor, product: Tensor) -> Tensor:
+        """The maps (n, H, W) with what the classifiers find, (n, H, W)."""
+        centre, gain = rows_of(self.counts, product).unbind(1)
+        return with_known_defects(maps, found, centre, gain)
 
 
 class MemoryTable(nn.Module):

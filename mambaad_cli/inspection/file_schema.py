@@ -16,6 +16,26 @@ MAX_FACTOR = 64.0  # of any scale, and pixels of any Gaussian
 FORMAT = 3  # of the model file: one description for each product. Formats 1 and 2 are read by `older_formats`
 
 
+class LessonFacts(msgspec.Struct):
+    """A photo that somebody judged, without its patches: see `Lesson`."""
+
+    name: str
+    digest: str
+    good: bool
+    score: float
+    kind: str = ""
+    taught: str = ""
+
+
+class TaughtFacts(msgspec.Struct):
+    """What a product was taught, without tensors."""
+
+    lessons: list[LessonFacts]
+    remembered: list[int]
+    untaught: Calibration
+    known: tuple[float, float] | None = None  # centre and gain
+
+
 class ProductFacts(msgspec.Struct):
     """One product without its tensors: see `Product`."""
 
@@ -32,6 +52,8 @@ class ProductFacts(msgspec.Struct):
     fusion: Fusion | None = None
     tiles: Fusion | None = None  # of the whole photo's map and the tiles', where there are tiles
     calibration: Calibration | None = None
+    hardest: list[float] = []  # scores of the good images whose hardest patches are there
+    taught: TaughtFacts | None = None
 
     def product(self) -> Product:
         """The product, with nothing learnt yet but what is described here."""
@@ -44,6 +66,7 @@ class ProductFacts(msgspec.Struct):
             own_masks=self.own_masks,
             learnt=Learnt(fusion=self.fusion),
             calibration=self.calibration,
+            untaught=None if self.taught is None else self.taught.untaught,
         )
 
 
@@ -85,7 +108,17 @@ def described(product: Product) -> ProductFacts:
         fusion=learnt.fusion,
         tiles=learnt.tiles and learnt.tiles.fusion,
         calibration=product.calibration,
+        hardest=list(learnt.hardest.scores) if learnt.hardest else [],
+        taught=_described_lessons(product),
     )
+
+
+def _described_lessons(product: Product) -> TaughtFacts | None:
+    taught, known = product.learnt.taught, product.learnt.known
+    if taught is None or product.untaught is None:
+        return None
+    lessons = [LessonFacts(one.name, one.digest, one.good, one.score, one.kind, one.taught) for one in taught.lessons]
+    return TaughtFacts(lessons, list(taught.remembered), product.untaught, known and (known.centre, known.gain))
 
 
 # ---- limits: what has the right type may still be none that a model can have ----
@@ -135,6 +168,18 @@ def _check_product(product: ProductFacts, settings: Settings) -> None:
         _require((decoder or memory) and known, f"the map of {product.name!r} comes from what its file lacks")
     if product.calibration is not None:
         _check_calibration(product.name, product.calibration)
+    _require(all(map(math.isfinite, product.hardest)), f"scores of {product.name!r} are not finite")
+    if product.taught is not None:
+        _check_taught(product, product.taught)
+
+
+def _check_taught(product: ProductFacts, taught: TaughtFacts) -> None:
+    _check_calibration(product.name, taught.untaught)
+    _require(all(math.isfinite(one.score) for one in taught.lessons), f"lessons of {product.name!r} are not finite")
+    fits = len(taught.remembered) == product.views and all(count > 0 for count in taught.remembered)
+    _require(fits, f"what {product.name!r} was taught does not fit its memories")
+    if taught.known is not None:
+        _require(all(map(math.isfinite, taught.known)) and taught.known[1] >= 0, "known defects count below nothing")
 
 
 def _check_calibration(name: str, measured: Calibration) -> None:

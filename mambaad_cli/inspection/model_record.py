@@ -75,6 +75,8 @@ def on_device(product: Product, device: str) -> Product:
         learnt,
         statistics=tuple(ResidualStatistics(*(part.to(device) for part in scale)) for scale in learnt.statistics),
         memories=tuple(_moved(memory, device) for memory in learnt.memories),
+        known=learnt.known
+        and learnt.known._replace(classifiers=tuple(classifier.to(device) for classifier in learnt.known.classifiers)),
         tiles=learnt.tiles and learnt.tiles._replace(memory=_moved(learnt.tiles.memory, device)),
     )
     return replace(product, learnt=moved)

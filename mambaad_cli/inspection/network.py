@@ -21,6 +21,7 @@ from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, fuse, lo
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder, build_encoder
 from mambaad_cli.model.fusion import fuse_witnesses
+from mambaad_cli.model.known_defects import KnownDefects, likenesses, with_known_defects
 from mambaad_cli.model.memory import (
     Memory,
     close_patches,
@@ -119,6 +120,17 @@ class Network:
 
         inside: (b, *size) bool, the region of interest in each map; None: all of it.
         """
+        maps = self.unusual_maps(features, size, learnt, inside)
+        if learnt.known is None:
+            return maps
+        found = self.known_defect_maps(features, size, learnt.known, inside)
+        centre, gain = maps.new_tensor([learnt.known.centre]), maps.new_tensor([learnt.known.gain])
+        return with_known_defects(maps, found, centre, gain)
+
+    def unusual_maps(
+        self, features: Sequence[Tensor], size: Size, learnt: Learnt, inside: Tensor | None = None
+    ) -> Tensor:
+        """How unlike good images, by the decoder and the memory."""
         evidence = self.evidence(features, size, learnt, inside)
         if learnt.fusion is not None:
             return fuse_witnesses(learnt.fusion, *evidence)
@@ -126,6 +138,13 @@ class Network:
         if only is None:
             return self.cold(self.published_maps(features, size), inside)
         return only
+
+    def known_defect_maps(
+        self, features: Sequence[Tensor], size: Size, known: KnownDefects, inside: Tensor | None = None
+    ) -> Tensor:
+        """How like a known defect, (b, *size)."""
+        found = likenesses(known.classifiers, self.patches(features))
+        return self.cold(fuse_looks(found, size, self.settings.far_weight, self.settings.memory_sigma), inside)
 
     def evidence(
         self, features: Sequence[Tensor], size: Size, learnt: Learnt, inside: Tensor | None = None

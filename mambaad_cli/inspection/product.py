@@ -16,9 +16,11 @@ import numpy as np
 
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection import calibration
+from mambaad_cli.inspection.lessons import Hardest, Taught
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.fusion import Fusion
+from mambaad_cli.model.known_defects import KnownDefects
 from mambaad_cli.model.memory import Memory
 
 Size = tuple[int, int]  # height, width
@@ -103,6 +105,9 @@ class Learnt:
     memories: tuple[Memory, ...] = ()  # of good patches, one a view: the coarse one, then the close one
     fusion: Fusion | None = None  # of the decoder's map and the memory's
     tiles: Tiles | None = None
+    hardest: Hardest | None = None  # good patches that known defects are told from
+    known: KnownDefects | None = None
+    taught: Taught | None = None
     region: np.ndarray | None = None  # of interest, where patches were remembered; None: everywhere
 
 
@@ -119,6 +124,7 @@ class Product:
     own_masks: bool = False  # each photo comes with a mask of its own
     learnt: Learnt = field(default_factory=Learnt)
     calibration: Calibration | None = None
+    untaught: Calibration | None = None  # before anything was taught
 
     def conditions(self, precision: str = "fp32") -> Conditions:
         """What its images are scored under now."""
@@ -135,7 +141,7 @@ class Product:
         measured = self.calibration
         if measured is None or changed.conditions().allow(measured.conditions):
             return changed
-        return replace(changed, calibration=None)
+        return replace(changed, calibration=None, untaught=None)
 
     @property
     def threshold(self) -> float | None:

@@ -24,6 +24,7 @@ from mambaad_cli.data import roi
 from mambaad_cli.files import sha256_of, shown, written_whole
 from mambaad_cli.inspection import older_formats
 from mambaad_cli.inspection.file_schema import FORMAT, ExampleFacts, Facts, ProductFacts, check, described
+from mambaad_cli.inspection.lessons import Hardest, Lesson, Taught
 from mambaad_cli.inspection.model_record import Example, ModelRecord
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.product import Learnt, Product
@@ -32,6 +33,7 @@ from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder
+from mambaad_cli.model.known_defects import KnownDefects
 from mambaad_cli.model.memory import Memory, restored, stored
 from mambaad_cli.model.outline import fitting_networks
 from mambaad_cli.model.settings import Settings
@@ -90,6 +92,14 @@ def _product_tensors(product: Product) -> dict[str, Tensor]:
     if learnt.tiles is not None:
         tensors |= {f"tiles.{part}": tensor for part, tensor in _memory_tensors(learnt.tiles.memory).items()}
         tensors["tiles.places"] = learnt.tiles.expected
+    if learnt.hardest is not None:
+        for view, patches in enumerate(learnt.hardest.patches):
+            integers, steps = stored(patches.flatten(0, 1))
+            tensors |= {f"hardest.{view}.patches": integers.view(patches.shape), f"hardest.{view}.steps": steps}
+    if learnt.known is not None:
+        tensors |= {f"known.{view}": classifier for view, classifier in enumerate(learnt.known.classifiers)}
+    for i, lesson in enumerate(learnt.taught.lessons if learnt.taught else ()):
+        tensors |= {f"lesson.{i}.{view}": patches.half() for view, patches in enumerate(lesson.patches)}
     for name, mask in (("region", product.region), ("learnt_region", learnt.region)):
         if mask is not None:
             tensors[name] = torch.from_numpy(roi.encoded(mask))
@@ -233,10 +243,31 @@ def _product(facts: ProductFacts, network: Network, part: "_Part") -> Product:
         tuple(part.memory(f"memory.{view}", patch) for view in range(facts.views)),
         facts.fusion,
         tiles,
+        part.hardest(facts, patch) if facts.hardest else None,
+        *_taught(facts, part, patch),
         # earlier files have one region
         (part.mask("learnt_region") if part.has("learnt_region") else region) if facts.learnt_region else None,
     )
     return replace(facts.product(), region=region, learnt=learnt)
+
+
+def _taught(facts: ProductFacts, part: "_Part", patch: int) -> tuple[KnownDefects | None, Taught | None]:
+    """Known defects, and the lessons that they come from."""
+    taught = facts.taught
+    if taught is None:
+        return None, None
+    views = range(facts.views)
+    lessons = tuple(
+        Lesson(
+            one.name, one.digest, one.good, tuple(part.floats(f"lesson.{i}.{view}", None, patch) for view in views),
+            one.score, one.kind, one.taught,
+        )
+        for i, one in enumerate(taught.lessons)
+    )  # fmt: skip
+    known = None
+    if taught.known is not None:
+        known = KnownDefects(tuple(part.floats(f"known.{view}", patch + 1) for view in views), *taught.known)
+    return known, Taught(lessons, tuple(taught.remembered))
 
 
 @dataclass(frozen=True)
@@ -289,6 +320,15 @@ class _Part:
             self.floats(f"{name}.spacing", len(patches)),
             self.floats(f"{name}.expected", None, None),
         )
+
+    def hardest(self, facts: ProductFacts, channels: int) -> Hardest:
+        images, views = len(facts.hardest), []
+        for view in range(facts.views):
+            integers = self.tensor(f"hardest.{view}.patches", images, None, channels)
+            count = integers.shape[1]
+            steps = self.floats(f"hardest.{view}.steps", images * count, 1)
+            views.append(restored(integers.flatten(0, 1), steps).view(integers.shape))
+        return Hardest(tuple(views), tuple(facts.hardest))
 
     def statistics(self, name: str, channels: int) -> ResidualStatistics:
         return ResidualStatistics(

@@ -14,10 +14,13 @@ from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import at_size, within
 from mambaad_cli.inspection import recognition
 from mambaad_cli.inspection.calibration import deviations, exceeds
+from mambaad_cli.inspection.lessons import KEPT, Hardest
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.product import Calibration, Learnt, Product
 from mambaad_cli.inspection.recognition import Recogniser
 from mambaad_cli.model.anomaly_map import Residual, ResidualStatistics, residual_statistics
+from mambaad_cli.model.known_defects import hardest_patches
+from mambaad_cli.model.memory import looks_of
 from mambaad_cli.training.features import features_of_pixels
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.job import Job
@@ -76,6 +79,8 @@ def describe_product(
     image_maps = fused(fusion, maps)
     scores = [image_score(good, i, image_map) for i, image_map in zip(images, image_maps, strict=True)]
     defects = trial.defects(unseen, fusion) if views is not None else ()
+    if views is not None:
+        product = replace(product, learnt=replace(learnt, hardest=_hardest(job, good, images, image_maps, scores)))
     measured = Calibration(
         product.conditions(job.run.precision), tuple(scores), bool(unseen), job.recipe.max_false_reject, defects,
         photos_of(good, name),
@@ -90,6 +95,16 @@ def describe_product(
         good.features.alike,
     )  # fmt: skip
     return with_tiles(job, product, photos)
+
+
+def _hardest(job: Job, good: GoodImages, images: Sequence[int], maps: Tensor, scores: Sequence[float]) -> Hardest:
+    """The most unusual patches of the images that give the threshold."""
+    two = job.network.settings.two_looks
+    rows = []
+    for i, image_map in zip(images, maps, strict=True):
+        views = [view[0] for view in looks_of(good.features[torch.tensor([i])], two)]
+        rows.append(hardest_patches(image_map.cpu(), views, KEPT))
+    return Hardest(tuple(torch.stack(view) for view in zip(*rows, strict=True)), tuple(scores))
 
 
 def _passed_over(

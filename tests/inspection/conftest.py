@@ -11,14 +11,17 @@ import torch
 from mambaad_cli.data import loading
 from mambaad_cli.data.loading import Input
 from mambaad_cli.inspection import recognition
+from mambaad_cli.inspection.lessons import KEPT, Hardest, Lesson
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.network import Network, compared
 from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Learnt, Product, Products, ScoredDefect
+from mambaad_cli.inspection.teaching import taught
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.anomaly_map import residual_statistics
 from mambaad_cli.model.fusion import Fusion, witness_of
+from mambaad_cli.model.known_defects import hardest_patches
 from mambaad_cli.model.memory import distances, expected_distances, memory_of
 from tests.conftest import calibrated, picture, tiny_network
 
@@ -59,6 +62,20 @@ def learnt_from(network: Network, product: Product, images: list[Input]) -> Lear
     return replace(learnt, fusion=fusion, region=product.region, tiles=tiles)
 
 
+@torch.inference_mode()
+def hardest_of(network: Network, product: Product, images: list[Input]) -> Hardest:
+    """The most unusual patches of these good images."""
+    rows, scores = [], []
+    for image in images:
+        features = network.features(image.pixels[None])
+        size = network.map_size((image.pixels.shape[1], image.pixels.shape[2]))
+        inside = None if image.inside is None else loading.at_size(image.inside[None], size)
+        anomaly_map = network.unusual_maps(features, size, product.learnt, inside)[0]
+        scores.append(float(anomaly_map.max()))
+        rows.append(hardest_patches(anomaly_map, [view[0] for view in network.patches(features)], KEPT))
+    return Hardest(tuple(torch.stack(view) for view in zip(*rows, strict=True)), tuple(scores))
+
+
 def tiles_from(network: Network, images: list[Input]) -> Tiles:
     """What good tiles are like, from the upper left corner of each photo."""
     height, width = network.tile_size
@@ -87,6 +104,8 @@ def taught_record(network: Network, products: Products) -> ModelRecord:
         scores = [float(judgement.anomaly_map.max()) for judgement in judgements]
         defects = (ScoredDefect("spot", 4.0, 2 * max(scores)),)
         product = calibrated(record.products[name], scores, farthest=farthest[name], simulated=defects)
+        images = prepared(preparation, name, photos_of(name, 6, start=20))
+        product = replace(product, learnt=replace(product.learnt, hardest=hardest_of(network, product, images)))
         record = record.with_products(replace(product, photo_shape=photos_of(name, 1)[0].shape[:2]))
     return replace(record, recogniser=recogniser if len(products) > 1 else None)
 
@@ -99,11 +118,18 @@ def two_products(region: np.ndarray | None = None, **settings: Any) -> ModelReco
 
 @pytest.fixture(scope="module")
 def rich_record() -> ModelRecord:
-    """A model with all that a file can hold: two views, statistics, tiles, a region of interest, a recogniser."""
+    """A model with all that a file can hold: two views, statistics, tiles, a region, a recogniser, verdicts."""
     torch.manual_seed(0)
     region = np.zeros((80, 96), bool)
     region[8:72, 16:88] = True
-    return two_products(region, **DETAILED, **TILED)
+    record = two_products(region, **DETAILED, **TILED)
+    nut = record.products["nut"]
+    assert nut.learnt.hardest is not None
+    lessons = [
+        Lesson(f"{i}.png", str(i), i > 2, tuple(view[i] for view in nut.learnt.hardest.patches), 1.0, "spot", "2026")
+        for i in range(4)
+    ]
+    return record.with_products(taught(nut, lessons, 0.5).product)
 
 
 @pytest.fixture
