@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,10 +85,15 @@ class Judging:
         mask = read_mask(Sample(file.path, "", "test", "bad", self.masks.mask_of(file.path)), image.shape)
         if not mask.any():
             raise MambaADError("its mask marks nothing")
-        whole = torch.zeros(image.pixels.shape[1:], dtype=torch.bool)
-        part = within(whole, image.box)
-        part |= torch.from_numpy(resize_mask(mask, (part.shape[0], part.shape[1])))
-        return at_size(whole[None], size)[0]
+        return mask_in_map(mask, image, size)
+
+
+def mask_in_map(mask: np.ndarray, image: Input, size: Size) -> Tensor:
+    """The mask (h, w) of a defect in a photo as it lies in the photo's map: (H, W) bool. No defect is lost."""
+    whole = torch.zeros(image.pixels.shape[1:], dtype=torch.bool)
+    part = within(whole, image.box)
+    part |= torch.from_numpy(resize_mask(mask, (part.shape[0], part.shape[1])))
+    return at_size(whole[None], size)[0]
 
 
 def _check(product: Product, image: Input, score: float, good: bool, mask: Tensor | None) -> None:
