@@ -21,20 +21,33 @@ import numpy as np
 from mambaad_cli import MambaADError
 
 USUAL = 0.04  # the share of good images that a threshold may reject, unless another is asked for
-PASSED_OVER = 2  # scores that do not set it, at least, unless another share is asked for
-FEWEST = 20  # scores, from which some are passed over
+ODD = 3.5  # deviations above the median, by the median absolute one, that are odd (Iglewicz & Hoaglin, 1993)
+MOST_ODD = 2  # odd ones that do not set the threshold, unless another share is asked for
+FEWEST = 20  # scores that tell what is odd
 
 
-def usual_share(n: int) -> float:
-    """The share that a threshold from n scores may reject where none is asked for.
+def usual_share(scores: Sequence[float]) -> float:
+    """The share that a threshold may reject where none is asked for: USUAL, or enough that odd ones do not set it.
 
-    A good image that is very unlike the others would hide most defects if few other scores are there: of FEWEST scores
-    and more, two are passed over at least, whatever they are.
+    A good image that is very unlike the others would hide most defects if few other scores are there.
 
-    >>> [round(usual_share(n), 3) for n in (10, 20, 33, 100, 1000)]
-    [0.04, 0.143, 0.088, 0.04, 0.04]
+    >>> usual_share([1.0, 1.1, 1.2] * 10), usual_share([1.0, 1.1, 1.2] * 10 + [9.0]) == 2 / 32
+    (0.04, True)
     """
-    return USUAL if n < FEWEST else max(USUAL, (PASSED_OVER + 1) / (n + 1))
+    odd = 0 if len(scores) < FEWEST else sum(deviation > ODD for deviation in deviations(scores))
+    return max(USUAL, (min(odd, MOST_ODD) + 1) / (len(scores) + 1) if odd else 0.0)
+
+
+def usual_promise(n: int) -> float:
+    """The share of false rejects that n scores can promise where no share is asked for.
+
+    As many odd ones count as may be passed over, however many were: which ones are odd was read from the same scores.
+
+    >>> [round(usual_promise(n), 3) for n in (10, 33, 100)]
+    [0.091, 0.088, 0.04]
+    """
+    passed_over = 0 if n < FEWEST else MOST_ODD
+    return max(USUAL, (passed_over + 1) / (n + 1))
 
 
 def deviations(scores: Sequence[float]) -> list[float]:

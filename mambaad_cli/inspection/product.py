@@ -66,17 +66,20 @@ class Calibration:
     @property
     def share(self) -> float:
         """The share of good images that the threshold may reject."""
-        return self.max_false_reject or calibration.usual_share(len(self.scores))
+        return self.max_false_reject or calibration.usual_share(self.scores)
 
     @property
     def promised(self) -> float:
         """The share of new good images that the threshold rejects at most, in the mean over many calibrations."""
-        return calibration.promise(len(self.scores), self.share)
+        count = len(self.scores)
+        if self.max_false_reject is None:
+            return calibration.usual_promise(count)
+        return calibration.promise(count, self.max_false_reject)
 
     @property
     def ceiling(self) -> float:
         """The share that it hardly ever exceeds: with 95 % confidence."""
-        return calibration.ceiling(len(self.scores), self.share)
+        return calibration.ceiling(len(self.scores), self.promised)
 
     @property
     def threshold(self) -> float:

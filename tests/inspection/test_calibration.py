@@ -18,6 +18,7 @@ from mambaad_cli.inspection.calibration import (
     promise,
     realised,
     threshold,
+    usual_promise,
     usual_share,
 )
 from mambaad_cli.inspection.findings import choices
@@ -47,18 +48,19 @@ def test_the_usual_threshold_rejects_what_it_promises_of_any_tail(n: int) -> Non
     rejected = 0
     for i, score in enumerate(scores):
         others = scores[:i] + scores[i + 1 :]
-        rejected += score > threshold(others, usual_share(n))
-    assert 0 < rejected / (n + 1) <= promise(n, usual_share(n))
+        rejected += score > threshold(others, usual_share(others))
+    assert 0 < rejected / (n + 1) <= usual_promise(n)
 
 
-def test_two_images_do_not_set_the_threshold_unless_a_share_is_asked_for() -> None:
+def test_odd_ones_do_not_set_the_threshold_unless_a_share_is_asked_for() -> None:
     nut, usual = Product("nut", (64, 64)), np.linspace(1.0, 2.0, 40).tolist()
-    for odd, expected in (([9.0], usual[-2]), ([9.0, 8.0], usual[-1]), ([9.0, 8.0, 7.0], 7.0)):
+    for odd, expected, share in (([], 2.0, 0.04), ([9.0], 2.0, 2 / 42), ([9.0, 8.0, 7.0], 7.0, 3 / 44)):
         measured = calibrated(nut, [*usual, *odd]).calibration
         assert measured is not None
         assert measured.threshold == expected
-        assert measured.share == measured.promised == 3 / (41 + len(odd))
-    assert calibrated(nut, [1.0] * 10 + [9.0]).threshold == 9.0  # too few to pass over any
+        assert measured.share == pytest.approx(share)
+        assert measured.promised == 3 / (41 + len(odd))  # what is promised counts all that might have been odd
+    assert calibrated(nut, [1.0] * 10 + [9.0]).threshold == 9.0  # too few to tell what is odd
     assert calibrated(nut, [*usual, 9.0], max_false_reject=0.01).threshold == 9.0
 
 
