@@ -1,11 +1,13 @@
 """mambaad watch."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import app, examples
 from mambaad_cli.cli.options import (
@@ -27,6 +29,7 @@ from mambaad_cli.cli.output import warn
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
+    from mambaad_cli.inspection.scorer import Scorer
     from mambaad_cli.line.delivery import Delivery
 
 PASSED_ON = "What else is done with each row"
@@ -96,6 +99,7 @@ def watch(
     runtime: Runtime = "auto",
 ) -> None:
     """Score each photo that arrives in a folder, once, and append its row to a file. Ends with SIGTERM or Ctrl-C."""
+    from mambaad_cli.inspection.predict import check_class
     from mambaad_cli.inspection.prediction import PredictOptions
     from mambaad_cli.line.watching import Watch, WatchOptions
 
@@ -104,10 +108,17 @@ def watch(
     smallest = parse_min_area(regions, min_area)
     deliveries = _deliveries(execute, webhook)
     regions_of = running.RegionOptions(roi_dir=roi_dir)
-    scorer = running.open_model(model, device, res, precision, runtime, regions_of).scorer
-    running.check_review(scorer.products, review)
+
+    def opened() -> "Scorer":
+        scorer = running.open_model(model, device, res, precision, runtime, regions_of).scorer
+        running.check_review(scorer.products, review)
+        check_class(scorer.products, class_name)
+        return scorer
+
+    renewing = Renewing(model, opened)
+    scorer = opened()
     predict = PredictOptions(class_name, batch, workers, review=review, min_area=smallest)
-    options = WatchOptions(predict, settle, patience, once, regions, maps, move_to)
+    options = WatchOptions(predict, settle, patience, once, regions, maps, move_to, renewing.scorer)
     watching = Watch(scorer, folder, output, options, deliveries, warn)
 
     def stop(number: int, frame: Any) -> None:
@@ -123,6 +134,34 @@ def watch(
         signal.signal(signal.SIGTERM, before)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     typer.echo(f"{sum(counts.values())} photos{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}", err=True)
+
+
+class Renewing:
+    """Opens a model file again whenever it was replaced. One that cannot be opened is said once, and not used."""
+
+    def __init__(self, path: Path, opened: "Callable[[], Scorer]") -> None:
+        self.path, self.opened, self.version = path, opened, _version(path)
+
+    def scorer(self) -> "Scorer | None":
+        """The new model; None where it is the one that was there."""
+        version = _version(self.path)
+        if version is None or version == self.version:
+            return None
+        self.version = version
+        try:
+            return self.opened()
+        except MambaADError as error:
+            warn(f"going on with the model that was there: {error}")
+            return None
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    """What tells one version of a file from another; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _deliveries(execute: str | None, webhook: str | None) -> "list[Delivery]":

@@ -55,6 +55,11 @@ class Journal:
         photo = self.ledger.find(name)
         return photo is not None and photo.version == version
 
+    def go_on_with(self, model: str) -> None:
+        """The rows from now on are of another model."""
+        self._model = model
+        self.ledger.begin(self._folder, model, self._end())
+
     def record(self, rows: Sequence[str], photos: Sequence[Photo]) -> None:
         """Append a row for each photo. When this returns, both are on disk."""
         try:

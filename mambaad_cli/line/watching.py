@@ -3,7 +3,7 @@
 import errno
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class WatchOptions:
     regions: bool = False  # JSON rows list them
     maps: Path | None = None  # a folder for overlays
     move_to: Path | None = None  # a folder with one for each verdict
+    renewed: Callable[[], Scorer | None] = lambda: None  # another scorer, once the model was replaced
 
 
 class Watch:
@@ -137,6 +138,7 @@ class Watch:
 
     def _score(self, batch: Sequence[Arrival]) -> None:
         """Rows of some photos on disk; then whatever else is done with them."""
+        self._renew()
         predictions = self._predictions(batch)
         rows, photos, json_rows = [], [], []
         for arrival, prediction in zip(batch, predictions, strict=True):
@@ -163,6 +165,15 @@ class Watch:
                 delivery.put(row.encode())
         if self._failures >= MAX_FAILURES:
             raise MambaADError(f"{self._failures} photos in a row cannot be scored: {predictions[-1].error}")
+
+    def _renew(self) -> None:
+        """Score by the model that took the place of the one before, if it did."""
+        scorer = self.options.renewed()
+        if scorer is None:
+            return
+        self.scorer = scorer
+        self.journal.go_on_with(scorer.sha256)
+        self.say(f"the model was replaced: photos are scored by {scorer.sha256} from now on")
 
     def _placed(self, arrival: Arrival, verdict: str) -> Photo:
         """What the ledger will know of a photo, which gets its new name now if it is to be moved."""

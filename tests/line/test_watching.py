@@ -18,6 +18,7 @@ import mambaad_cli
 from mambaad_cli import MambaADError
 from mambaad_cli.api import FittedModel
 from mambaad_cli.cli import app
+from mambaad_cli.cli.watch import Renewing
 from mambaad_cli.data import images
 from mambaad_cli.inspection.predict import predict
 from mambaad_cli.inspection.prediction import Prediction, PredictOptions
@@ -72,6 +73,49 @@ def test_each_photo_gets_the_row_that_score_gives_and_only_one(
     images.write(goods / "nut" / "new.png", picture(8))
     assert sum(watched()[0].values()) == 2
     assert len(rows(tmp_path / "rows.jsonl")) == 15
+
+
+def test_a_model_that_was_replaced_scores_from_the_next_photos_on(
+    watched: Callable[..., Any], tiny_model: FittedModel, goods: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.safetensors"
+    tiny_model.save(path)
+    first = mambaad_cli.load(path)
+    other = with_products(first, *(calibrated(product, [-1e9]) for product in first.products.values()))
+    other.save(tmp_path / "other.safetensors")
+    second = mambaad_cli.load(tmp_path / "other.safetensors")
+    renewing = Renewing(path, lambda: mambaad_cli.load(path).scorer)
+    asked = 0
+
+    def renewed() -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # before the second batch
+            (tmp_path / "other.safetensors").replace(path)
+        return renewing.scorer()
+
+    _, said = watched(model=first, renewed=renewed, predict=PredictOptions(batch=8))
+    assert said == [f"the model was replaced: photos are scored by {second.sha256} from now on"]
+    found = rows(tmp_path / "rows.jsonl")
+    assert [one["model"] for one in found] == [first.sha256] * 8 + [second.sha256] * 4
+    assert {one["verdict"] for one in found[8:]} == {"anomalous"}
+    assert watched(model=second)[1] == []  # the rows are of this model now
+
+
+def test_a_model_that_cannot_be_read_is_said_once_and_not_used(
+    tiny_model: FittedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.safetensors"
+    tiny_model.save(path)
+    renewing = Renewing(path, lambda: mambaad_cli.load(path).scorer)
+    assert renewing.scorer() is None
+    path.write_bytes(b"half of a model")
+    assert (renewing.scorer(), renewing.scorer()) == (None, None)
+    assert capsys.readouterr().err.count("going on with the model that was there") == 1
+    path.unlink()
+    assert renewing.scorer() is None
+    tiny_model.save(path)
+    assert renewing.scorer() is not None
 
 
 def test_csv_rows_have_the_columns_of_score(watched: Callable[..., Any], tmp_path: Path) -> None:
