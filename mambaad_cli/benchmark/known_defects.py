@@ -143,12 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("|---|---:|---:|---:|---:|---:|---:|")
         means: dict[int, list[np.ndarray]] = {}
         for name, product in scorer.products.items():
-            photos = list(photos_of(scorer, [one for one in samples if one.class_name == name], name))
+            of_class = [one for one in samples if one.class_name == name]
+            photos = list(photos_of(scorer, of_class, name))
             for count in map(int, options.known.split(",")):
                 rows = []
                 for seed in range(options.seeds):
                     known = drawn(photos, count, seed, options.kinds)
-                    if known:
+                    if known:  # none of a class that the dataset lacks
                         before, after, weight = compared(scorer.record.network, product, photos, known, options.kinds)
                         rows.append([*before, *after, weight])
                 if rows:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.data.photo_statistics import KEPT
+from mambaad_cli.inspection.lessons import Hardest
 from mambaad_cli.inspection.model_record import Example, ModelRecord
 from mambaad_cli.inspection.product import Calibration, Learnt, Product
+from mambaad_cli.inspection.teaching import taught_record, untaught
 from mambaad_cli.model.fusion import fuse_witnesses, witness_of
 from mambaad_cli.training.describe_product import Trained, describe_product, image_score, statistics_of
 from mambaad_cli.training.examples import examples_to_keep, pixels_of
@@ -49,7 +51,8 @@ def add(
 
     Half of what it trains on are the images of the other products that it carries, so that these are not forgotten
     (rehearsal: Robins, Connection Science 1995). The scores of known products move with what the decoder finds in the
-    images that the model carries; new images of a known product join its memory and its scores.
+    images that the model carries; new images of a known product join its memory and its scores. What the model was
+    taught by verdicts is taught again.
 
     Raises MambaADError for a model without examples, and for fewer than three readable images.
     """
@@ -63,12 +66,15 @@ def add(
     recipe = recipe or trained_by.for_adding()
     check(record.network.settings, recipe)
     torch.manual_seed(recipe.seed)
+    lessons = {name: one.learnt.taught.lessons for name, one in record.products.items() if one.learnt.taught}
+    record = record.with_products(*map(untaught, record.products.values()))
     record = record.to(run.device).at_precision(run.precision)
     products = planned_products(goods, record.network.settings, record.products)
     network = replace(record.network, detector=copy.deepcopy(record.network.detector))  # the record stays as it was
     job = Job(network, products, recipe, run, progress, goods.masks)
     kept = replace(trained_by, flips=recipe.flips, max_false_reject=recipe.max_false_reject)
-    return replace(_add(job, goods, record), recipe=as_dict(kept))
+    grown = replace(_add(job, goods, record), recipe=as_dict(kept))
+    return taught_record(grown.to("cpu"), lessons)[0].to(run.device) if lessons else grown
 
 
 def _add(job: Job, goods: GoodFiles, record: ModelRecord) -> ModelRecord:
@@ -188,7 +194,20 @@ def _rejoined(job: Job, good: GoodImages, known: Product, described: Product, be
         return product
     moved = _moved(known.calibration, shift)
     new = None if described is known else described.calibration
+    hardest = _hardest(known.learnt.hardest, None if described is known else learnt.hardest, shift)
+    product = replace(product, learnt=replace(learnt, hardest=hardest))
     return replace(product, calibration=moved if new is None else _pooled(moved, new))
+
+
+def _hardest(earlier: Hardest | None, new: Hardest | None, shift: float) -> Hardest | None:
+    """The hardest patches of earlier good images, whose scores are higher by so much, and of new ones."""
+    if earlier is None:
+        return new
+    scores = tuple(score + shift for score in earlier.scores)
+    if new is None or new.patches[0].shape[1] != earlier.patches[0].shape[1]:  # at another size there are fewer
+        return replace(earlier, scores=scores)
+    joined = (torch.cat(pair) for pair in zip(earlier.patches, new.patches, strict=True))
+    return Hardest(tuple(joined), scores + new.scores)
 
 
 def _with_new_decoder(job: Job, good: GoodImages, known: Product) -> Learnt:

@@ -13,8 +13,10 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.data.roi import parse
 from mambaad_cli.inspection import store
+from mambaad_cli.inspection.lessons import Lesson
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.product import Product, p_value_of
+from mambaad_cli.inspection.teaching import taught_record
 from mambaad_cli.training import features, trial
 from mambaad_cli.training import fit as fit_module
 from mambaad_cli.training.adding import add
@@ -363,3 +365,26 @@ def test_an_addition_is_not_resumed_for_another_state_of_the_model(
         add(other, washers, recipe, resuming)
     grown = add(store.load(tmp_path / "m.safetensors"), washers, recipe, resuming)
     assert set(scores_of(grown)) == {"bolt", "nut", "washer"}
+
+
+def test_what_was_taught_by_verdicts_is_known_after_an_addition(
+    run: Callable[..., ModelRecord], washers: GoodFiles, more_nuts: GoodFiles
+) -> None:
+    model = run(evidence="both")
+    hardest = model.products["nut"].learnt.hardest
+    assert hardest is not None
+    lessons = [
+        Lesson(f"{i}.png", str(i), i == 2, tuple(view[i] + 3.0 for view in hardest.patches), 9.0) for i in range(3)
+    ]
+    taught, _ = taught_record(model, {"nut": lessons})
+    for goods in (washers, more_nuts):
+        grown = add(taught, goods, shortly(taught))
+        nut = grown.products["nut"]
+        assert nut.learnt.taught is not None
+        assert [one.name for one in nut.learnt.taught.lessons] == ["0.png", "1.png", "2.png"]
+        known, before = nut.learnt.hardest, taught.products["nut"].learnt.hardest
+        assert known is not None
+        assert before is not None
+        assert len(known.scores) == len(known.patches[0]) >= len(before.scores)
+        assert nut.untaught is not None
+        assert grown.products["bolt"].learnt.taught is None
