@@ -44,7 +44,7 @@ def test_what_thresholds_promise_and_find_is_one_json_object(
     result = run("calibrate", path, "--bad", goods, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert (found["model"], found["max_false_reject"]) == (str(path), 0.03)
+    assert (found["model"], found["max_false_reject"]) == (str(path), 0.04)
     nut, bolt = found["classes"]["nut"], found["classes"]["bolt"]
     assert (nut["threshold"], nut["good_images"], nut["held_out"], nut["above_threshold"]) == (1e9, 2, True, 0)
     assert nut["promised_false_rejects"] == pytest.approx(1 / 3)

@@ -304,10 +304,10 @@ def test_fit_says_where_a_class_has_too_few_images_for_a_threshold_of_its_own(
 
 @pytest.mark.parametrize(
     ("n", "average", "confident"),
-    [(5, "50%", "95%"), (10, "33.3%", "77.6%"), (20, "20%", "52.7%"), (40, "11.1%", "31.2%")],
+    [(5, "50%", 0.95), (10, "33.3%", 0.776), (20, "20%", 0.527), (40, "11.1%", 0.312)],
 )
 def test_few_images_give_a_model_that_says_what_its_promise_is_worth(
-    fitting: Callable[..., Result], tmp_path: Path, n: int, average: str, confident: str
+    fitting: Callable[..., Result], tmp_path: Path, n: int, average: str, confident: float
 ) -> None:
     held_out = n // 5
     for i in range(n):
@@ -315,10 +315,14 @@ def test_few_images_give_a_model_that_says_what_its_promise_is_worth(
     result = fitting("nut")
     assert result.exit_code == 0
     stated, complained = result.stdout, result.stderr
-    assert f"of {held_out} good image" in stated
-    assert f"at most {average} false rejects on average, less than {confident} with 95% confidence" in stated
+    assert f"estimated from {held_out} training photo" in stated
+    (chosen,) = [line.split() for line in stated.splitlines() if line.endswith("(chosen)")]
+    assert chosen[0] == average
+    (product,) = store.load(Path("mambaad.safetensors")).products.values()
+    assert product.calibration is not None
+    assert product.calibration.ceiling == pytest.approx(confident, abs=0.001)
     assert complained.startswith(f"mambaad: nut: {held_out} good image{'s' if held_out > 1 else ''} cannot")
-    assert f"cannot promise 3%, only 1 in {held_out + 1}; 33 do: mambaad calibrate MODEL GOOD_DIR" in complained
+    assert f"cannot promise 4%, only 1 in {held_out + 1}; 24 do: mambaad calibrate MODEL GOOD_DIR" in complained
     assert complained.count("\n") == 1
     found = rows(run("score", "nut", "--csv").stdout)
     assert {row["verdict"] for row in found} <= {"good", "anomalous"}
@@ -338,7 +342,7 @@ def test_three_images_promise_nothing_and_say_so(fitting: Callable[..., Result],
 def test_fit_promises_what_it_is_asked_for(fitting: Callable[..., Result], goods: Path) -> None:
     result = fitting(goods / "nut", "--max-false-reject", "50 %")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "estimated from 6 training photos" in result.stdout
+    assert "estimated from 1 training photo\n" in result.stdout
     assert "promises" not in result.stdout  # that is for photos that no part of the model has seen
     (chosen,) = [line.split() for line in result.stdout.splitlines() if line.endswith("(chosen)")]
     assert chosen[0] == "50%"
@@ -589,7 +593,7 @@ def test_review_is_a_verdict_of_its_own_and_no_anomaly(tiny_model: FittedModel, 
     result = run("score", goods, "--review", "50%", "--fail-on-anomaly")
     assert result.exit_code == 0
     assert "12 images: 6 review, 6 good" in result.stdout or "12 images: 6 good, 6 review" in result.stdout
-    assert "mambaad: bolt: 3 good images are too few to tell 50% from 3%" in result.stderr
+    assert "mambaad: bolt: 3 good images are too few to tell 50% from 4%" in result.stderr
     found = rows(run("score", goods, "--review", "0.5", "--csv").stdout)
     assert {(row["class"], row["verdict"]) for row in found} == {("nut", "review"), ("bolt", "good")}
     assert {float(row["threshold"]) for row in found} == {1e6}
@@ -598,7 +602,7 @@ def test_review_is_a_verdict_of_its_own_and_no_anomaly(tiny_model: FittedModel, 
 
 @pytest.mark.parametrize("command", [["score"], ["map", "-o", "out"]])
 def test_a_review_band_must_be_wider_than_the_threshold(model: Path, goods: Path, command: list[str]) -> None:
-    assert complaint(run(*command, goods, "--review", "3%")) == "--review 3% must be more than the 3% of the threshold"
+    assert complaint(run(*command, goods, "--review", "3%")) == "--review 3% must be more than the 4% of the threshold"
 
 
 @pytest.mark.parametrize("kind", ["--csv", "--json"])
