@@ -32,6 +32,9 @@ def learn(
         Path | None, typer.Option(help="Folder of known defects. Sub-folders may name products and kinds of defects.")
     ] = None,
     good: Annotated[Path | None, typer.Option(help="Folder of good parts that were rejected by mistake.")] = None,
+    corrections: Annotated[
+        Path | None, typer.Option(help="File of wrong verdicts, saved on the page of `mambaad report`.")
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Folder with a mask of each defect, of the same stem, or with _mask behind it.")
     ] = None,
@@ -57,11 +60,11 @@ def learn(
     if list_:
         _list(store.load(model), as_json)
         return
-    if bad is None and good is None and not forget:
+    if bad is None and good is None and corrections is None and not forget:
         raise typer.BadParameter(
             "give a folder of known defects, or one of parts rejected by mistake", param_hint="--bad"
         )
-    if masks is not None and bad is None:
+    if masks is not None and bad is None and corrections is None:
         raise typer.BadParameter("masks mark defects: give their folder with --bad", param_hint="--masks")
     target = output or model
     check_writable(target)
@@ -74,6 +77,9 @@ def learn(
         warn(f"{file.path}: {why}")
 
     lessons = lessons_in(scorer, bad, good, masks, class_name, on_left_out)
+    if corrections is not None:
+        for name, some in _corrected(scorer, corrections, masks, on_left_out).items():
+            lessons.setdefault(name, []).extend(some)
     if not any(lessons.values()) and not forget:
         raise MambaADError("no photo teaches anything: the model stays as it was")
     record, lectured = taught_record(scorer.record.to("cpu"), lessons, forget or ())
@@ -97,6 +103,27 @@ def lessons_in(
     lessons: dict[str, list[Lesson]] = {}
     for folder, are_good in ((bad, False), (good, True)):
         for name, some in (judging.lessons(running.find([folder]), are_good) if folder else {}).items():
+            lessons.setdefault(name, []).extend(some)
+    return lessons
+
+
+def _corrected(scorer: Any, path: Path, masks: Path | None, on_left_out: Any) -> "dict[str, list[Lesson]]":
+    """The lessons of verdicts that a person corrected."""
+    from mambaad_cli.data.images import ImageFile
+    from mambaad_cli.inspection.corrections import photo_of, read_corrections
+    from mambaad_cli.inspection.judged_photos import Judging
+
+    folder = running.masks_in(masks)
+    lessons: dict[str, list[Lesson]] = {}
+    for correction in read_corrections(path):
+        try:
+            photo = photo_of(correction, path)
+        except MambaADError as error:
+            on_left_out(ImageFile(Path(correction.path), Path(correction.path), ""), str(error))
+            continue
+        product = correction.product if correction.product in scorer.products else None
+        judging = Judging(scorer, product, folder, on_left_out)
+        for name, some in judging.lessons([photo], correction.correct == "good").items():
             lessons.setdefault(name, []).extend(some)
     return lessons
 

@@ -9,7 +9,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from mambaad_cli.data.images import ImageFile
+from mambaad_cli.files import sha256_of
 from mambaad_cli.inspection.calibration import six_digits
+from mambaad_cli.inspection.corrections import DIGITS
 from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import pictures
@@ -121,7 +123,9 @@ def _same(score: float | None, new_score: float | None) -> bool:
 
 def _entry(row: Row, shown: Pictures | None, page: Path, link: bool) -> Entry:
     photo = photo_of(row)
-    return Entry(row, shown, link_to(str(photo), page) if link and _exists(photo) else "")
+    there = _exists(photo)
+    digest = sha256_of(photo)[:DIGITS] if shown is not None and there else ""
+    return Entry(row, shown, link_to(str(photo), page) if link and there else "", digest)
 
 
 def photo_of(row: Row) -> Path:

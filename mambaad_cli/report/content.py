@@ -24,6 +24,7 @@ class Entry:
     row: Row
     pictures: Any = None  # pictures.Pictures, or None
     link: str = ""  # to the original photo, from the report's folder
+    digest: str = ""  # the first digits of the photo's SHA-256, where it was read
 
     @property
     def name(self) -> str:

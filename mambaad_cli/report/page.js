@@ -93,6 +93,33 @@
   };
   for (const head of all("th[data-sort]", table)) find("button", head).addEventListener("click", () => sort(head));
 
+  // ---- verdicts that a person corrects, for `mambaad learn --corrections` ----
+
+  const save = find("#save");
+  const wrong = () => rows.filter((row) => row.wrong);
+  for (const row of rows) {
+    const button = find("button.wrong", row.line);
+    if (!button) continue;
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      row.wrong = !row.wrong;
+      button.setAttribute("aria-pressed", row.wrong);
+      const count = wrong().length;
+      save.hidden = !count;
+      save.textContent = `Save ${count} correction${count > 1 ? "s" : ""}`;
+    });
+  }
+  save.addEventListener("click", () => {
+    const corrections = wrong().map((row) => ({
+      path: row.name, product: row.product, verdict: row.verdict, digest: row.line.dataset.digest,
+      correct: row.verdict === "anomalous" ? "good" : "bad",
+    }));
+    const text = JSON.stringify({ schema: 1, corrections }, null, 1);
+    const href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    Object.assign(document.createElement("a"), { href, download: "corrections.json" }).click();
+    setTimeout(() => URL.revokeObjectURL(href), 10_000);
+  });
+
   // ---- a picture large ----
 
   const large = find("#large");

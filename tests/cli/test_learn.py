@@ -96,6 +96,20 @@ def test_what_has_no_meaning_is_refused(model: Path) -> None:
     assert "is both good and bad" in complaint(run("learn", model, *BAD, "--good", "good"))
 
 
+def test_corrections_of_a_report_are_learnt(model: Path) -> None:
+    scored = [json.loads(line) for line in run("score", "bad", "good", "-m", model, "--json").stdout.splitlines()]
+    corrections = [
+        {"path": row["path"], "product": row["class"], "verdict": row["verdict"], "correct": row["path"].split("/")[0]}
+        for row in scored
+    ]
+    corrections.append({"path": "gone.png", "correct": "good"})
+    Path("corrections.json").write_text(json.dumps({"schema": 1, "corrections": corrections}))
+    result = run("learn", model, "--corrections", "corrections.json", "--masks", "masks")
+    assert result.exit_code == 1
+    assert "gone.png: no such file" in result.stderr
+    assert "nut: knows 4 defects, and 2 parts that were rejected by mistake" in result.stdout
+
+
 def test_learnt_defects_make_no_map_colder(model: Path) -> None:
     import mambaad_cli
 

@@ -1,5 +1,6 @@
 """The page in a real browser: it opens, sorts, filters, tries thresholds, and runs nothing that a name says."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,31 @@ def test_a_dragged_threshold_tells_what_it_would_reject(page: Browser) -> None:
 def test_each_product_has_its_own_histogram(page: Browser) -> None:
     page.js("const of = document.querySelector('#scored'); of.value = 'bolt'; of.dispatchEvent(new Event('change'))")
     assert "At 3, 7 of 19 (36.8%) images would be rejected." in number(page, "#would")  # 26/8 to 38/8
+
+
+def test_wrong_verdicts_are_saved_as_corrections(page: Browser) -> None:
+    save = "document.querySelector('#save')"
+    assert page.js(f"{save}.hidden")
+    page.js(
+        "window.saved = []; URL.createObjectURL = (blob) => { blob.text().then((t) => saved.push(t)); return '#'; }"
+    )
+    buttons = "document.querySelectorAll('button.wrong:not([hidden])')"
+    assert page.js(f"{buttons}.length") == 39  # not of the one that could not be read
+    for place in (0, 1, 38, 1):  # pressed again, it is right after all
+        page.js(f"{buttons}[{place}].click()")
+    assert page.js(f"{save}.textContent") == "Save 2 corrections"
+    page.js(f"{save}.click()")
+    page.js("new Promise((done) => setTimeout(done, 200))")
+    corrections = json.loads(page.js("saved[0]"))
+    assert corrections["schema"] == 1
+    first, last = corrections["corrections"]
+    assert (first["path"], first["product"], first["verdict"], first["correct"]) == (
+        HOSTILE,
+        "nut",
+        "anomalous",
+        "good",
+    )
+    assert (last["verdict"], last["correct"]) == ("good", "bad")
 
 
 def test_a_picture_opens_large_by_keyboard(page: Browser) -> None:
