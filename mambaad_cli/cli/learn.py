@@ -132,10 +132,10 @@ def tell(lectured: "dict[str, Lectured]") -> None:
     """Say of each product what it learnt and what that does: before, and after."""
     for name, one in lectured.items():
         facts = _facts(one)
-        typer.echo(
-            f"{name}: knows {facts['known_defects']} defects, and {facts['rejected_by_mistake']} parts that were "
-            "rejected by mistake"
-        )
+        known, mistaken = facts["known_defects"], facts["rejected_by_mistake"]
+        parts = "part that was" if mistaken == 1 else "parts that were"
+        defects = "defect" if known == 1 else "defects"
+        typer.echo(f"{name}: knows {known} {defects}, and {mistaken} {parts} rejected by mistake")
         if facts["known_defects"]:
             before, after = facts["found"]
             total = facts["known_defects"]
