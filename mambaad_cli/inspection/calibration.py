@@ -205,15 +205,15 @@ def realised(
     return Realised(n, promise(n, max_false_reject), float(np.mean(rates)), deviation, deviation / math.sqrt(splits))
 
 
-def read_scores(paths: Sequence[Path]) -> dict[str, list[float]]:
-    """Scores by class from CSV files that `mambaad score --csv` wrote; rows without a score are left out."""
+def read_scores(paths: Sequence[Path], column: str = "score") -> dict[str, list[float]]:
+    """Scores by class, or other numbers, from CSV files that `mambaad score --csv` wrote; rows without are left out."""
     scores: dict[str, list[float]] = {}
     for path in paths:
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
                 for row in csv.DictReader(file):
-                    if row["score"]:
-                        scores.setdefault(row["class"], []).append(float(row["score"]))
+                    if row[column]:
+                        scores.setdefault(row["class"], []).append(float(row[column]))
         except OSError as error:
             raise MambaADError(f"cannot read {path}: {error.strerror}") from error
         except (KeyError, TypeError, ValueError) as error:
@@ -222,15 +222,17 @@ def read_scores(paths: Sequence[Path]) -> dict[str, list[float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print for each class the promised and the realised false rejects."""
+    """Print for each class the promised and the realised false rejects, and the mean p-value: ½ of new good images."""
     parser = argparse.ArgumentParser("python -m mambaad_cli.inspection.calibration", description=main.__doc__)
     parser.add_argument("scores", nargs="+", type=Path, help="CSV of good images that were not used for training")
     parser.add_argument("--calibration", type=int, help="images for the threshold; by default half of them")
     parser.add_argument("--splits", type=int, default=100)
     options = parser.parse_args(arguments)
     try:
+        p_values = read_scores(options.scores, "p_value")
         for name, scores in read_scores(options.scores).items():
-            print(f"{name}: {len(scores)} good images, {options.splits} splits")
+            known = f", mean p-value {np.mean(p_values[name]):.2f}" if name in p_values else ""
+            print(f"{name}: {len(scores)} good images{known}, {options.splits} splits")
             print("  asked     n  promised  realised   ± error        sd")
             for share in (0.01, 0.05, 0.10):
                 one = realised(scores, share, options.calibration, options.splits)

@@ -207,8 +207,8 @@ def test_the_experiment_reads_what_score_writes(tmp_path: Path, capsys: pytest.C
     main([str(tmp_path / "a.csv"), "--calibration", "19", "--splits", "50"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if ":" in line] == [
-        "nut: 40 good images, 50 splits",
-        "bolt: 40 good images, 50 splits",
+        "nut: 40 good images, mean p-value 0.50, 50 splits",
+        "bolt: 40 good images, mean p-value 0.50, 50 splits",
     ]
     assert [line.split()[:3] for line in lines[2:5]] == [
         ["1%", "19", "5.00%"],
