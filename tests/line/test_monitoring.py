@@ -26,7 +26,7 @@ def model(tiny_model: FittedModel) -> ModelRecord:
     """It knows 200 scores and photos of good nuts, all normal; its threshold is not far above them."""
     rng = np.random.default_rng(0)
     scores = rng.normal(10, 1, 200).tolist()
-    photos = tuple(PhotoStatistics(*one) for one in rng.normal(USUAL, (0.01, 0.005, 0.01), (100, 3)).tolist())
+    photos = tuple(PhotoStatistics(*one) for one in rng.normal(USUAL[:3], (0.01, 0.005, 0.01), (100, 3)).tolist())
     nut = calibrated(tiny_model.products["nut"], scores, max_false_reject=0.01, photos=photos)
     return replace(record_of(with_products(tiny_model, nut, tiny_model.products["bolt"])), sha256="m")
 
@@ -39,7 +39,7 @@ def lines(
     found = []
     for i in range(count):
         verdict = "anomalous" if rng.random() < rejected else "good"
-        taken = PhotoStatistics(*rng.normal(photo, (0.01, 0.005, 0.01)).tolist())
+        taken = PhotoStatistics(*rng.normal(photo[:3], (0.01, 0.005, 0.01)).tolist())
         score = float(rng.normal(10 + shift))
         found.append(Row(f"{i}.png", "nut", score, 99.0, verdict, model="m", photo=taken))
     return found
