@@ -30,7 +30,7 @@ WEIGHTS = (0.5, 0.25, 1.0, 0.0)  # of known defects beside what is unusual: the 
 AS_GOOD = 0.002  # difference of the area under a curve that tells nothing
 MAY_LOSE = 0.01  # of the area under the curve, that kinds of defects that are not known may lose
 TAIL = 0.95  # the share of good images that spans a unit of scores, from their median
-JOINING = 12  # patches of a part rejected by mistake that join a memory
+JOINING = 16  # patches of a part rejected by mistake that join a memory: whole blocks of vectors are compared faster
 
 
 class Judged(NamedTuple):
