@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -79,15 +80,20 @@ def unlike(photo: PhotoStatistics, good: Sequence[PhotoStatistics]) -> str:
     """
     said: dict[str, None] = {}
     for name, (below, above) in WORDS.items():
-        value, known = _comparable(photo, name), [_comparable(other, name) for other in good]
-        values = [other for other in known if other is not None]
-        if value is None or not values:
-            continue
-        low, high = min(values), max(values)
-        room = WIDER * max(high - low, LEAST_RANGE)
-        if not low - room <= value <= high + room:
-            said[below if value < low else above] = None
+        value, limits = _comparable(photo, name), _limits(tuple(good), name)
+        if value is not None and limits is not None and not limits[0] <= value <= limits[1]:
+            said[below if value < limits[0] else above] = None
     return ", ".join(said)
+
+
+@lru_cache(maxsize=1024)  # asked for each photo that is scored
+def _limits(good: tuple[PhotoStatistics, ...], name: str) -> tuple[float, float] | None:
+    """Between which values a statistic of a photo is like that of good photos; None where it is not known of these."""
+    values = [value for photo in good if (value := _comparable(photo, name)) is not None]
+    if not values:
+        return None
+    room = WIDER * max(max(values) - min(values), LEAST_RANGE)
+    return min(values) - room, max(values) + room
 
 
 def _comparable(photo: PhotoStatistics, name: str) -> float | None:
