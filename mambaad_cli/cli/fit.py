@@ -31,6 +31,7 @@ from mambaad_cli.files import shown
 if TYPE_CHECKING:
     from mambaad_cli.cli.fit_progress import FitProgress
     from mambaad_cli.inspection.model_record import ModelRecord
+    from mambaad_cli.inspection.teaching import Lectured
     from mambaad_cli.training.request import FitRequest
 
 OF_THE_MODEL = (
@@ -174,6 +175,7 @@ def fit(
 ) -> None:
     """Train one model on a folder of good images, or with --add teach it new products."""
     from mambaad_cli.cli.fit_progress import FitProgress
+    from mambaad_cli.cli.learn import tell
     from mambaad_cli.training import adding
     from mambaad_cli.training import fit as training
     from mambaad_cli.training.good_images import GoodFiles, good_images
@@ -222,6 +224,13 @@ def fit(
         _check_usage(request)
     if masks is not None and bad is None:
         raise typer.BadParameter("masks mark defects: give their folder with --bad", param_hint="--masks")
+    if bad is not None:  # refused before the training, not after it
+        if known is None and request.recipe().evidence == "decoder":
+            raise typer.BadParameter(
+                "a decoder alone learns no defects: leave out --evidence decoder", param_hint="--bad"
+            )
+        running.find([bad])
+        running.masks_in(masks)
     if distributed.rank() == 0:
         check_writable(model)
     unread: Counter[str] = Counter()
@@ -242,7 +251,9 @@ def fit(
     if known is None and request.recipe().evidence == "both" and record.recipe.get("evidence") == "memory":
         warn(f"{max_minutes:g} minutes leave no time to train the decoder: the memory alone finds the defects")
     if bad is not None and distributed.rank() == 0:
-        record = _taught(record, request, bad, masks)
+        record, lectured = _taught(record, request, bad, masks)
+        if not as_json:
+            tell(lectured)
     _finish(record, model, request, progress, as_json)
 
 
@@ -294,17 +305,17 @@ def _tell_alike(progress: "FitProgress", record: "ModelRecord") -> None:
             warn(f"{name}: {photos} photos show nearly the same, such as {pair}: they count as {len(groups)}")
 
 
-def _taught(record: "ModelRecord", request: "FitRequest", bad: Path, masks: Path | None) -> "ModelRecord":
-    """The record that knows the defects of a folder; says what that does."""
-    from mambaad_cli.cli.learn import lessons_in, tell
+def _taught(
+    record: "ModelRecord", request: "FitRequest", bad: Path, masks: Path | None
+) -> "tuple[ModelRecord, dict[str, Lectured]]":
+    """The record that knows the defects of a folder, and what that does."""
+    from mambaad_cli.cli.learn import lessons_in
     from mambaad_cli.inspection.teaching import taught_record
     from mambaad_cli.inspection.torch_scorer import TorchScorer
 
     scorer = TorchScorer(record, request.runtime, request.masks)
     lessons = lessons_in(scorer, bad, None, masks, None, lambda file, why: warn(f"{file.path}: {why}"))
-    taught, lectured = taught_record(record.to("cpu"), lessons)
-    tell(lectured)
-    return taught
+    return taught_record(record.to("cpu"), lessons)
 
 
 def _known(ctx: typer.Context, model: Path, device: str) -> "ModelRecord":

@@ -147,7 +147,7 @@ def _joined(memory: Memory, view: int, good: Sequence[Lesson]) -> Memory:
         return memory
     more = []
     for lesson in good:
-        white = (lesson.patches[view].float() - memory.mean) @ memory.whitening
+        white = _white(memory, lesson.patches[view])
         more.append(restored(*stored(white[k_centre(white, JOINING, seed=0)])))
     patches = torch.cat([memory.patches, *more])
     return memory._replace(patches=patches, spacing=spacing_of(patches))

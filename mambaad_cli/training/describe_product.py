@@ -89,7 +89,7 @@ def describe_product(
     job.progress.passed_over(name, _passed_over(good, images, measured, image_maps))
     if job.network.settings.tiles is None:
         return product
-    turned = product.turned and good.features.views > 1  # of many photos, tiles show enough ways round themselves
+    turned = product.turned and good.features.views > 1  # many photos show it any way round themselves
     photos = TilePhotos(
         name, good.paths, good.trained_of(name), good.held_out_of(name), views, turned, job.recipe.flips,
         good.features.alike,

@@ -1,15 +1,17 @@
 """`mambaad learn` as it is typed."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import Result
 
 from mambaad_cli.data import images
 from mambaad_cli.inspection import store
-from tests.cli.test_commands import complaint, run
+from tests.cli.test_commands import complaint, fitting, run  # noqa: F401 (fitting is a fixture)
 from tests.inspection.conftest import DETAILED, photos_of, two_products
 from tests.inspection.test_teaching import with_spot
 
@@ -120,3 +122,23 @@ def test_learnt_defects_make_no_map_colder(model: Path) -> None:
     assert plain is not None
     assert known is not None
     assert float(np.min(known - plain)) > -1e-3 * abs(float(plain.max()))
+
+
+def test_fit_learns_known_defects_at_once_and_refuses_early(
+    fitting: Callable[..., Result],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    for i, photo in enumerate(photos_of("nut", 6)):
+        images.write(tmp_path / "parts" / "nut" / f"{i}.png", photo)
+    for i, photo in enumerate(photos_of("nut", 2, start=40)):
+        images.write(tmp_path / "bad" / "nut" / f"{i}.png", with_spot(photo, (250, 250, 250)))
+        images.write(tmp_path / "masks" / f"{i}.png", with_spot(np.zeros_like(photo), (255, 255, 255)))
+    learning = ("--bad", "bad", "--masks", "masks", "--evidence", "memory")
+    assert "nut: knows 2 defects" in fitting("parts", *learning).stdout
+    found = json.loads(fitting("parts", *learning, "--json").stdout)  # and nothing else
+    assert list(found["classes"]) == ["nut"]
+    Path("mambaad.safetensors").unlink()
+    assert fitting("parts", "--bad", "nowhere").exit_code != 0
+    assert fitting("parts", "--masks", "masks").exit_code == 2
+    assert fitting("parts", "--bad", "bad", "--evidence", "decoder").exit_code == 2
+    assert not Path("mambaad.safetensors").exists()
