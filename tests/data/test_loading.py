@@ -64,7 +64,7 @@ class Photos:
     def settled(self) -> int:
         """How many photos were begun once no more is begun."""
         seen, since = -1, time.monotonic()
-        while time.monotonic() - since < 0.1:
+        while time.monotonic() - since < 0.2:
             if self.started != seen or self.running:
                 seen, since = self.started, time.monotonic()
             time.sleep(0.005)
@@ -124,8 +124,9 @@ def test_large_photos_that_are_kept_wait_within_the_budget(photos, monkeypatch, 
     for _ in range(60):
         found += numbers([next(stream)])
         if len(found) in (1, 2, 30):
-            assert fake.settled() - len(found) == 6
-            assert fake.alive == 6 * LARGE_BYTES  # what was taken is forgotten
+            ahead = fake.settled() - len(found)
+            assert 6 <= ahead < 6 + workers  # one that others overtook is read whatever there is, so that it comes
+            assert fake.alive == ahead * LARGE_BYTES  # what was taken is forgotten
     assert found == list(range(60))
     assert next(stream, None) is None
     assert fake.most_alive <= budget + (workers + 1) * LARGE_BYTES  # one more is in our hands
