@@ -12,7 +12,6 @@ from mambaad_cli.files import shown
 from mambaad_cli.inspection import opening, store
 from mambaad_cli.inspection.calibration import check_share
 from mambaad_cli.inspection.judged_photos import Judging
-from mambaad_cli.inspection.lessons import Lesson
 from mambaad_cli.inspection.opening import OpenRequest
 from mambaad_cli.inspection.predict import Image, predict, predict_images
 from mambaad_cli.inspection.prediction import Prediction, PredictOptions
@@ -110,12 +109,8 @@ class FittedModel:
         fitted = self._changeable()
         mask_folder = None if masks is None else MaskFolder(Path(masks))
         judging = Judging(fitted, class_name, mask_folder, on_left_out=_refuse)
-        lessons: dict[str, list[Lesson]] = {}
-        for folder, are_good in ((bad, False), (good, True)):
-            files = [] if folder is None else images.find([Path(folder)])
-            for name, some in judging.lessons(files, are_good).items():
-                lessons.setdefault(name, []).extend(some)
-        record, lectured = taught_record(fitted.record, lessons)
+        bad_files, good_files = ([] if folder is None else images.find([Path(folder)]) for folder in (bad, good))
+        record, lectured = taught_record(fitted.record, judging.lessons(bad_files, good_files))
         self.scorer = self.fitted = fitted.with_record(record)
         return lectured
 

@@ -15,7 +15,7 @@ import mambaad_cli as mambaad
 from mambaad_cli.data import images
 from mambaad_cli.inspection import store, torch_scorer
 from mambaad_cli.inspection.model_record import ModelRecord
-from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model import compiled_encoder, onnx_encoder
 from mambaad_cli.model.encoder import DEFAULT
 from tests.conftest import around, picture, record_of, tiny_network, with_scores
 
@@ -211,6 +211,7 @@ def test_each_runtime_starts_once_however_one_image_and_many_alternate(
     goods: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One image at a time may go on for ever, so ONNX Runtime starts; a list of a few files does without."""
+    monkeypatch.setattr(compiled_encoder, "suits", lambda encoder: False)
     network = tiny_network(encoder=DEFAULT)
     folded = count_calls(monkeypatch, torch_scorer, "for_inference")
     started = count_calls(monkeypatch, onnx_encoder, "with_onnx_runtime")

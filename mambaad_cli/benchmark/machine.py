@@ -18,7 +18,8 @@ import torch
 
 from mambaad_cli import MambaADError, __version__
 from mambaad_cli.allocator import keep_freed_memory
-from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model import compiled_encoder, onnx_encoder
+from mambaad_cli.model.compiled_encoder import CompiledEncoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference, pretrained_encoder
 from mambaad_cli.model.kernels import cpu, plain_scan
 from mambaad_cli.model.kernels import selective_scan as scan
@@ -178,17 +179,15 @@ def _weights() -> str:
 def _runtimes() -> str:
     """Which runtime `auto` takes for many images, and the time of each for an image of 256×256."""
     folded = for_inference(build_encoder(DEFAULT, (4, 8, 16)))
-    torch_ms = _milliseconds(folded)
-    if not onnx_encoder.installed():
-        return f"PyTorch, {torch_ms:.1f} ms an image of 256×256; ONNX Runtime is missing: {onnx_encoder.INSTALL}"
+    found = [f"PyTorch {_milliseconds(folded):.1f} ms"]
     try:
         fast = onnx_encoder.with_onnx_runtime(folded)
+        found.insert(0, f"ONNX Runtime {version('onnxruntime')} {_milliseconds(fast):.1f} ms")
     except MambaADError as error:
-        return f"PyTorch, {torch_ms:.1f} ms an image of 256×256: {error}"
-    return (
-        f"ONNX Runtime {version('onnxruntime')}, {_milliseconds(fast):.1f} ms an image of 256×256; "
-        f"PyTorch {torch_ms:.1f} ms"
-    )
+        found.append(str(error))
+    if compiled_encoder.suits(folded):
+        found.insert(0, f"compiled kernel {_milliseconds(CompiledEncoder(folded)):.1f} ms")
+    return f"{'; '.join(found)} (an image of 256×256)"
 
 
 def _milliseconds(encoder: Encoder) -> float:

@@ -15,7 +15,7 @@ from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.data.images import ImageFile
-    from mambaad_cli.inspection.lessons import Lesson
+    from mambaad_cli.inspection.judged_photos import Lessons
     from mambaad_cli.inspection.model_record import ModelRecord
     from mambaad_cli.inspection.teaching import Lectured
 
@@ -95,26 +95,22 @@ def learn(
 
 def lessons_in(
     scorer: Any, bad: Path | None, good: Path | None, masks: Path | None, class_name: str | None, on_left_out: Any
-) -> "dict[str, list[Lesson]]":
+) -> "Lessons":
     """The lessons of both folders by product."""
     from mambaad_cli.inspection.judged_photos import Judging
 
-    judging = Judging(scorer, class_name, running.masks_in(masks), on_left_out)
-    lessons: dict[str, list[Lesson]] = {}
-    for folder, are_good in ((bad, False), (good, True)):
-        for name, some in (judging.lessons(running.find([folder]), are_good) if folder else {}).items():
-            lessons.setdefault(name, []).extend(some)
-    return lessons
+    bad_files, good_files = (running.find([folder]) if folder else [] for folder in (bad, good))
+    return Judging(scorer, class_name, running.masks_in(masks), on_left_out).lessons(bad_files, good_files)
 
 
-def _corrected(scorer: Any, path: Path, masks: Path | None, on_left_out: Any) -> "dict[str, list[Lesson]]":
+def _corrected(scorer: Any, path: Path, masks: Path | None, on_left_out: Any) -> "Lessons":
     """The lessons of verdicts that a person corrected."""
     from mambaad_cli.data.images import ImageFile
     from mambaad_cli.inspection.corrections import photo_of, read_corrections
     from mambaad_cli.inspection.judged_photos import Judging
 
     folder = running.masks_in(masks)
-    lessons: dict[str, list[Lesson]] = {}
+    lessons: Lessons = {}
     for correction in read_corrections(path):
         try:
             photo = photo_of(correction, path)
@@ -123,7 +119,8 @@ def _corrected(scorer: Any, path: Path, masks: Path | None, on_left_out: Any) ->
             continue
         product = correction.product if correction.product in scorer.products else None
         judging = Judging(scorer, product, folder, on_left_out)
-        for name, some in judging.lessons([photo], correction.correct == "good").items():
+        taught = judging.lessons(good=[photo]) if correction.correct == "good" else judging.lessons(bad=[photo])
+        for name, some in taught.items():
             lessons.setdefault(name, []).extend(some)
     return lessons
 

@@ -92,7 +92,7 @@ Precision = Annotated[
 Runtime = Annotated[
     Literal["auto", "torch", "onnxruntime"],
     typer.Option(
-        help="What runs the default encoder on a CPU. auto: ONNX Runtime, if it is installed and images are many."
+        help="What runs the default encoder on a CPU. auto: the compiled kernel; without it ONNX Runtime if installed."
     ),
 ]
 ReportFile = Annotated[

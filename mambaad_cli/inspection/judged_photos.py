@@ -27,6 +27,7 @@ from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.known_defects import hardest_patches
 
 OnLeftOut = Callable[[ImageFile, str], None]
+Lessons = dict[str, list[Lesson]]  # by product
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ class Judging:
     on_left_out: OnLeftOut = field(default=lambda file, why: None)
 
     @torch.inference_mode()
-    def lessons(self, files: Sequence[ImageFile], good: bool) -> dict[str, list[Lesson]]:
+    def lessons(self, bad: Sequence[ImageFile] = (), good: Sequence[ImageFile] = ()) -> Lessons:
         """The lessons of each product. Photos that teach nothing are reported to `on_left_out`."""
         ready = self.scorer.expecting(None)
-        lessons: dict[str, list[Lesson]] = {}
-        for file in files:
+        lessons: Lessons = {}
+        for file, is_good in [*((file, False) for file in bad), *((file, True) for file in good)]:
             try:
-                name, lesson = self._lesson(ready, file, good)
+                name, lesson = self._lesson(ready, file, is_good)
             except ImageError as error:
                 self.on_left_out(file, error.reason)
             except MambaADError as error:

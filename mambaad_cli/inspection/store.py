@@ -34,8 +34,9 @@ from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.detector import Detector
 from mambaad_cli.model.encoder import Encoder
 from mambaad_cli.model.known_defects import KnownDefects
-from mambaad_cli.model.memory import Memory, restored, stored
+from mambaad_cli.model.memory import Memory
 from mambaad_cli.model.outline import fitting_networks
+from mambaad_cli.model.quantised import restored, stored
 from mambaad_cli.model.settings import Settings
 
 Shapes = Mapping[str, tuple[int, ...]]

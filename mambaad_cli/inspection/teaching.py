@@ -21,7 +21,8 @@ from mambaad_cli.inspection.lessons import Hardest, Lesson, Taught
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.product import Learnt, Product
 from mambaad_cli.model.known_defects import KnownDefects, classifier_of, of_raw_patches
-from mambaad_cli.model.memory import Memory, k_centre, restored, spacing_of, stored
+from mambaad_cli.model.memory import Memory, k_centre, spacing_of
+from mambaad_cli.model.quantised import restored, stored
 
 BAD_PATCHES = 12  # of a lesson, that the classifier learns from
 MEMORY_PATCHES = 1000  # of a memory, that it is held against

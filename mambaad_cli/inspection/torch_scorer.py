@@ -19,8 +19,10 @@ from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Learnt, Products
 from mambaad_cli.inspection.recognition import Recognised
 from mambaad_cli.inspection.scorer import Judgement, on_image, with_tiles
-from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model import compiled_encoder, onnx_encoder
+from mambaad_cli.model.compiled_encoder import CompiledEncoder
 from mambaad_cli.model.encoder import Encoder, for_inference
+from mambaad_cli.model.onnx_encoder import OnnxEncoder
 
 FEW_IMAGES = 16  # that are scored before ONNX Runtime has started
 
@@ -63,8 +65,10 @@ class TorchScorer:
     def expecting(self, images: int | None) -> "TorchScorer":
         """This scorer with a faster encoder: the same scores, but for rounding.
 
-        Its batch norms are folded into the convolutions. With the runtime `onnxruntime` ONNX Runtime runs it; with
-        `auto` only where it can, and not for only a few images, because it takes a moment to start.
+        Its batch norms are folded into the convolutions. The runtime `torch` has each block of the default encoder
+        computed by one kernel where the kernels were compiled. With `onnxruntime` ONNX Runtime runs the encoder; with
+        `auto` only where there is no kernel and where it can, and not for only a few images, because it takes a moment
+        to start.
 
         Raises MambaADError where ONNX Runtime is asked for, but cannot run it.
         """
@@ -171,23 +175,32 @@ def inference_network(
 
     runtime and images: see TorchScorer.expecting.
     """
-    if isinstance(network.encoder, onnx_encoder.OnnxEncoder):
+    if isinstance(network.encoder, (OnnxEncoder, CompiledEncoder)):
         return network
+    exact = network.precision == "fp32"
+    compiled = exact and compiled_encoder.suits(network.encoder)
     wanted = runtime
     if runtime == "auto":
         many = images is None or images > FEW_IMAGES
-        able = onnx_encoder.installed() and onnx_encoder.suits(network.encoder) and network.precision == "fp32"
-        wanted = "onnxruntime" if many and able else "torch"
-    if "torch" not in encoders:
-        encoders["torch"] = for_inference(network.encoder)
+        able = exact and onnx_encoder.installed() and onnx_encoder.suits(network.encoder)
+        wanted = "onnxruntime" if many and able and not compiled else "torch"
+    if "folded" not in encoders:
+        encoders["folded"] = for_inference(network.encoder)
     if wanted not in encoders:
-        try:
-            encoders[wanted] = onnx_encoder.with_onnx_runtime(encoders["torch"])
-        except MambaADError:
-            if runtime != "auto":
-                raise
-            encoders[wanted] = encoders["torch"]
+        encoders[wanted] = _running(encoders["folded"], wanted, compiled, may_fail=runtime == "auto")
     return network.with_encoder(encoders[wanted])
+
+
+def _running(folded: Encoder, runtime: str, compiled: bool, may_fail: bool) -> Encoder:
+    """A folded encoder as a runtime runs it."""
+    if runtime == "torch":
+        return CompiledEncoder(folded) if compiled else folded
+    try:
+        return onnx_encoder.with_onnx_runtime(folded)
+    except MambaADError:
+        if not may_fail:
+            raise
+        return folded
 
 
 def _by_size(settled: Sequence[Settled], chosen: Sequence[int] | None = None) -> Iterator[list[int]]:

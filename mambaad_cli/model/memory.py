@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mambaad_cli.model.anomaly_map import Residual, fuse
 from mambaad_cli.model.kernels.nearest import nearest_distances
 from mambaad_cli.model.precision import exact_float32
+from mambaad_cli.model.quantised import restored, stored
 
 PATCH_SHRINKAGE = 0.01  # of the patches' covariance, towards a multiple of the identity
 PROJECTED = 48  # dimensions of the random projection in which the coreset is chosen
@@ -26,7 +27,6 @@ SPACING_NEIGHBOURS = 3  # nearest other patches of the memory, whose mean distan
 PRIOR = 4.0  # images that the mean over all positions counts as, beside those seen at a position
 FEWEST, POSITIONS = 8, 16  # images, and positions in a group, that tell how distances depend on the position
 BINS, UPPER = 8, 0.98  # groups of positions by their mean distance, and the share of distances below the upper ones
-STEPS = 127  # of 8-bit integers, on either side of zero
 
 
 class Memory(NamedTuple):
@@ -112,23 +112,6 @@ def memory_of(patches: Tensor, size: int, seed: int) -> tuple[Memory, Tensor]:
     chosen = k_centre(white, size, seed)
     kept = restored(*stored(white[chosen]))
     return Memory(mean, whitening, kept, spacing_of(kept), torch.ones(1, 1).to(kept)), chosen
-
-
-def stored(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Patches (m, c) as a file keeps them: 8-bit integers (m, c), and the step (m, 1) of each patch.
-
-    What was stored once is stored again without loss, because a step has few binary digits.
-
-    >>> restored(*stored(torch.tensor([[1.0, -0.5, 0.0]])))
-    tensor([[ 0.9999, -0.5039,  0.0000]])
-    """
-    steps = (patches.abs().amax(1, keepdim=True) / STEPS).clamp(min=1e-6).half()
-    return (patches / steps.float()).round().clamp(-STEPS, STEPS).to(torch.int8), steps
-
-
-def restored(integers: Tensor, steps: Tensor) -> Tensor:
-    """The patches (m, c) that were stored."""
-    return integers.float() * steps.float()
 
 
 def spacing_of(patches: Tensor) -> Tensor:

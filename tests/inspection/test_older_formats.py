@@ -22,7 +22,7 @@ from mambaad_cli.inspection.model_record import Example, ModelRecord
 from mambaad_cli.inspection.product import Conditions, Learnt
 from mambaad_cli.inspection.recognition import MARGIN
 from mambaad_cli.inspection.torch_scorer import TorchScorer
-from mambaad_cli.model.memory import stored
+from mambaad_cli.model.quantised import stored
 from tests.inspection.conftest import DETAILED, TILED, photos_of, prepared, two_products
 
 LIMIT = 31.5  # squared distance, of the recogniser

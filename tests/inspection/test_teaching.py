@@ -47,7 +47,8 @@ def spots(tmp_path: Path) -> list[ImageFile]:
 
 
 def lessons_of(record: ModelRecord, files: list[ImageFile], good: bool = False, **choices: Any) -> list[Lesson]:
-    return Judging(TorchScorer(record), **choices).lessons(files, good).get("nut", [])
+    judging = Judging(TorchScorer(record), **choices)
+    return (judging.lessons(good=files) if good else judging.lessons(bad=files)).get("nut", [])
 
 
 def lessons_in(record: ModelRecord) -> tuple[Lesson, ...]:

@@ -13,7 +13,7 @@ from mambaad_cli.inspection import store
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.network import new_network
 from mambaad_cli.inspection.torch_scorer import FEW_IMAGES, TorchScorer
-from mambaad_cli.model import onnx_encoder
+from mambaad_cli.model import compiled_encoder, onnx_encoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference
 from mambaad_cli.model.settings import PRESETS
 from tests.conftest import tiny_network
@@ -75,7 +75,10 @@ def encoder_for(scorer: TorchScorer, images: int | None) -> Encoder:
 
 
 @needs_packages
-def test_auto_takes_it_for_many_images_and_for_a_program_that_goes_on(scorer: TorchScorer) -> None:
+def test_without_a_kernel_auto_takes_it_for_many_images_and_for_a_program_that_goes_on(
+    scorer: TorchScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_encoder, "suits", lambda encoder: False)
     few, many, unknown = (encoder_for(scorer, images) for images in (FEW_IMAGES, 100, None))
     assert not isinstance(few, onnx_encoder.OnnxEncoder)
     assert isinstance(many, onnx_encoder.OnnxEncoder)

@@ -1,6 +1,6 @@
 /* What a CPU does in one pass of our own, in float32: the selective scan (cpu_scan.h), two normalisations with SiLU
-   (cpu_norms.h), the depthwise convolution (cpu_depthwise.h), all of them forward and backward, and the nearest patches
-   of a memory (cpu_nearest.h).
+   (cpu_norms.h), the depthwise convolution (cpu_depthwise.h), all of them forward and backward; forward alone the
+   blocks of the default encoder (cpu_inverted.h) and the nearest patches of a memory (cpu_nearest.h).
 
    The scan's pass does the projection of dt from its low rank, softplus, discretisation, recurrence and the sum over
    directions. Rows are read and results added where the walk over the grid finds them: no permuted copy exists. Its
@@ -14,6 +14,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 enum {
     TILE = 32,   /* positions between two stored states */
@@ -22,6 +25,11 @@ enum {
     WIDEST = 32, /* channels that go backward at once at most */
     BAND = 16,   /* rows of a depthwise convolution's task */
     MOST_NEIGHBOURS = 16,
+    PANEL = 16,     /* channels of an encoder's block that lie together */
+    GROUPS = 8,     /* of points that are compared with a panel of patches one after the other */
+    MOST_ROWS = 16, /* columns of a row that are multiplied at once at most */
+    FEWEST_ROWS = 4, /* of a band, if an image is cut into several */
+    TILE_FLOATS = 96 * 1024, /* of the ring of a tile of columns, so that it stays in the second cache */
 };
 
 typedef struct {
@@ -79,15 +87,38 @@ typedef struct {
     float *d_weight;          /* (b, size * size + 1, c) of the taps and the bias, to be summed over b */
 } Depthwise;
 
-/* Mean distance to the nearest patches, in units of their spacing */
+/* Mean distance to the nearest patches, in units of their spacing. A patch is integers times its step. */
 typedef struct {
-    int64_t rows, m, count, parts; /* the `count` nearest of m patches; a task owns one part of the rows */
-    const float *products;         /* (rows, m) of each row and each patch */
-    const float *own;              /* (rows) squared lengths */
-    const float *lengths;          /* (m) squared lengths */
-    const float *spacing;          /* (m) */
-    float *distances;              /* (rows) */
+    int64_t rows, c, pairs;     /* points of c channels, in `pairs` of two */
+    int64_t m, count, kept;     /* the `count` nearest of m patches, among the `kept` nearest by integers */
+    int64_t largest;            /* integer of a point */
+    const float *points;        /* (rows, c) */
+    const int16_t *patches;     /* (ceil(m / PANEL), pairs, PANEL, 2) of -127 to 127, zeros behind the last channel */
+    const float *steps, *lengths; /* (ceil(m / PANEL) * PANEL); squared lengths, infinite behind the last patch */
+    const float *originals;       /* (m, c) */
+    const float *spacing;         /* (m) */
+    float *distances;           /* (rows) */
 } Nearest;
+
+/* A block of EfficientNet-lite: pointwise expansion, depthwise convolution, pointwise projection. The first block has
+   the stem in place of the expansion: a convolution of 3×3, stride 2, as products with the c = 27 values under it. */
+typedef struct {
+    int64_t b, h, w, c;          /* of what is expanded; of the stem's result, and 27 */
+    int64_t wide, narrow;        /* channels between, a multiple of PANEL, and of the result */
+    int64_t size, stride;        /* of the depthwise convolution: 3 or 5, 1 or 2 */
+    int64_t top, left;           /* zeros before its first row and column */
+    int64_t rows, columns;       /* of the result */
+    int64_t shortcut;            /* 1: what goes in is added to the result */
+    int64_t stem, stem_h, stem_w; /* 1: x are images of so many pixels */
+    int64_t stem_top, stem_left; /* zeros before their first row and column */
+    int64_t bands;               /* of rows, that each image is cut into; set here */
+    const float *x;              /* (b, h, w, c), or images (b, 3, stem_h, stem_w) */
+    const float *expand, *expand_bias;   /* (wide / PANEL, c, PANEL) and (wide) */
+    const float *taps, *taps_bias;       /* (wide / PANEL, size, size, PANEL) and (wide) */
+    const float *project, *project_bias; /* (ceil(narrow / PANEL), wide, PANEL), zeros behind the last channel */
+    const float *mean, *scale;           /* (3): an image is normalised to (x − mean) · scale */
+    float *y;                            /* (b, rows, columns, narrow) */
+} Inverted;
 
 typedef void Task(const void *work, int64_t width, int64_t task, float *scratch);
 
@@ -117,6 +148,17 @@ static size_t depthwise_scratch(const Depthwise *s) {
     return LANES_AT_MOST * (s->size * s->size + (s->size + 1) * (s->w + ACROSS_AT_MOST + s->size));
 }
 
+/* Columns of a row that are computed, and of a row of the ring, for tiles of `width` columns. */
+static inline int64_t inverted_padded(int64_t width) { return ceil_div(width, MOST_ROWS) * MOST_ROWS + MOST_ROWS; }
+static inline int64_t inverted_ring(const Inverted *s, int64_t width) {
+    return (ceil_div(width, 8) * 8 - 1) * s->stride + s->size;
+}
+static size_t inverted_scratch(const Inverted *s, int64_t width) {
+    int64_t ring = inverted_ring(s, width);
+    return s->wide * s->size * ring + ceil_div(s->c, PANEL) * (ring + MOST_ROWS) * PANEL +
+           s->wide * inverted_padded(width);
+}
+
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 #define FN(name) JOIN(name, ISA)
@@ -128,11 +170,11 @@ static size_t depthwise_scratch(const Depthwise *s) {
 #define HALF 2
 #define VECS 1
 #define ACROSS 4
+#define ROWS 4
+#define NEAR 4
 #include "cpu_kernels.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -147,15 +189,17 @@ static size_t depthwise_scratch(const Depthwise *s) {
 #define HALF 4
 #define VECS 1
 #define ACROSS 4
+#define ROWS 6
+#define NEAR 4
 #include "cpu_kernels.h"
 #undef AVX2
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #endif
 #define ISA avx512
 #define AVX512 1
@@ -165,6 +209,8 @@ static size_t depthwise_scratch(const Depthwise *s) {
 #define HALF 8
 #define VECS 2
 #define ACROSS 8
+#define ROWS 14
+#define NEAR 8
 #include "cpu_kernels.h"
 #undef AVX512
 #if defined(__clang__)
@@ -253,7 +299,8 @@ int mambaad_tile(void) { return TILE; }
 int mambaad_best_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         return 2;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
 #endif
@@ -262,11 +309,12 @@ int mambaad_best_isa(void) {
 
 /* What each instruction set has, by its number. */
 static const struct {
-    Task *forward, *backward, *norm, *gated, *depthwise, *depthwise_weight, *nearest;
+    Task *forward, *backward, *norm, *gated, *depthwise, *depthwise_weight, *inverted, *nearest;
+    int64_t rows; /* that are multiplied at once */
 } kernels[] = {
 #define ALL_OF(ISA)                                                                                                    \
     {JOIN(forward, ISA), JOIN(backward, ISA),  JOIN(norm, ISA),   JOIN(gated, ISA), JOIN(depthwise, ISA),                \
-     JOIN(depthwise_weight, ISA), JOIN(nearest, ISA)}
+     JOIN(depthwise_weight, ISA), JOIN(inverted, ISA),  JOIN(nearest, ISA), JOIN(rows, ISA)}
     ALL_OF(portable),
 #if defined(__x86_64__)
     ALL_OF(avx2),
@@ -307,7 +355,21 @@ int mambaad_depthwise(const Depthwise *s, int isa, int64_t threads, Parallel par
     return run(&job, threads, parallel);
 }
 
+/* Each thread has the same number of tasks where rows are enough: first whole images, then bands of their rows. */
+int mambaad_inverted(Inverted *s, int isa, int64_t threads, Parallel parallel) {
+    int64_t width = s->columns, tiles = 1;
+    while (width > 16 && s->wide * s->size * inverted_ring(s, width) > TILE_FLOATS)
+        width = ceil_div(s->columns, ++tiles);
+    width = ceil_div(width, 8) * 8, tiles = ceil_div(s->columns, width), s->bands = 1;
+    while (s->b * tiles * s->bands % threads && s->b * tiles * s->bands < 4 * threads &&
+           s->rows / (s->bands + 1) >= FEWEST_ROWS)
+        s->bands++;
+    Job job = {s, width, s->b * tiles * s->bands, 0, 0, kernels[isa].inverted, inverted_scratch(s, width)};
+    return run(&job, threads, parallel);
+}
+
 int mambaad_nearest(const Nearest *s, int isa, int64_t threads, Parallel parallel) {
-    Job job = {s, 0, s->parts, 0, 0, kernels[isa].nearest, 16};
+    Job job = {s, 0, ceil_div(s->rows, GROUPS * kernels[isa].rows), 0, 0, kernels[isa].nearest,
+               (size_t)(GROUPS * MOST_ROWS * s->pairs)};
     return run(&job, threads, parallel);
 }

@@ -5,6 +5,7 @@
 #include "cpu_scan.h"
 #include "cpu_norms.h"
 #include "cpu_depthwise.h"
+#include "cpu_inverted.h"
 #include "cpu_nearest.h"
 
 #undef vec
@@ -20,3 +21,5 @@
 #undef HALF
 #undef VECS
 #undef ACROSS
+#undef ROWS
+#undef NEAR
