@@ -29,7 +29,7 @@ enum {
     GROUPS = 8,     /* of points that are compared with a panel of patches one after the other */
     MOST_ROWS = 16, /* columns of a row that are multiplied at once at most */
     FEWEST_ROWS = 4, /* of a band, if an image is cut into several */
-    TILE_FLOATS = 96 * 1024, /* of the ring of a tile of columns, so that it stays in the second cache */
+    TILE_FLOATS = 192 * 1024, /* of the ring of a tile of columns, so that it stays in the second cache */
 };
 
 typedef struct {
@@ -155,7 +155,8 @@ static inline int64_t inverted_ring(const Inverted *s, int64_t width) {
 }
 static size_t inverted_scratch(const Inverted *s, int64_t width) {
     int64_t ring = inverted_ring(s, width);
-    return s->wide * s->size * ring + ceil_div(s->c, PANEL) * (ring + MOST_ROWS) * PANEL +
+    size_t rows_of_stem = s->stem ? 9 * (2 * ring + 1) : 0;
+    return s->wide * s->size * ring + ceil_div(s->c, PANEL) * (ring + MOST_ROWS) * PANEL + rows_of_stem +
            s->wide * inverted_padded(width);
 }
 

@@ -7,6 +7,13 @@
 
 #define PARTS (PANEL / LANES)
 #define SUMS (ROWS * PARTS)
+#define EIGHT 8
+#if LANES < EIGHT
+#define NARROW LANES
+#else
+#define NARROW EIGHT
+#endif
+typedef float FN(few) __attribute__((vector_size(4 * NARROW)));
 
 static inline vec FN(relu6)(vec x) {
 #if defined(AVX512)
@@ -19,49 +26,64 @@ static inline vec FN(relu6)(vec x) {
 #endif
 }
 
-/* Products of ROWS columns of a row (panels `apart` floats apart, `depth` channels in all) with one panel of weights
-   (depth, PANEL), on top of the bias. */
-static inline __attribute__((always_inline)) void FN(products)(const float *x, int64_t apart, int64_t depth,
-                                                               const float *weight, const float *bias, vec *sums) {
+/* Products of `rows` columns of a row (panels `apart` floats apart, `depth` channels in all) with `parts` vectors of
+   one panel of weights (depth, PANEL), on top of the bias. */
+static inline __attribute__((always_inline)) void FN(products)(const int rows, const int parts, const float *x,
+                                                               int64_t apart, int64_t depth, const float *weight,
+                                                               const float *bias, vec *sums) {
 #pragma GCC unroll 32
-    for (int i = 0; i < SUMS; i++) sums[i] = at(bias + i % PARTS * LANES);
+    for (int i = 0; i < rows * parts; i++) sums[i] = at(bias + i % parts * LANES);
     for (; depth > 0; depth -= PANEL, x += apart) {
         const int64_t count = smaller(depth, PANEL);
         for (int64_t k = 0; k < count; k++, weight += PANEL) {
             vec taken[PARTS];
 #pragma GCC unroll 8
-            for (int v = 0; v < PARTS; v++) taken[v] = at(weight + v * LANES);
+            for (int v = 0; v < parts; v++) taken[v] = at(weight + v * LANES);
 #pragma GCC unroll 32
-            for (int i = 0; i < ROWS; i++) {
+            for (int i = 0; i < rows; i++) {
                 vec one = splat(x[i * PANEL + k]);
 #pragma GCC unroll 8
-                for (int v = 0; v < PARTS; v++) sums[i * PARTS + v] += one * taken[v];
+                for (int v = 0; v < parts; v++) sums[i * parts + v] += one * taken[v];
             }
         }
     }
 }
 
-/* Columns `from` to `end` of row `y` of the block's input, in panels. For the stem: the 27 values under its filter,
-   normalised, zeros around the image. */
+/* The 27 values under the stem's filter, normalised, zeros around the image: for columns `from` to `end` of row `y` of
+   its result, in panels. */
+static void FN(gather_stem)(const Inverted *s, int64_t image, int64_t y, int64_t from, int64_t end, int64_t apart,
+                            float *to) {
+    const int64_t length = 2 * (end - from) + 1, start = 2 * from - s->stem_left;
+    float *rows = to + 2 * apart; /* (9, length): those of each channel that are under the filter */
+    for (int64_t k = 0; k < 9; k++) {
+        const int64_t channel = k / 3, row = 2 * y - s->stem_top + k % 3;
+        const float *x = s->x + ((image * 3 + channel) * s->stem_h + row) * s->stem_w + start;
+        const float mean = s->mean[channel], scale = s->scale[channel];
+        const int64_t first = row < 0 || row >= s->stem_h ? length : start < 0 ? -start : 0;
+        const int64_t last = smaller(length, s->stem_w - start);
+        float *out = rows + k * length;
+        for (int64_t i = 0; i < smaller(first, length); i++) out[i] = 0;
+        for (int64_t i = first; i < last; i++) out[i] = (x[i] - mean) * scale;
+        for (int64_t i = last < first ? first : last; i < length; i++) out[i] = 0;
+    }
+    for (int64_t column = 0; column < end - from; column++, rows += 2, to += PANEL)
+#pragma GCC unroll 32
+        for (int k = 0; k < 27; k++) to[k / PANEL * apart + k % PANEL] = rows[k / 3 * length + k % 3];
+}
+
+/* Columns `from` to `end` of row `y` of the block's input, in panels. */
 static void FN(gather)(const Inverted *s, int64_t image, int64_t y, int64_t from, int64_t end, int64_t apart,
                        float *to) {
-    if (!s->stem) {
-        for (int64_t column = from; column < end; column++, to += PANEL) {
-            const float *x = s->x + ((image * s->h + y) * s->w + column) * s->c;
-            for (int64_t panel = 0; panel < s->c; panel += PANEL) /* c is a multiple of eight */
-                memcpy(to + panel / PANEL * apart, x + panel, smaller(PANEL, s->c - panel) * sizeof(float));
-        }
+    if (s->stem) {
+        FN(gather_stem)(s, image, y, from, end, apart, to);
         return;
     }
-    for (int64_t k = 0; k < s->c; k++) { /* k: channel, then row, then column of the filter */
-        const int64_t channel = k / 9, row = 2 * y - s->stem_top + k / 3 % 3, shift = k % 3 - s->stem_left;
-        const float *x = s->x + ((image * 3 + channel) * s->stem_h + row) * s->stem_w;
-        const float mean = s->mean[channel], scale = s->scale[channel];
-        float *out = to + k / PANEL * apart + k % PANEL;
-        for (int64_t column = from; column < end; column++, out += PANEL) {
-            const int64_t place = 2 * column + shift;
-            const int seen = row >= 0 && row < s->stem_h && place >= 0 && place < s->stem_w;
-            *out = seen ? (x[place] - mean) * scale : 0.0f;
+    for (int64_t column = from; column < end; column++, to += PANEL) {
+        const float *x = s->x + ((image * s->h + y) * s->w + column) * s->c;
+        for (int64_t channel = 0; channel < s->c; channel += EIGHT) { /* c is a multiple of it */
+            float *out = to + channel / PANEL * apart + channel % PANEL;
+#pragma GCC unroll 8
+            for (int i = 0; i < EIGHT; i += NARROW) *(FN(few) *)(out + i) = *(const FN(few) *)(x + channel + i);
         }
     }
 }
@@ -93,12 +115,15 @@ static void FN(expand)(const Inverted *s, const FN(Tile) *t, int64_t image, int6
         to += t->before * PANEL;
         for (int64_t column = 0; column < length; column += ROWS) {
             vec sums[SUMS];
-            FN(products)(t->gathered + column * PANEL, t->gathered_apart, s->c, s->expand + panel * s->c * PANEL,
-                         s->expand_bias + panel * PANEL, sums);
-            const int64_t count = smaller(ROWS, length - column) * PARTS;
+            FN(products)(ROWS, PARTS, t->gathered + column * PANEL, t->gathered_apart, s->c,
+                         s->expand + panel * s->c * PANEL, s->expand_bias + panel * PANEL, sums);
+            if (length - column >= ROWS)
 #pragma GCC unroll 32
-            for (int i = 0; i < SUMS; i++)
-                if (i < count) put(to + column * PANEL + i * LANES, FN(relu6)(sums[i]));
+                for (int i = 0; i < SUMS; i++) put(to + column * PANEL + i * LANES, FN(relu6)(sums[i]));
+            else
+#pragma GCC unroll 32
+                for (int i = 0; i < SUMS; i++)
+                    if (i < (length - column) * PARTS) put(to + column * PANEL + i * LANES, FN(relu6)(sums[i]));
         }
     }
 }
@@ -143,25 +168,43 @@ static inline __attribute__((always_inline)) void FN(deepen)(const int size, con
     }
 }
 
+/* One panel of channels, or the first `parts` vectors of it, of `columns` of a row of the block's result. */
+static inline __attribute__((always_inline)) void FN(project_panel)(const int rows, const int parts, const Inverted *s,
+                                                                    const FN(Tile) *t, int64_t start, int64_t channel,
+                                                                    int64_t columns) {
+    const float *weight = s->project + channel * s->wide, *bias = s->project_bias + channel;
+    const int64_t valid = s->narrow - channel; /* a multiple of eight */
+    for (int64_t column = 0; column < columns; column += rows) {
+        vec sums[2 * SUMS];
+        FN(products)(rows, parts, t->convolved + column * PANEL, t->wide_apart, s->wide, weight, bias, sums);
+#pragma GCC unroll 32
+        for (int i = 0; i < rows * parts; i++) {
+            const int64_t place = start + (column + i / parts) * s->narrow + channel + i % parts * LANES;
+            if (column + i / parts >= columns) break;
+#if LANES > EIGHT
+            if (s->shortcut) sums[i] += FN(load)(s->x + place, valid);
+            FN(store)(s->y + place, sums[i], valid);
+#else
+            (void)valid;
+            if (s->shortcut) sums[i] += at(s->x + place);
+            put(s->y + place, sums[i]);
+#endif
+        }
+    }
+}
+
 /* `columns` of row `y` of the block's result from column `from` on. */
 static void FN(project)(const Inverted *s, const FN(Tile) *t, int64_t image, int64_t y, int64_t from,
                         int64_t columns) {
     const int64_t start = ((image * s->rows + y) * s->columns + from) * s->narrow;
-    for (int64_t channel = 0; channel < s->narrow; channel += PANEL) {
-        const float *weight = s->project + channel * s->wide, *bias = s->project_bias + channel;
-        for (int64_t column = 0; column < columns; column += ROWS) {
-            vec sums[SUMS];
-            FN(products)(t->convolved + column * PANEL, t->wide_apart, s->wide, weight, bias, sums);
-#pragma GCC unroll 32
-            for (int i = 0; i < SUMS; i++) {
-                const int64_t row = column + i / PARTS, place = channel + i % PARTS * LANES;
-                const int64_t count = smaller(LANES, s->narrow - place), offset = start + row * s->narrow + place;
-                if (row >= columns || count <= 0) continue;
-                if (s->shortcut) sums[i] += FN(load)(s->x + offset, count);
-                FN(store)(s->y + offset, sums[i], count);
-            }
-        }
-    }
+    int64_t channel = 0;
+    for (; channel + PANEL <= s->narrow; channel += PANEL) FN(project_panel)(ROWS, PARTS, s, t, start, channel, columns);
+    if (channel == s->narrow) return;
+#if LANES > EIGHT
+    FN(project_panel)(ROWS, PARTS, s, t, start, channel, columns);
+#else
+    FN(project_panel)(2 * ROWS, PARTS / 2, s, t, start, channel, columns);
+#endif
 }
 
 /* A task is one image, a band of rows and a tile of columns of the result. */
@@ -176,8 +219,8 @@ static void FN(inverted)(const void *work, int64_t width, int64_t task, float *s
     t.gathered_apart = (t.width + MOST_ROWS) * PANEL;
     t.first = start < 0 ? 0 : start, t.last = smaller(s->w, start + (columns - 1) * s->stride + s->size);
     t.before = t.first - start;
-    t.ring = scratch, t.gathered = t.ring + s->wide * s->size * t.width;
-    t.convolved = t.gathered + ceil_div(s->c, PANEL) * t.gathered_apart;
+    t.ring = scratch, t.convolved = t.ring + s->wide * s->size * t.width;
+    t.gathered = t.convolved + s->wide * inverted_padded(width);
     int64_t ready = s->rows * band / s->bands * s->stride - s->top; /* the first row that is not in the ring */
     for (int64_t y = s->rows * band / s->bands; y < end; y++) {
         for (; ready < y * s->stride - s->top + s->size; ready++) FN(expand)(s, &t, image, ready);
@@ -191,3 +234,5 @@ static void FN(inverted)(const void *work, int64_t width, int64_t task, float *s
 
 #undef PARTS
 #undef SUMS
+#undef EIGHT
+#undef NARROW
