@@ -53,6 +53,8 @@ class HSSBlock(nn.Module):
 
     def _initialise(self) -> None:
         """As in Mamba (section 3.6 there): softplus(dt_bias) log-uniform in 0.001 … 0.1, A = −1 … −n."""
+        if self.dt_bias.is_meta:
+            return  # nothing holds numbers, and random ones would import torch._dynamo: a second
         rank, inner = self.dt_weight.shape[2], self.D.shape[1]
         nn.init.uniform_(self.x_weight, -(inner**-0.5), inner**-0.5)
         nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)

@@ -159,15 +159,18 @@ def test_our_efficientnet_lite_is_timms(name: str, size: tuple[int, int]) -> Non
 
 
 def test_scoring_with_the_default_encoder_imports_no_timm() -> None:
-    """Importing timm takes longer than scoring an image, and so does scikit-learn."""
+    """Importing timm takes longer than scoring an image, and so do scikit-learn and torch._dynamo."""
     code = """if True:
         import sys
+        import torch
         import mambaad_cli
         from mambaad_cli.inspection import predict, rows
-        from mambaad_cli.model import encoder
+        from mambaad_cli.inspection.network import new_network
+        from mambaad_cli.model import settings
         mambaad_cli.load
-        encoder.build_encoder(encoder.DEFAULT, (4, 8, 16))
-        print([name for name in ("timm", "sklearn", "torchvision") if name in sys.modules])
+        with torch.device("meta"):  # as a model file is read
+            new_network(settings.PRESETS["small"])
+        print([name for name in ("timm", "sklearn", "torchvision", "torch._dynamo", "sympy") if name in sys.modules])
     """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
