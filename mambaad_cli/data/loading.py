@@ -3,14 +3,12 @@
 Letters: h × w pixels of the file's image, H × W pixels of the model's input.
 """
 
-import ctypes
 import itertools
 import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from mambaad_cli.data import images, roi
 from mambaad_cli.data.images import ImageError, errors_of
+from mambaad_cli.side_by_side import threads_here
 
 BATCH = 8  # images that a model takes at once
 WORKERS = 2
@@ -157,7 +156,8 @@ def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) ->
 
     waiting: deque[Future[Input | ImageError]] = deque()
     remaining = enumerate(paths)
-    with ThreadPoolExecutor(workers, initializer=one_thread_alone) as pool:
+    # with threads of torch's own each would wait for those of the model, and they for it
+    with ThreadPoolExecutor(workers, initializer=lambda: threads_here(1)) as pool:
         try:
             for place, path in itertools.islice(remaining, 4 * workers + BATCH):
                 waiting.append(pool.submit(load, place, path))
@@ -170,17 +170,6 @@ def read_ahead(paths: Iterable[Path], wanted: Wanted, workers: int = WORKERS) ->
             for future in waiting:
                 future.cancel()
             memory.close()
-
-
-def one_thread_alone() -> None:
-    """Let torch use one thread here. Otherwise each thread that reads images would start threads of its own, beside
-    those of the model, and all would wait for each other.
-
-    `torch.set_num_threads` would also change what the model's matrix products use.
-    """
-    torch.get_num_threads()  # torch sets the number of a new thread when it is first asked for
-    with suppress(AttributeError, OSError, TypeError):  # torch without OpenMP
-        ctypes.CDLL(None).omp_set_num_threads(1)
 
 
 def bytes_kept(image: Input | ImageError) -> int:

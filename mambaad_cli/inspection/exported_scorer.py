@@ -66,6 +66,11 @@ class ExportedScorer:
         """Height and width of the images that its graph takes."""
         return self.preparation.input_size(self.names[0])
 
+    @property
+    def side_by_side(self) -> int:
+        """One: the runtime has threads of its own."""
+        return 1
+
     def expecting(self, images: int | None) -> "ExportedScorer":
         return self
 

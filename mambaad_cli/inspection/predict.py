@@ -1,5 +1,7 @@
 """Images in, one Prediction for each out, in order. Files are decoded in worker threads while the model works."""
 
+import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +18,7 @@ from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.product import Products, cold_of, p_value_of, threshold_of, verdict_of
 from mambaad_cli.inspection.regions import find_regions
 from mambaad_cli.inspection.scorer import Judgement, Scorer
+from mambaad_cli.side_by_side import in_order
 
 Image: TypeAlias = "str | Path | np.ndarray | Any"  # any: a PIL image, which need not be installed
 Reading: TypeAlias = "tuple[ImageFile, str, Input | ImageError]"  # a file, its product if that is told, what was read
@@ -59,16 +62,34 @@ def _read(scorer: Scorer, picture: Image, told: str) -> Input | ImageError:
 
 
 def predictions(scorer: Scorer, readings: Iterator[Reading], options: PredictOptions) -> Iterator[Prediction]:
-    """One Prediction for each image that was read, a batch at a time."""
-    for group in _batches(readings, options.batch):
-        readable = [(image, told) for _, told, image in group if isinstance(image, Input)]
-        judged = scorer.judge([image for image, _ in readable], [told for _, told in readable], options.distances)
-        judgements = iter(judged)
-        for file, told, image in group:
-            if isinstance(image, ImageError):
-                yield Prediction(file, told, None, None, "error", image.reason)
-            else:
-                yield _prediction(scorer.products, file, next(judgements), options)
+    """One Prediction for each image that was read.
+
+    Where there are several images, a CPU judges as many batches side by side as it has threads, each by one thread: no
+    thread then waits for others. All together hold no more than a batch.
+    """
+    side_by_side = min(scorer.side_by_side, options.batch)
+    groups = _batches(readings, options.batch // side_by_side)
+    first = list(itertools.islice(groups, 2))
+    if side_by_side > 1 and len(first) > 1:
+        threads = scorer.side_by_side // side_by_side
+        work = functools.partial(_judged, scorer, options)
+        judged = in_order(work, itertools.chain(first, groups), side_by_side, threads)
+    else:
+        judged = map(functools.partial(_judged, scorer, options), itertools.chain(first, groups))
+    for group in judged:
+        yield from group
+
+
+def _judged(scorer: Scorer, options: PredictOptions, group: Sequence[Reading]) -> list[Prediction]:
+    readable = [(image, told) for _, told, image in group if isinstance(image, Input)]
+    judged = scorer.judge([image for image, _ in readable], [told for _, told in readable], options.distances)
+    judgements = iter(judged)
+    return [
+        Prediction(file, told, None, None, "error", image.reason)
+        if isinstance(image, ImageError)
+        else _prediction(scorer.products, file, next(judgements), options)
+        for file, told, image in group
+    ]
 
 
 def _batches(readings: Iterator[Reading], batch: int) -> Iterator[list[Reading]]:

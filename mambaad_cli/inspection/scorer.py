@@ -53,6 +53,11 @@ class Scorer(Protocol):
         """The first 12 hex digits, of the file of the model that scores."""
         ...
 
+    @property
+    def side_by_side(self) -> int:
+        """How many batches it judges best at once, each in a thread of its own."""
+        ...
+
     def expecting(self, images: int | None) -> "Scorer":
         """The same scorer, ready for so many images; None: not known, so many."""
         ...

@@ -58,6 +58,14 @@ class TorchScorer:
     def sha256(self) -> str:
         return self.record.sha256
 
+    @property
+    def side_by_side(self) -> int:
+        """As many as torch has threads; a GPU, and ONNX Runtime, which has threads of its own, judge one at a time."""
+        network = self.network or self.record.network
+        return (
+            torch.get_num_threads() if network.device == "cpu" and not isinstance(network.encoder, OnnxEncoder) else 1
+        )
+
     def with_record(self, record: ModelRecord) -> "TorchScorer":
         """This scorer after the same network was calibrated again."""
         return replace(self, record=record, network=None)

@@ -5,7 +5,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -249,10 +248,3 @@ def test_what_is_kept_of_a_photo_does_not_change_what_the_model_sees(tmp_path: P
     assert isinstance(largest, Input)
     assert largest.source is not None
     assert largest.source.shape == (300, 400, 3)
-
-
-def test_a_thread_that_reads_keeps_torch_to_itself_and_leaves_the_others_as_they_are() -> None:
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(1, initializer=loading.one_thread_alone) as pool:
-        assert pool.submit(torch.get_num_threads).result() == 1
-    assert torch.get_num_threads() == before

@@ -1,0 +1,46 @@
+"""Work on several things side by side, in threads, with the results in the order of the things."""
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+import torch
+
+Thing = TypeVar("Thing")
+Result = TypeVar("Result")
+
+
+def in_order(
+    work: Callable[[Thing], Result], things: Iterable[Thing], workers: int, threads: int = 1
+) -> Iterator[Result]:
+    """What `work` makes of each thing, in order; `workers` of them are worked on at once, each with so many threads of
+    torch. No more things are taken than are worked on, and one that waits.
+
+    >>> list(in_order(lambda number: number * number, range(4), workers=2))
+    [0, 1, 4, 9]
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, initializer=lambda: threads_here(threads)) as pool:
+        try:
+            for thing in things:
+                waiting.append(pool.submit(work, thing))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def threads_here(number: int) -> None:
+    """Let torch use so many threads in the thread that calls this, and leave those of others as they are.
+
+    `torch.set_num_threads` would also change what the model's matrix products use in other threads.
+    """
+    torch.get_num_threads()  # torch sets the number of a new thread when it is first asked for
+    with suppress(AttributeError, OSError, TypeError):  # torch without OpenMP
+        ctypes.CDLL(None).omp_set_num_threads(number)

@@ -1,0 +1,52 @@
+"""Work in threads, with its results in order."""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from mambaad_cli.side_by_side import in_order, threads_here
+
+
+def test_a_thread_sets_its_own_number_of_threads_and_leaves_the_others_as_they_are() -> None:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(1, initializer=lambda: threads_here(1)) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_results_come_in_order_while_others_are_worked_on() -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def work(number: int) -> int:
+        together.wait()  # passes only where two are worked on at once
+        time.sleep(0.01 * (number % 2))
+        return number
+
+    assert list(in_order(work, range(8), workers=2)) == list(range(8))
+
+
+def test_no_more_is_taken_than_is_worked_on_and_one_that_waits() -> None:
+    taken: list[int] = []
+
+    def things() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = in_order(lambda number: number, things(), workers=3)
+    for number in range(10):
+        assert next(results) == number
+        assert len(taken) <= number + 1 + 3
+    results.close()  # type: ignore[attr-defined]
+    assert len(taken) < 20
+
+
+def test_an_error_comes_out_where_its_result_would() -> None:
+    results = in_order(lambda number: 1 / number, (2, 1, 0, 3), workers=2)
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
