@@ -134,6 +134,7 @@ class PatchCore(nn.Module):
     """A fitted PatchCore of anomalib as a detector of ours."""
 
     strides: ClassVar[tuple[int, ...]] = (1,)
+    scales = 0
 
     def __init__(self, peer: Any) -> None:
         super().__init__()

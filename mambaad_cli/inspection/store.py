@@ -231,8 +231,9 @@ def _finite(values: Tensor, name: str) -> Tensor:
 def _product(facts: ProductFacts, network: Network, part: "_Part") -> Product:
     channels = network.encoder.channels
     patch = sum(channels[-2:])
-    if facts.scales not in (0, len(channels)):
-        raise ValueError(f"{facts.name} has statistics of {facts.scales} scales, its encoder has {len(channels)}")
+    scales = network.detector.scales
+    if facts.scales not in (0, scales):
+        raise ValueError(f"{facts.name} has statistics of {facts.scales} scales, its detector has {scales}")
     if facts.views not in (0, 2 if network.settings.two_looks else 1):
         raise ValueError(f"{facts.name} has {facts.views} memories")
     tiles = None
@@ -240,7 +241,7 @@ def _product(facts: ProductFacts, network: Network, part: "_Part") -> Product:
         tiles = Tiles(part.memory("tiles", patch), part.floats("tiles.places", None, None), facts.tiles)
     region = part.mask("region") if facts.region else None
     learnt = Learnt(
-        tuple(part.statistics(f"statistics.{i}", width) for i, width in enumerate(channels[: facts.scales])),
+        tuple(part.statistics(f"statistics.{i}", width) for i, width in enumerate(channels[len(channels) - facts.scales :])),
         tuple(part.memory(f"memory.{view}", patch) for view in range(facts.views)),
         facts.fusion,
         tiles,

@@ -21,6 +21,11 @@ class Detector(Protocol):
 
     strides: ClassVar[tuple[int, ...]]  # of the encoder's stages that it uses, finest first
 
+    @property
+    def scales(self) -> int:
+        """How many residuals it gives."""
+        ...
+
     def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
         """A scalar to minimise, the mean over the images; it falls as good features are reconstructed better.
 

@@ -25,6 +25,7 @@ from mambaad_cli.model.kernels.selective_scan import selective_scan
 from mambaad_cli.model.losses import LOSSES, cosine_distances
 from mambaad_cli.model.scan_orders import directions as walks
 
+MIN_STAGES = 2  # of the decoder, which reconstructs one scale less
 MAX_BLOCKS = 1000  # of a decoder, which come from a model file; the paper's has 16
 
 
@@ -152,7 +153,7 @@ class PatchExpand(nn.Module):
 class DecoderOptions:
     """What the decoder is made of."""
 
-    depths: Sequence[int] = (3, 4, 6, 3)  # HSS blocks of the four stages, coarse to fine
+    depths: Sequence[int] = (3, 4, 6, 3)  # HSS blocks of the stages, coarse to fine; three leave out the finest scale
     order: str = "hilbert"  # sweep, scan, zorder, zigzag or hilbert
     directions: int = 8  # 2, 4, 8, or 6: the distinct ones of the 8 (only for hilbert and scan, see scan_orders.py)
     local_branches: bool = True  # False: a plain Mamba decoder
@@ -168,6 +169,9 @@ class MambaDecoder(nn.Module):
         if blocks > MAX_BLOCKS:
             raise MambaADError(f"a decoder of {blocks} blocks is too deep: at most {MAX_BLOCKS}")
         rates = iter(torch.linspace(options.drop_path, 0, blocks, device="cpu").tolist())
+        if not MIN_STAGES <= len(options.depths) <= len(channels):
+            raise MambaADError(f"no decoder of {len(options.depths)} stages: {MIN_STAGES} to {len(channels)}")
+        channels = channels[: len(options.depths)]
         self.expands = nn.ModuleList(PatchExpand(c, finer) for c, finer in pairwise(channels))
         self.stages = nn.ModuleList(
             nn.Sequential(*(_lss_module(c, options, list(islice(rates, size))) for size in module_depths(depth)))
@@ -230,9 +234,10 @@ class HalfFPN(nn.Module):
 
 
 class MambaAD(nn.Module):
-    """The detector: reconstructs the encoder's features of strides 4, 8 and 16.
+    """The detector: reconstructs the encoder's features of strides 4, 8 and 16, or the coarser of them, from all three.
 
-    channels: the encoder's, finest first; the decoder's are the same, with twice the coarsest before them.
+    channels: the encoder's, finest first; the decoder's are the same, with twice the coarsest before them. Stages of
+    the decoder that are left out are the finest: most positions are theirs, and a map hardly needs them.
     loss: "mse" as in the paper; "cosine", what the map measures; "hard-cosine", with more weight on rare patterns.
     options: of the decoder, see DecoderOptions.
     """
@@ -247,23 +252,32 @@ class MambaAD(nn.Module):
         self.bottleneck = HalfFPN(channels, widths[0])
         self.decoder = MambaDecoder(widths, DecoderOptions(**options))
 
+    @property
+    def scales(self) -> int:
+        """How many of the features it reconstructs."""
+        return len(self.decoder.expands)
+
+    def reconstructed(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Those of the features that it reconstructs, finest first."""
+        return features[-self.scales :]
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """The reconstructed features: the same shapes, finest first."""
+        """What it makes of the features that it reconstructs: the same shapes, finest first."""
         x = F.dropout(self.bottleneck(features), self.dropout, self.training).permute(0, 2, 3, 1)
-        sizes = [(f.shape[2], f.shape[3]) for f in reversed(features)]
+        sizes = [(f.shape[2], f.shape[3]) for f in reversed(self.reconstructed(features))]
         return [y.permute(0, 3, 1, 2) for y in reversed(self.decoder(x, sizes))]
 
     def loss(self, features: Sequence[Tensor], seen: Sequence[Tensor] | None = None) -> Tensor:
         """Falls as good features are reconstructed better, from themselves or from the corrupted ones in `seen`."""
-        return self.loss_function(features, self(features if seen is None else seen))
+        return self.loss_function(self.reconstructed(features), self(features if seen is None else seen))
 
     def distances(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Cosine distance of the features from their reconstruction: (b, h, w) for each scale, 0 … 2."""
-        return cosine_distances(features, self(features))
+        return cosine_distances(self.reconstructed(features), self(features))
 
     def residuals(self, features: Sequence[Tensor]) -> list[Residual]:
         """What it cannot reconstruct at each scale."""
-        return residuals(features, self(features))
+        return residuals(self.reconstructed(features), self(features))
 
     def anomaly_map(self, features: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         """(b, *size), higher where the image is less like what was learnt."""

@@ -215,6 +215,7 @@ class PatchMemory(nn.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = (8, 16)
+    scales = 0
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()

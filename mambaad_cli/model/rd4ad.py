@@ -78,6 +78,7 @@ class ReverseDistillation(nn.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16)
+    scales = 3
 
     def __init__(self, channels: Sequence[int], bottleneck_width: int = 64, block: Block | None = None) -> None:
         super().__init__()

@@ -82,6 +82,7 @@ class UniAD(nn.Module):
     """
 
     strides: ClassVar[tuple[int, ...]] = (2, 4, 8, 16)
+    scales = 1
 
     def __init__(
         self,

@@ -176,3 +176,15 @@ def test_dropout_of_the_bottleneck_is_for_training_alone() -> None:
     assert not torch.equal(detector(features)[0], detector(features)[0])
     detector.eval()
     assert torch.equal(detector(features)[0], detector(features)[0])
+
+
+def test_without_its_finest_stage_the_decoder_reconstructs_the_coarser_scales_from_all_three() -> None:
+    torch.manual_seed(0)
+    detector = MambaAD([4, 8, 16], depths=(1, 1, 1), directions=2, drop_path=0.0).eval()
+    features = [torch.rand(2, c, side, side) for c, side in ((4, 16), (8, 8), (16, 4))]
+    assert [y.shape for y in detector(features)] == [x.shape for x in features[1:]]
+    assert [one.difference.shape for one in detector.residuals(features)] == [(2, 8, 8, 8), (2, 4, 4, 16)]
+    assert detector.anomaly_map(features, (32, 32)).shape == (2, 32, 32)
+    assert detector.loss(features).isfinite()
+    other = [torch.rand_like(features[0]), *features[1:]]
+    assert not torch.equal(detector(features)[0], detector(other)[0])

@@ -101,7 +101,7 @@ def test_settings_of_a_huge_network_cost_no_memory(name: str) -> None:
     [
         ("mambaad", {"depth": (1, 1, 1, 1)}),
         ("mambaad", {"depths": "many"}),
-        ("mambaad", {"depths": (1, 1, 1)}),
+        ("mambaad", {"depths": (1,)}),
         ("mambaad", {"loss": "none"}),
         ("rd4ad", {"block": 7, "bottleneck_width": "x"}),
         ("uniad", {"heads": 0}),
