@@ -8,7 +8,7 @@ import mambaad_cli
 
 ROOT = Path(mambaad_cli.__file__).parent
 FLOORS = [
-    {"", "allocator", "files", "distributed"},
+    {"", "allocator", "side_by_side", "files", "distributed"},
     {"model"},
     {"data"},
     {"inspection"},

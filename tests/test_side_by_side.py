@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mambaad_cli.side_by_side import in_order, threads_here
+from mambaad_cli.side_by_side import in_order, split_over_threads, threads_here
 
 
 def test_a_thread_sets_its_own_number_of_threads_and_leaves_the_others_as_they_are() -> None:
@@ -50,3 +50,11 @@ def test_an_error_comes_out_where_its_result_would() -> None:
     assert [next(results), next(results)] == [0.5, 1.0]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_a_batch_that_is_split_gives_the_same(images: int) -> None:
+    batch = torch.rand(images, 3)
+    found = split_over_threads(lambda part: [part + 1, part.sum(1)], batch)
+    assert torch.equal(found[0], batch + 1)
+    assert torch.equal(found[1], batch.sum(1))

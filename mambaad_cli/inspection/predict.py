@@ -69,14 +69,11 @@ def predictions(scorer: Scorer, readings: Iterator[Reading], options: PredictOpt
     """
     side_by_side = min(scorer.side_by_side, options.batch)
     groups = _batches(readings, options.batch // side_by_side)
-    first = list(itertools.islice(groups, 2))
-    if side_by_side > 1 and len(first) > 1:
-        threads = scorer.side_by_side // side_by_side
-        work = functools.partial(_judged, scorer, options)
-        judged = in_order(work, itertools.chain(first, groups), side_by_side, threads)
-    else:
-        judged = map(functools.partial(_judged, scorer, options), itertools.chain(first, groups))
-    for group in judged:
+    first = list(itertools.islice(groups, 2 if side_by_side > 1 else 0))
+    groups, work = itertools.chain(first, groups), functools.partial(_judged, scorer, options)
+    several = len(first) > 1
+    threads = scorer.side_by_side // side_by_side
+    for group in in_order(work, groups, side_by_side, threads) if several else map(work, groups):
         yield from group
 
 

@@ -241,7 +241,10 @@ def _product(facts: ProductFacts, network: Network, part: "_Part") -> Product:
         tiles = Tiles(part.memory("tiles", patch), part.floats("tiles.places", None, None), facts.tiles)
     region = part.mask("region") if facts.region else None
     learnt = Learnt(
-        tuple(part.statistics(f"statistics.{i}", width) for i, width in enumerate(channels[len(channels) - facts.scales :])),
+        tuple(
+            part.statistics(f"statistics.{i}", width)
+            for i, width in enumerate(channels[len(channels) - facts.scales :])
+        ),
         tuple(part.memory(f"memory.{view}", patch) for view in range(facts.views)),
         facts.fusion,
         tiles,

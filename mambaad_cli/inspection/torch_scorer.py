@@ -60,11 +60,9 @@ class TorchScorer:
 
     @property
     def side_by_side(self) -> int:
-        """As many as torch has threads; a GPU, and ONNX Runtime, which has threads of its own, judge one at a time."""
+        """As many as torch has threads; one on a GPU, and where the encoder has threads of its own."""
         network = self.network or self.record.network
-        return (
-            torch.get_num_threads() if network.device == "cpu" and not isinstance(network.encoder, OnnxEncoder) else 1
-        )
+        return torch.get_num_threads() if network.device == "cpu" and not network.encoder.own_threads else 1
 
     def with_record(self, record: ModelRecord) -> "TorchScorer":
         """This scorer after the same network was calibrated again."""

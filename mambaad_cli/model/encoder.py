@@ -43,6 +43,7 @@ class Encoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    own_threads = False  # whether what runs it has threads of its own, beside those of torch
 
     def __init__(
         self, net: Any, channels: Sequence[int], mean: Sequence[float], std: Sequence[float], architecture: str = ""

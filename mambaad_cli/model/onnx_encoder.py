@@ -64,6 +64,8 @@ def with_onnx_runtime(folded: Encoder) -> "OnnxEncoder":
 class OnnxEncoder(Encoder):
     """An encoder that ONNX Runtime runs; it has no weights of its own."""
 
+    own_threads = True
+
     def __init__(self, folded: Encoder) -> None:
         super().__init__(nn.Identity(), folded.channels, folded.mean.flatten().tolist(), folded.std.flatten().tolist())
         import onnxruntime

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from mambaad_cli.data.loading import Box, at_size, read_ahead, within
 from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection.model_record import Example
 from mambaad_cli.inspection.product import Size
+from mambaad_cli.side_by_side import split_over_threads
 from mambaad_cli.training.cache import Cache
 from mambaad_cli.training.examples import box_of, inside_of, pixels_of
 from mambaad_cli.training.job import Job
@@ -277,9 +279,10 @@ class _Encoding:
         network = job.fast
         self.members: list[int] = []
         self.remembered: list[int] = []
-        self.coarse = _Encoded(network.coarse_features, most, cache)
+        split = (lambda encode, pixels: encode(pixels)) if network.encoder.own_threads else split_over_threads
+        self.coarse = _Encoded(partial(split, network.coarse_features), most, cache)
         two = network.settings.two_looks
-        self.close = _Encoded(lambda pixels: [network.close_view(pixels)], most, cache) if two else None
+        self.close = _Encoded(partial(split, lambda pixels: [network.close_view(pixels)]), most, cache) if two else None
 
     def add(self, pictures: Iterable[Tensor], member: int, remembered: int = 1) -> None:
         """The views (3, H, W) of one image; a memory remembers the first `remembered` of them."""

@@ -32,6 +32,7 @@ class Seen(nn.Module):
 
 class Brightness(nn.Module):
     strides = (1,)
+    scales = 0
     gain = 1.0
 
     def anomaly_map(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
