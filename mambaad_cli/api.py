@@ -52,9 +52,9 @@ class FittedModel:
     def predict(self, image: "Image | list[Image]", class_name: str | None = None) -> "Prediction | list[Prediction]":
         """Score one image, or a list of them.
 
-        image: a path, an array (h, w, 3) or (h, w) in RGB order of uint8, of uint16 with white at 65535, or of floats
-            in 0 … 1, or a PIL image.
-        class_name: the product that it shows. By default it is recognised, if the model knows several.
+        - image: a path, a PIL image, or an array (h, w, 3) or (h, w) in RGB order of uint8, of uint16 with white at
+          65535, or of floats in 0 … 1.
+        - class_name: the product that it shows. By default it is recognised, if the model knows several.
 
         Raises MambaADError for an array of another kind and for a class that the model does not know. A file that
         cannot be read gives a Prediction with the verdict `error`.
@@ -100,8 +100,9 @@ class FittedModel:
     ) -> "Mapping[str, Lectured]":
         """Teach known defects and good parts that were rejected by mistake, in seconds, as `mambaad learn` does.
 
-        bad, good: folders of photos. masks: a folder with a mask of each defect.
-        class_name: the product that all of them show; by default a folder tells it, or it is recognised.
+        - bad, good: folders of photos.
+        - masks: a folder with a mask of each defect.
+        - class_name: the product that all of them show; by default a folder tells it, or it is recognised.
 
         Returns what that did, by product. Raises MambaADError, and leaves the model as it was, where a photo teaches
         nothing, and where one is both good and bad.
@@ -133,8 +134,8 @@ def _refuse(file: images.ImageFile, why: str) -> None:
 def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime: str = "auto") -> FittedModel:
     """Read a model file, or one that was exported, ready to predict.
 
-    device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
-    runtime: torch, onnxruntime or auto: what runs the default encoder on a CPU, see TorchScorer.expecting.
+    - device: auto, cpu, cuda or cuda:N; auto takes a GPU if there is one.
+    - runtime: torch, onnxruntime or auto: what runs the default encoder on a CPU.
 
     Raises MambaADError for a file that is missing, damaged or made by a newer version, and for a device that does
     not exist, or a runtime.
@@ -154,9 +155,9 @@ def fit(
 ) -> FittedModel:
     """Train one model on a folder of good images, whose sub-folders are product classes, as `mambaad fit` does.
 
-    size: (height, width) in pixels that the decoder sees of all images; by default each product has a size of its own.
-    letterbox: keep each image's aspect ratio; otherwise images are stretched to that size.
-    choices: fields of FitRequest or of Recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1.
+    - size: (height, width) in pixels that the decoder sees of all images; by default each product has its own.
+    - letterbox: keep each image's aspect ratio; otherwise images are stretched to that size.
+    - choices: fields of FitRequest or of Recipe, such as max_minutes=2, epochs=20, folds=4, flips=True or seed=1.
 
     Raises MambaADError, before an image is read, for an unknown choice and for choices that do not go together, and
     for a folder without enough good images.

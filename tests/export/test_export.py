@@ -35,6 +35,7 @@ from mambaad_cli.inspection.runtimes import FACTS, sealed_onnx
 from mambaad_cli.inspection.torch_scorer import TorchScorer
 from mambaad_cli.model.settings import Settings
 from tests.cli.test_commands import complaint, run
+from tests.code_blocks import blocks
 from tests.conftest import calibrated, record_of, with_products
 from tests.export.conftest import WHOLE, WHOLE_INPUT, Fit, Saved, needs
 from tests.export.test_network import KINDS
@@ -230,14 +231,12 @@ def test_bench_times_an_exported_model_at_its_own_size(whole: Saved) -> None:
 
 
 def example(language: str) -> str:
-    """The README's example that uses ONNX Runtime in this language."""
-    readme = (Path(mambaad_cli.__file__).parent.parent / "README.md").read_text()
-    blocks = (part.split("```")[0] for part in readme.split(f"```{language}\n")[1:])
-    (code,) = (block for block in blocks if "onnxruntime" in block)
+    """The documentation's example that uses ONNX Runtime in this language."""
+    (code,) = (block.code for block in blocks(language) if "onnxruntime" in block.code)
     return code
 
 
-def test_the_python_example_of_the_readme_gives_our_verdict_without_mambaad(whole: Saved, tmp_path: Path) -> None:
+def test_the_python_example_gives_our_verdict_without_mambaad(whole: Saved, tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(example("python"))
     photo = whole.photos / "nut" / "0.png"
     command = [sys.executable, "example.py", str(whole.onnx), str(photo)]
@@ -248,7 +247,7 @@ def test_the_python_example_of_the_readme_gives_our_verdict_without_mambaad(whol
     assert float(score) == pytest.approx(expected.score, rel=2e-2)
 
 
-def test_the_cpp_example_of_the_readme_gives_our_score(whole: Saved, tmp_path: Path) -> None:
+def test_the_cpp_example_gives_our_score(whole: Saved, tmp_path: Path) -> None:
     roots = [os.environ.get("ORT", ""), "/usr", "/usr/local"]
     headers = [path.parent for root in roots if root for path in Path(root, "include").rglob("onnxruntime_cxx_api.h")]
     libraries = list(Path(onnxruntime_folder(), "capi").glob("libonnxruntime.so.*"))
