@@ -14,6 +14,7 @@ from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.predict import predict, product_of
 from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.product import Product
+from mambaad_cli.inspection.torch_scorer import TorchScorer
 from tests.conftest import around, picture, record_of, with_products, with_scores, with_settings
 
 
@@ -389,3 +390,20 @@ def test_a_photo_as_no_good_one_was_taken_is_for_review_and_says_why(
         assert (good.verdict, good.warning) == ("good" if verdict == "review" else "anomalous", "")
         assert bad.verdict == verdict
         assert said in bad.warning
+
+
+@pytest.mark.parametrize("side_by_side", [1, 3, 40])
+def test_batches_that_are_judged_side_by_side_give_the_same_in_order(
+    tiny_model: FittedModel, photos: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side_by_side: int
+) -> None:
+    gone = ImageFile(tmp_path / "nut" / "gone.png", Path("gone.png"), "")
+    files = [*photos, gone, *photos]
+    monkeypatch.setattr(TorchScorer, "side_by_side", property(lambda scorer: 1))
+    alone = list(predict(tiny_model.scorer, files))
+    monkeypatch.setattr(TorchScorer, "side_by_side", property(lambda scorer: side_by_side))
+    found = list(predict(tiny_model.scorer, files))
+    assert [one.file for one in found] == files
+    assert [one.error for one in found] == [one.error for one in alone]
+    assert scores(one for one in found if not one.error) == pytest.approx(
+        scores(one for one in alone if not one.error), rel=1e-5
+    )
