@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ ROOT = Path(mambaad_cli.__file__).parent
 PROJECT = ROOT.parent / "pyproject.toml"
 # where a package on PyPI is not called as the module that it brings
 PYPI_NAMES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "PIL": "pillow"}
-# brought by another one, or by whoever compares with it: triton by torch, onnx_ir by onnxscript
-NOT_DECLARED = {"mambaad_cli", "triton", "onnx_ir", "anomalib"}
+# triton is brought by torch where a GPU can use it; anomalib by whoever compares with it
+NOT_DECLARED = {"mambaad_cli", "tests", "triton", "anomalib"}
 
 pytestmark = pytest.mark.skipif(not PROJECT.exists(), reason="not in a checkout")
 
@@ -28,21 +29,40 @@ def declared() -> set[str]:
     return {normal(name) for name in re.findall(r'"([A-Za-z0-9_.-]+)(?:>=|")', PROJECT.read_text())}
 
 
-def imported() -> set[str]:
+def packages(nodes: Iterable[ast.AST]) -> set[str]:
+    """PyPI's names of what import statements among these take from other packages than ours and Python's own."""
     modules: set[str] = set()
-    for path in ROOT.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                modules.add(node.module)
-    return {module.split(".")[0] for module in modules} - sys.stdlib_module_names
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+    names = {module.split(".")[0] for module in modules} - sys.stdlib_module_names - NOT_DECLARED
+    return {normal(PYPI_NAMES.get(name, name)) for name in names}
 
 
 def test_each_package_that_the_code_imports_is_declared() -> None:
-    third_party = imported() - NOT_DECLARED
-    assert {"torch", "cv2", "timm"} <= third_party
-    assert {name for name in third_party if normal(PYPI_NAMES.get(name, name)) not in declared()} == set()
+    imported = {name for path in ROOT.rglob("*.py") for name in packages(ast.walk(ast.parse(path.read_text())))}
+    assert {"torch", "opencv-python-headless", "timm"} <= imported
+    assert imported - declared() == set()
+
+
+def test_what_is_imported_with_a_module_needs_no_extra() -> None:
+    """But for the modules of an extra, which are imported themselves when they are needed."""
+    of_extras = {"_build.py": {"setuptools"}, "export/operators.py": {"onnx-ir", "onnxscript"}}
+    required = PROJECT.read_text().split("\ndependencies = [")[1].split("]")[0]
+    names = {normal(name) for name in re.findall(r'"([A-Za-z0-9_.-]+)>=', required)}
+    assert {"torch", "numpy"} <= names
+    for path in ROOT.rglob("*.py"):
+        extra = of_extras.get(path.relative_to(ROOT).as_posix(), set())
+        assert packages(ast.parse(path.read_text()).body) - names == extra, path
+
+
+def test_each_package_that_the_tests_import_is_declared() -> None:
+    paths = Path(__file__).parent.rglob("*.py")
+    imported = {name for path in paths for name in packages(ast.walk(ast.parse(path.read_text())))}
+    assert {"pytest", "hypothesis", "pillow"} <= imported
+    assert imported - declared() == set()
 
 
 def test_every_room_is_packaged() -> None:

@@ -129,8 +129,8 @@ def _scan_facts() -> dict[str, Any]:
     plain = _nanoseconds(plain_scan.chunked_scan)
     if library is None:
         return {
-            "cpu scan": "chunked PyTorch: the compiled kernel is missing. Install a C compiler (gcc or clang), then "
-            "pip install --force-reinstall --no-deps mambaad",
+            "cpu scan": "chunked PyTorch: the compiled kernel is missing. Install a C compiler (gcc or "
+            "clang, on Windows clang), then pip install --force-reinstall --no-deps --no-cache-dir mambaad",
             "cpu scan speed": f"{plain:.1f} ns per position, direction and channel",
         }
     fused = _nanoseconds(scan.selective_scan)

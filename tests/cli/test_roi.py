@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from click.testing import Result
+from typer.testing import Result
 
 import mambaad_cli as mambaad
 from mambaad_cli.data import images

@@ -10,13 +10,7 @@
    Plain C without Python or torch, called over raw pointers. The same source (cpu_kernels.h) is compiled for each
    instruction set and one is chosen at run time. */
 
-#include <pthread.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "cpu_platform.h"
 
 enum {
     TILE = 32,   /* positions between two stored states */
@@ -171,7 +165,11 @@ static size_t inverted_scratch(const Inverted *s, int64_t width) {
 #define HALF 2
 #define VECS 1
 #define ACROSS 4
+#if defined(__aarch64__)
+#define ROWS 6 /* with four vectors of 32 registers for the weights and one for a value: 29 */
+#else
 #define ROWS 4
+#endif
 #define NEAR 4
 #include "cpu_kernels.h"
 
@@ -248,23 +246,22 @@ static void restore_denormals(uint64_t old) {
 #endif
 }
 
-static void *work(void *argument) {
+static void work(void *argument) {
     Job *job = argument;
-    void *scratch = NULL;
-    if (posix_memalign(&scratch, 64, job->scratch * sizeof(float))) {
+    float *scratch = allocate(job->scratch * sizeof(float));
+    if (!scratch) {
         __atomic_store_n(&job->failed, 1, __ATOMIC_RELAXED);
-        return NULL;
+        return;
     }
     uint64_t old = flush_denormals();
     int64_t task;
     while ((task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->tasks)
         job->run(job->work, job->width, task, scratch);
     restore_denormals(old);
-    free(scratch);
-    return NULL;
+    release(scratch);
 }
 
-static void work_openmp(void *argument) { work(argument); }
+THREAD(work)
 
 /* What libgomp calls to run a function on each thread of a team. torch's own team is borrowed through it where the
    process has one: a second pool would fight with its waiting threads for the cores. */
@@ -274,14 +271,14 @@ static int run(Job *job, int64_t threads, Parallel parallel) {
     enum { MOST = 256 };
     threads = smaller(smaller(threads, job->tasks), MOST);
     if (threads > 1 && parallel) {
-        parallel(work_openmp, job, (unsigned)threads, 0);
+        parallel(work, job, (unsigned)threads, 0);
         return job->failed;
     }
-    pthread_t helpers[MOST];
+    Thread helpers[MOST];
     int64_t started = 0;
-    while (started < threads - 1 && !pthread_create(&helpers[started], NULL, work, job)) started++;
+    while (started < threads - 1 && start_thread(&helpers[started], work_thread, job)) started++;
     work(job);
-    while (started) pthread_join(helpers[--started], NULL);
+    while (started) join_thread(helpers[--started]);
     return job->failed;
 }
 
@@ -294,19 +291,10 @@ static int64_t block_width(int64_t channels, int64_t images, int64_t threads) {
     return 16;
 }
 
-int mambaad_tile(void) { return TILE; }
+EXPORT int mambaad_tile(void) { return TILE; }
 
-/* 2: AVX-512, 1: AVX2 with FMA, 0: portable (SSE2 or NEON). */
-int mambaad_best_isa(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
-#endif
-    return 0;
-}
+/* The number of an instruction set, the best one that this machine has. */
+EXPORT int mambaad_best_isa(void) { return best_isa(); }
 
 /* What each instruction set has, by its number. */
 static const struct {
@@ -324,32 +312,32 @@ static const struct {
 };
 
 /* These return 0, or 1 where memory ran out. */
-int mambaad_scan_forward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_scan_forward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
     int64_t width = block_width(s->d, s->b, threads);
     Job job = {s, width, s->b * ceil_div(s->d, width), 0, 0, kernels[isa].forward, forward_scratch(s)};
     return run(&job, threads, parallel);
 }
 
-int mambaad_scan_backward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_scan_backward(const Scan *s, int isa, int64_t threads, Parallel parallel) {
     Job job = {s, BLOCK, s->b * s->groups, 0, 0, kernels[isa].backward, backward_scratch(s)};
     return run(&job, threads, parallel);
 }
 
 /* Forward, or backward where s->dx is given. */
-int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_normed_silu(const Norm *s, int isa, int64_t threads, Parallel parallel) {
     int64_t width = block_width(s->c, s->b, threads);
     Job job = {s, width, s->b * ceil_div(s->c, width), 0, 0, kernels[isa].norm, 16};
     return run(&job, threads, parallel);
 }
 
 /* Forward, or backward where g->dx is given. */
-int mambaad_gated_norm(const Gated *g, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_gated_norm(const Gated *g, int isa, int64_t threads, Parallel parallel) {
     Job job = {g, 0, g->parts, 0, 0, kernels[isa].gated, 16};
     return run(&job, threads, parallel);
 }
 
 /* Forward, or the gradient of the weight where s->d_weight is given. */
-int mambaad_depthwise(const Depthwise *s, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_depthwise(const Depthwise *s, int isa, int64_t threads, Parallel parallel) {
     int64_t images = s->d_weight ? s->b : s->b * ceil_div(s->h, BAND), width = block_width(s->c, images, threads);
     Task *task = s->d_weight ? kernels[isa].depthwise_weight : kernels[isa].depthwise;
     Job job = {s, width, images * ceil_div(s->c, width), 0, 0, task, depthwise_scratch(s)};
@@ -357,7 +345,7 @@ int mambaad_depthwise(const Depthwise *s, int isa, int64_t threads, Parallel par
 }
 
 /* Each thread has the same number of tasks where rows are enough: first whole images, then bands of their rows. */
-int mambaad_inverted(Inverted *s, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_inverted(Inverted *s, int isa, int64_t threads, Parallel parallel) {
     int64_t width = s->columns, tiles = 1;
     while (width > 16 && s->wide * s->size * inverted_ring(s, width) > TILE_FLOATS)
         width = ceil_div(s->columns, ++tiles);
@@ -369,7 +357,7 @@ int mambaad_inverted(Inverted *s, int isa, int64_t threads, Parallel parallel) {
     return run(&job, threads, parallel);
 }
 
-int mambaad_nearest(const Nearest *s, int isa, int64_t threads, Parallel parallel) {
+EXPORT int mambaad_nearest(const Nearest *s, int isa, int64_t threads, Parallel parallel) {
     Job job = {s, 0, ceil_div(s->rows, GROUPS * kernels[isa].rows), 0, 0, kernels[isa].nearest,
                (size_t)(GROUPS * MOST_ROWS * s->pairs)};
     return run(&job, threads, parallel);

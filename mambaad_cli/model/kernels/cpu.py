@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.machinery
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from mambaad_cli import MambaADError
 
+SYSTEM_SUFFIXES = {"win32": ".dll", "darwin": ".dylib"}  # of a shared library; elsewhere .so
 ISA = ("portable", "AVX2", "AVX-512")  # what cpu.c was built for, by number; portable is SSE2 or NEON
 
 
 @lru_cache(maxsize=1)
 def kernels() -> Any:
     """The compiled cpu.c, or None where this installation was made without a C compiler."""
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+    own = SYSTEM_SUFFIXES.get(sys.platform, ".so")
+    for suffix in (own, *importlib.machinery.EXTENSION_SUFFIXES):  # the latter in a checkout that an older setup built
         path = Path(__file__).with_name(f"_cpu{suffix}")
         if path.exists():
             library: Any = ctypes.CDLL(str(path))
@@ -29,7 +32,7 @@ def kernels() -> Any:
 
 
 def _torch_team() -> ctypes.c_void_p:
-    """libgomp's entry point, if torch has loaded libgomp into the process: then the kernels use the same threads."""
+    """OpenMP's entry point, if the process has libgomp or LLVM's libomp: then the kernels use the same threads."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
     except (AttributeError, OSError, TypeError):

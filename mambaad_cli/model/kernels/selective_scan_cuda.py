@@ -1,8 +1,10 @@
 """The selective scan on a GPU. This module is imported when a CUDA tensor arrives, never before.
 
 There are three backends, and the first one that works is used: the CUDA scan of mamba-ssm, Triton kernels of our own,
-and the chunked PyTorch path of plain_scan.py. Before its first use on a GPU a backend runs a small scan, and where
-gradients are wanted backward as well. A backend that raises an error or gives other numbers than the CPU is not used.
+and the chunked PyTorch path of plain_scan.py. The Triton kernels are what a GPU usually gets: torch for Linux brings
+Triton, while mamba-ssm has had no CUDA scan since July 2026 unless it is built with MAMBA_KEEP_CUDA_BUILD=TRUE. Before
+its first use on a GPU a backend runs a small scan, and where gradients are wanted backward as well. A backend that
+raises an error or gives other numbers than the CPU is not used.
 
 None of this has been run on a GPU yet. The tests without one cover the conversion to mamba-ssm's layout and back, the
 numbers of the Triton kernels in Triton's interpreter, and that the kernels compile for NVIDIA GPUs.
@@ -90,6 +92,8 @@ def _fault(name: str, device: torch.device | None, gradients: bool) -> str:
             importlib.import_module(module)
         if device is not None:
             _try_out(name, device, gradients)
+    except ModuleNotFoundError as error:
+        return str(error) + MISSING.get(error.name or "", "")
     except Exception as error:
         return " ".join(str(error).split()) or type(error).__name__
     return ""
@@ -380,8 +384,14 @@ def plain_backward(
         return chunked_backward(dy, u, x, dt_weight, dt_bias, A, D, order)
 
 
-# By name, the fastest first: modules to import, forward, backward. mamba-ssm's scan is a separate module that newer
-# versions leave out unless they are built with MAMBA_KEEP_CUDA_BUILD=TRUE.
+# What is to be known of a module that is missing.
+MISSING = {
+    "selective_scan_cuda": ": mamba-ssm builds it with MAMBA_KEEP_CUDA_BUILD=TRUE alone. It is not needed where triton "
+    "is available",
+    "triton": ": torch brings it on Linux",
+}
+
+# By name, in the order in which they are tried: modules to import, forward, backward.
 BACKENDS: dict[str, tuple[tuple[str, ...], Callable[..., Tensor], Callable[..., Grads]]] = {
     "mamba-ssm": (("selective_scan_cuda", "mamba_ssm.ops.selective_scan_interface"), mamba_scan, mamba_backward),
     "triton": (("triton",), triton_scan, triton_backward),
