@@ -7,9 +7,10 @@ import typer
 
 from mambaad_cli import distributed
 from mambaad_cli.cli import reporting, running
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import INSPECT, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
+    VERDICTS,
     Batch,
     ClassName,
     Device,
@@ -30,7 +31,8 @@ from mambaad_cli.cli.options import (
 from mambaad_cli.cli.output import check_apart
 
 
-@app.command(
+@command(
+    panel=INSPECT,
     epilog=examples("mambaad score ./incoming/", "mambaad score ./incoming/ --csv > scores.csv"),
 )
 def score(
@@ -38,10 +40,17 @@ def score(
     model: ModelFile = DEFAULT_MODEL,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the rows, instead of stdout.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for the rows, instead of stdout.")
+    ] = None,
     review: Review = None,
     regions: Annotated[
-        bool, typer.Option("--regions", help="With --json: add the anomalous regions of each image, in its pixels.")
+        bool,
+        typer.Option(
+            "--regions",
+            help="With --json: add the anomalous regions of each image, in its pixels.",
+            rich_help_panel=VERDICTS,
+        ),
     ] = False,
     min_area: MinArea = 0,
     report: ReportFile = None,
@@ -56,7 +65,8 @@ def score(
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     fail_on_anomaly: Annotated[
-        bool, typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.")
+        bool,
+        typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.", rich_help_panel=VERDICTS),
     ] = False,
 ) -> None:
     """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
