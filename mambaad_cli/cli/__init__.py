@@ -2,13 +2,14 @@
 `--help` appears at once."""
 
 from mambaad_cli.cli import fit, score, map_images, calibrate, learn, watch, monitor, report, msa  # isort: skip
-from mambaad_cli.cli import import_checkpoint, export, evaluate, bench, doctor  # isort: skip
+from mambaad_cli.cli import import_checkpoint, export, evaluate, bench, doctor, config  # isort: skip
 from mambaad_cli.cli.app import app
 
 __all__ = [
     "app",
     "bench",
     "calibrate",
+    "config",
     "doctor",
     "evaluate",
     "export",

@@ -5,13 +5,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from mambaad_cli import MambaADError, __version__, distributed
-from mambaad_cli.cli import help_page
+from mambaad_cli.cli import help_page, settings_file
 from mambaad_cli.cli.output import speech, warn
 from mambaad_cli.files import DISK_FULL
 
@@ -28,13 +29,30 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         help_page.show(self, ctx)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            settings_file.blame_variable(error, ctx)
+            raise
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
         return ["[OPTIONS]", *map(help_page.argument_name, arguments)]
 
 
 class Commands(TyperGroup):
-    """Prints an error that a user can fix as one line."""
+    """Prints an error that a user can fix as one line, and takes settings from variables and from a file."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        settings_file.name_variables(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, found, rest = super().resolve_command(ctx, args)
+        if name is not None and not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
+            settings_file.use_settings(ctx, name, rest)
+        return name, found, rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         help_page.show(self, ctx)
@@ -84,11 +102,33 @@ def mambaad(
     context: typer.Context,
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", help="Show no progress and no notes; results, warnings and errors stay."),
+        typer.Option(
+            "--quiet",
+            "-q",
+            envvar="MAMBAAD_QUIET",
+            show_envvar=False,
+            help="Show no progress and no notes; results, warnings and errors stay.",
+        ),
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Tell how long a command took, and where an error comes from.")
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            envvar="MAMBAAD_VERBOSE",
+            show_envvar=False,
+            help="Tell how long a command took, and where an error comes from.",
+        ),
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MAMBAAD_CONFIG",
+            show_envvar=False,
+            metavar="FILE",
+            help="File of settings, instead of mambaad.toml in the working folder; see `mambaad config --help`.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and end; with --json also those of Python and torch.")
     ] = False,
