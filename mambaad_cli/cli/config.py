@@ -21,8 +21,8 @@ def config(
     max-minutes = 2. The table [mambaad] holds for all commands that have the option. Paths in the file are relative to
     its folder.
 
-    A variable such as MAMBAAD_FIT_MAX_MINUTES does the same; its flags are 1 or 0. The command line wins over a
-    variable, a variable over the file, and a command's table over [mambaad].
+    A variable such as MAMBAAD_FIT_MAX_MINUTES does the same; 1 sets a flag and 0 unsets it. The command line wins over
+    a variable, a variable over the file, and a command's table over [mambaad].
     """
     import json
 

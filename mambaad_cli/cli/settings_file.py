@@ -68,13 +68,13 @@ def name_variables(commands: Mapping[str, Any]) -> None:
             option.show_envvar = False  # one sentence in the help of the application says it for all
 
 
-def settings_path(chosen: Path | None) -> Path | None:
+def settings_path(chosen: str | Path | None) -> Path | None:
     """The file of settings: the chosen one, or mambaad.toml where it is in the working folder."""
     if chosen is None:
         return USUAL_FILE if USUAL_FILE.is_file() else None
-    if not chosen.exists():
-        raise MambaADError(f"no file {shown(chosen)}: name another with --config")
-    return chosen
+    if not (path := Path(chosen)).exists():
+        raise MambaADError(f"no file {shown(path)}: name another with --config")
+    return path
 
 
 def read_settings(path: Path) -> Tables:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
@@ -22,6 +22,13 @@ ROOT = Path(mambaad_cli.__file__).parent.parent
 
 def options(name: str) -> list[Any]:
     return [one for one in GROUP.commands[name].params if one.param_type_name == "option"]
+
+
+def choices(hint: Any) -> list[str]:
+    """What a Literal allows, within `| None` as well."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    return [one for part in get_args(hint) for one in choices(part)]
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
@@ -48,12 +55,12 @@ def test_most_options_of_fit_take_one_line_at_120_characters() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_an_option_that_takes_a_value_says_which(name: str) -> None:
+    hints = get_type_hints(GROUP.commands[name].callback)
     for one in options(name):
         if not one.is_flag:
             assert one.metavar, one.name
-        choices = get_args(one.type_descriptor.annotation) if one.type_descriptor.is_choice else ()
         said = f"{one.metavar} {one.help}"
-        assert [choice for choice in choices if isinstance(choice, str) and choice not in said] == [], one.name
+        assert [choice for choice in choices(hints.get(one.name)) if choice not in said] == [], one.name
 
 
 def test_the_commands_are_in_groups_and_so_are_the_options_of_fit() -> None:
