@@ -12,7 +12,7 @@ from typer.main import get_command
 from mambaad_cli.cli import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-NAMES = "fit|learn|score|map|report|msa|calibrate|import|eval|export|bench|doctor|watch|monitor"
+NAMES = "fit|learn|score|merge|config|map|report|msa|calibrate|import|eval|export|bench|doctor|watch|monitor"
 COMMANDS = sorted(set(re.findall(rf"mambaad (?:{NAMES})\b[^`&|\n]*", README)))
 
 

@@ -1,9 +1,12 @@
 """Options that several commands share, and functions that parse them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.shards import Shard
 
 DEFAULT_MODEL = Path("mambaad.safetensors")
 
@@ -49,6 +52,21 @@ def parse_min_area(regions: bool, min_area: int) -> int | None:
     if min_area and not regions:
         raise typer.BadParameter("needs --regions", param_hint="--min-area")
     return min_area if regions else None
+
+
+def parse_shard(text: str) -> "Shard":
+    """Shard K of N.
+
+    >>> parse_shard("3/100")
+    Shard(number=3, of=100)
+    """
+    from mambaad_cli.inspection.shards import Shard
+
+    number, slash, count = text.strip().partition("/")
+    whole = all(part.isascii() and part.isdecimal() for part in (number, count))
+    if not (slash and whole and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f"{text!r}: expected K/N with K from 1 to N, such as 3/100", param_hint="--shard")
+    return Shard(int(number), int(count))
 
 
 def pick_precision(precision: str) -> str:

@@ -27,6 +27,7 @@ from mambaad_cli.cli.options import (
     Runtime,
     Workers,
     parse_min_area,
+    parse_shard,
 )
 from mambaad_cli.cli.output import check_apart
 
@@ -52,6 +53,13 @@ def score(
             rich_help_panel=VERDICTS,
         ),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Score the files of shard K of N, such as 3/100, where K is from 1 to N; see `mambaad merge`.",
+        ),
+    ] = None,
     min_area: MinArea = 0,
     report: ReportFile = None,
     class_name: ClassName = None,
@@ -72,7 +80,7 @@ def score(
     """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
     from rich.console import Console
 
-    from mambaad_cli.inspection import rows
+    from mambaad_cli.inspection import rows, shards
     from mambaad_cli.inspection.prediction import PredictOptions
 
     if as_csv and as_json:
@@ -80,7 +88,10 @@ def score(
     if regions and not as_json:
         raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
     least = parse_min_area(regions, min_area)
+    wanted = None if shard is None else parse_shard(shard)
     files = running.find(paths)
+    share = None if wanted is None else shards.share(files, wanted)
+    files = files if share is None else share.files
     inputs = [model, *(file.path for file in files)]
     check_apart(output, inputs)
     check_apart(report, inputs, "--report")
@@ -104,7 +115,7 @@ def score(
     if not (as_csv or as_json or output):
         counts = rows.print_table(predictions, Console())
     else:
-        counts = rows.write_rows(predictions, output, as_json, regions, scorer.sha256)
+        counts = rows.write_rows(predictions, output, as_json, regions, scorer.sha256, share)
     if kept is not None and report is not None:
         reporting.finish(report, kept, model, scorer)
     running.leave(counts, fail_on_anomaly)
