@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from mambaad_cli.inspection.scorer import Scorer
     from mambaad_cli.line.delivery import Delivery
 
+# What ends a watch besides Ctrl-C: a service manager's signal, and on Windows Ctrl-Break, which it sends to a group.
+END_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 PASSED_ON = "What else is done with each row"
 
 
@@ -140,14 +142,15 @@ def watch(
     def stop(number: int, frame: Any) -> None:
         watching.stopping = True
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in END_SIGNALS}
     try:
         if recorded := watching.journal.ledger.recorded:
             note(f"{recorded} photos have a row already")
         counts = watching.run()
     finally:
         watching.close()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     note(f"{sum(counts.values())} photos{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}")
 

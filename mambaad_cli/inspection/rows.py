@@ -20,7 +20,7 @@ from rich.text import Text
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.files import shown
+from mambaad_cli.files import is_closed_pipe, shown
 from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.regions import json_object
 
@@ -122,9 +122,9 @@ class Lines:
             self.file.flush()
             if self.path is not None:
                 self.whole = self.file.tell()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if is_closed_pipe(error):
+                raise
             where = self.path or "stdout"
             raise MambaADError(f"cannot write {where}: {error.strerror}; the rows before are kept") from error
 
