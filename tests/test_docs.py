@@ -20,6 +20,7 @@ from tests.code_blocks import PAGES, ROOT, Block, blocks, blocks_of, commands, i
 from tests.conftest import picture
 
 COMMANDS = get_command(app).commands
+OF_THE_APPLICATION = {"--config": 1, "--quiet": 0, "--verbose": 0}  # options before the command: how many values
 OTHER_OPTIONS = {"--index-url", "--extra-index-url"}
 MAY_END_WITH_3 = ("monitor", "--fail-on-anomaly")
 SHELL_BLOCKS = blocks("bash")
@@ -32,8 +33,10 @@ GOOD_PHOTOS = 12
 def parse(words: list[str]) -> None:
     """Parse the words after `mambaad` as the command would; raises its usage error."""
     name, *arguments = words
-    if name.startswith("-"):  # mambaad --version
-        assert name in ("--version", "--install-completion")
+    if name in ("--version", "--install-completion"):
+        return
+    if name in OF_THE_APPLICATION:
+        parse(arguments[OF_THE_APPLICATION[name] :])
         return
     COMMANDS[name].make_context(name, arguments)
 
@@ -93,10 +96,10 @@ def test_options_in_running_text_exist() -> None:
     options = {name for command in COMMANDS.values() for p in command.params for name in (*p.opts, *p.secondary_opts)}
     programs = "".join(path.read_text() for path in Path(mambaad_cli.__file__).parent.rglob("*.py"))
     options |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', programs)) | {"--version", "--help"} | OTHER_OPTIONS
-    options |= {"--install-completion"}
+    options |= {"--install-completion"} | set(OF_THE_APPLICATION)
     for page, code in inline_code():
         for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
-            if not re.match(r"(pip|python|g\+\+|torchrun|chromium)", code):
+            if not re.match(r"(pip|python|g\+\+|torchrun|chromium|sbatch)", code):
                 assert word in options, f"{page}: {code}"
 
 
