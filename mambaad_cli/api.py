@@ -146,7 +146,7 @@ def load(path: str | Path = "mambaad.safetensors", device: str = "auto", runtime
 
 def fit(
     folder: str | Path,
-    preset: Literal["small", "paper", "memory", "rd4ad", "uniad"] = "small",
+    preset: Literal["small", "fast", "paper", "memory", "rd4ad", "uniad"] = "small",
     size: tuple[int, int] | None = None,
     letterbox: bool = False,
     device: str = "auto",

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from mambaad_cli.training.request import FitRequest
 
 OF_THE_MODEL = (
-    "preset", "detector", "encoder", "encoder_weights", "res", "pixels", "detail", "evidence", "letterbox", "scan",
-    "directions", "local_branches", "tiles", "tile_size", "scale",
+    "preset", "fast", "detector", "encoder", "encoder_weights", "res", "pixels", "detail", "evidence", "letterbox",
+    "scan", "directions", "local_branches", "tiles", "tile_size", "scale",
 )  # fmt: skip
 NOT_TO_ADD = {
     "folds": "--folds: a product is added by one training, and its threshold comes from held-out images",
@@ -64,6 +64,7 @@ def fit(
     good: of.Good,
     model: ModelFile = DEFAULT_MODEL,
     preset: of.Preset = "small",
+    fast: of.Fast = False,
     max_minutes: of.MaxMinutes = None,
     resume: of.Resume = False,
     add: of.Add = False,
@@ -116,7 +117,7 @@ def fit(
 
     request = FitRequest(
         good,
-        preset=_preset(ctx, preset, detector),
+        preset=_preset(ctx, preset, fast, detector),
         encoder=encoder,
         encoder_weights=encoder_weights,
         size=None if res is None else parse_size(res),
@@ -284,10 +285,12 @@ def _check_products(model: Path, new: set[str]) -> None:
         )
 
 
-def _preset(ctx: typer.Context, preset: str, detector: str) -> Any:
+def _preset(ctx: typer.Context, preset: str, fast: bool, detector: str) -> Any:
     """The preset of the network and its recipe: a baseline has its own."""
+    if fast and given(ctx, ("preset", "detector")):
+        raise typer.BadParameter("it is a preset of its own: leave out --preset and --detector", param_hint="--fast")
     if detector == "mambaad":
-        return preset
+        return "fast" if fast else preset
     if given(ctx, ("preset",)):
         raise typer.BadParameter(f"--detector {detector} has a recipe of its own", param_hint="--preset")
     return detector

@@ -13,8 +13,15 @@ Good = Annotated[
     Path, typer.Argument(metavar="GOOD", help="Folder of good images; its sub-folders are product classes.")
 ]
 Preset = Annotated[
-    Literal["small", "paper"],
-    typer.Option(metavar="small|paper", help="small: for laptops, takes minutes. paper: as published, takes hours."),
+    Literal["small", "fast", "paper"],
+    typer.Option(
+        metavar="small|fast|paper",
+        help="small: for laptops, takes minutes. fast: see --fast. paper: as published, takes hours.",
+    ),
+]
+Fast = Annotated[
+    bool,
+    typer.Option("--fast", help="Score several times as many photos a second, and find a little less: no decoder."),
 ]
 MaxMinutes = Annotated[
     float | None,

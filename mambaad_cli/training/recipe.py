@@ -99,6 +99,7 @@ RECIPES: dict[str, Recipe] = {
     "memory": Recipe(
         batch=8, lr=0.001, schedule="constant", evidence="memory", views=100, turns=True, memory_size=3000
     ),
+    "fast": Recipe(batch=8, lr=0.001, schedule="constant", evidence="memory", views=100, turns=True, memory_size=1000),
     "paper": Recipe(batch=16, lr=0.005, schedule="step", epochs=1000),
     "rd4ad": Recipe(batch=16, lr=0.005, schedule="constant", epochs=200),
     "uniad": Recipe(batch=8, lr=0.0001, schedule="step", epochs=1000),
@@ -193,5 +194,5 @@ def check(settings: Settings, recipe: Recipe) -> None:
 
 
 def preset(name: str) -> tuple[Settings, Recipe]:
-    """The network and the recipe of a preset: small, paper, memory, rd4ad or uniad."""
+    """The network and the recipe of a preset: small, fast, paper, memory, rd4ad or uniad."""
     return PRESETS[name], RECIPES[name]

@@ -12,7 +12,7 @@ from mambaad_cli.model.settings import Settings, scaled_size, seen_by
 from mambaad_cli.training.recipe import Recipe, RunOptions, check, preset
 
 Size = tuple[int, int]  # height, width
-BASELINES = ("rd4ad", "uniad", "memory")  # detectors with recipes of their own
+WITHOUT_DECODER = ("fast", "rd4ad", "uniad", "memory")  # presets whose detectors have no Mamba decoder
 MIN_TILE = 128  # pixels a side
 MIN_PIXELS = 64  # side of a square that has as many pixels as a product's own size
 MAX_DETAIL = 4  # times
@@ -23,7 +23,7 @@ class FitRequest:
     """The choices of `mambaad fit`. None: the preset decides."""
 
     good: Path
-    preset: Literal["small", "paper", "memory", "rd4ad", "uniad"] = "small"
+    preset: Literal["small", "fast", "paper", "memory", "rd4ad", "uniad"] = "small"
     encoder: str | None = None
     encoder_weights: Path | None = None
     # how photos are seen
@@ -141,8 +141,8 @@ class FitRequest:
             "--scan": self.scan, "--directions": self.directions, "--local-branches": self.local_branches,
         }  # fmt: skip
         given = [option for option, value in of_decoder.items() if value is not None]
-        if given and self.preset in BASELINES:
-            raise MambaADError(f"{', '.join(given)}: only for --detector mambaad")
+        if given and self.preset in WITHOUT_DECODER:
+            raise MambaADError(f"{', '.join(given)}: only for the Mamba decoder, and {self.preset} has none")
         own_sizes = [
             name for name, value in (("--pixels", self.pixels), ("--detail", self.detail)) if value is not None
         ]
