@@ -42,7 +42,7 @@ def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Varian
     >>> [variant.name for variant in choose(["uniad", "mambaad"])]
     ['MambaAD small', 'MambaAD paper', 'UniAD']
     >>> {variant.encoder for variant in choose()}
-    {'efficientnet_lite2'}
+    {'efficientnet_lite0'}
     """
     variants = {preset: _variant(preset, name, encoder) for preset, name in PRESET_NAMES.items()}
     if not names:

@@ -115,7 +115,7 @@ def bench(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Encoder of all detectors; by default efficientnet_lite2, whose weights come with mambaad. "
+            help="Encoder of all detectors; by default efficientnet_lite0, whose weights come with mambaad. "
             "own: each detector uses the encoder it was published with.",
             rich_help_panel=WITH_DATA,
         ),

