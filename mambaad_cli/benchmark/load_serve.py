@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos = [Path(folder) / f"{i:06}{sources[i % len(sources)].suffix}" for i in range(options.photos)]
         for i, photo in enumerate(photos):
-            photo.symlink_to(sources[i % len(sources)].resolve())
+            shutil.copy(sources[i % len(sources)], photo)  # a link would count as the same photo
         with serving(options.model) as port:
             load = Load(photos, port)
             load.run(options.clients)
