@@ -13,7 +13,7 @@ FLOORS = [
     {"data"},
     {"inspection"},
     {"line"},
-    {"gauge", "report"},
+    {"gauge", "report", "serving"},
     {"training"},
     {"export"},
     {"api"},

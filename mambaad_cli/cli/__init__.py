@@ -1,8 +1,8 @@
 """The commands, one file each: options in, one call, lines out. Heavy imports are inside the functions, so that
 `--help` appears at once."""
 
-from mambaad_cli.cli import fit, score, merge, map_images, calibrate, learn, watch, monitor, report, msa  # isort: skip
-from mambaad_cli.cli import import_checkpoint, export, evaluate, bench, doctor, config  # isort: skip
+from mambaad_cli.cli import fit, score, merge, map_images, calibrate, learn, watch, serve, monitor  # isort: skip
+from mambaad_cli.cli import report, msa, import_checkpoint, export, evaluate, bench, doctor, config  # isort: skip
 from mambaad_cli.cli.app import app
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "msa",
     "report",
     "score",
+    "serve",
     "watch",
 ]

@@ -141,10 +141,10 @@ def _leaves(shape: tuple[int, int], by: int, at_least: tuple[int, int]) -> bool:
     return all(side // by >= least for side, least in zip(shape, at_least, strict=True))
 
 
-def opened(path: Path) -> Opened:
-    """Read and check a file without decoding it. Raises as `read` does."""
+def opened(path: Path, data: bytes | None = None) -> Opened:
+    """Read and check a file, or its bytes where they are at hand, without decoding it. Raises as `read` does."""
     with errors_of(path):
-        return Opened(path, _checked_header(_content(path)))
+        return Opened(path, _checked_header(_content(path) if data is None else data))
 
 
 def shape_of(path: Path) -> tuple[int, int]:

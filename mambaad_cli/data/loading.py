@@ -88,7 +88,10 @@ class Wanted(NamedTuple):
 
     def of_file(self, place: int, path: Path) -> tuple[Input, int]:
         """A file's Input, and how many bytes were decoded for it. Raises ImageError."""
-        file = images.opened(path)
+        return self.of_opened(place, images.opened(path))
+
+    def of_opened(self, place: int, file: images.Opened) -> tuple[Input, int]:
+        """The same of a file whose bytes were read already."""
         size = self.size(place, file.shape) if callable(self.size) else self.size
         sides = zip(self.largest or size, file.shape, strict=True)
         height, width = (max(DETAIL * input_side, math.ceil(self.scale * side)) for input_side, side in sides)
@@ -96,7 +99,7 @@ class Wanted(NamedTuple):
         picture = source
         if self.pictures and source.shape[:2] != file.shape:
             picture = file.decoded()
-        region = None if self.region is None else self.region(place, path, file.shape)
+        region = None if self.region is None else self.region(place, file.path, file.shape)
         image = prepared(source, size, self.letterbox, region=region)
         decoded = source.nbytes + (0 if picture is source else picture.nbytes)
         kept = source if self.sources else None
