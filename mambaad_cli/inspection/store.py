@@ -113,10 +113,8 @@ def _product_tensors(product: Product) -> dict[str, Tensor]:
 def _source_tensors(sources: Sources) -> dict[str, Tensor]:
     """Where patches come from: places, and all pictures behind one another with the end of each."""
     tensors = {f"sources.{view}": places for view, places in enumerate(sources.places)}
-    ends = torch.tensor([len(picture) for picture in sources.pictures]).cumsum(0)
-    if len(ends) and int(ends[-1]) > 0:
-        tensors |= {"sources.pictures": torch.cat(sources.pictures), "sources.ends": ends}
-    return tensors
+    tensors["sources.ends"] = ends = torch.tensor([len(picture) for picture in sources.pictures]).cumsum(0)
+    return tensors | ({"sources.pictures": torch.cat(sources.pictures)} if int(ends[-1]) > 0 else {})
 
 
 def _memory_tensors(memory: Memory) -> dict[str, Tensor]:
@@ -356,9 +354,8 @@ class _Part:
             if not known:
                 raise ValueError(f"{self.prefix}sources.{view} names photos that are not there")
             views.append(places)
-        if not self.has("sources.pictures"):
-            return Sources(tuple(facts.sources), tuple(views), (torch.empty(0, dtype=torch.uint8),) * photos)
-        pictures, ends = self.file_bytes("sources.pictures"), self.tensor("sources.ends", photos)
+        ends = self.tensor("sources.ends", photos)
+        pictures = self.file_bytes("sources.pictures") if int(ends[-1]) > 0 else torch.empty(0, dtype=torch.uint8)
         lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
         if ends.dtype != torch.int64 or int(lengths.min()) < 0 or int(ends[-1]) != len(pictures):
             raise ValueError(f"{self.prefix}sources.ends does not fit the pictures")

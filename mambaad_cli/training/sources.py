@@ -36,6 +36,8 @@ def sources_of(job: Job, good: GoodImages, product: Product, views: RememberedVi
     earlier = product.learnt.sources
     places = tuple(_places(view, number, earlier, numbers) for number, view in enumerate(views))
     new = [image for image in numbers if image >= 0]
+    if not numbers:
+        return None  # all patches are of photos that are not known
     paths = {image: path for image in new if (path := good.paths[image] if good.paths else None) is not None}
     names = dict(zip(paths, names_of(list(paths.values())), strict=True))
     known: dict[int, Tensor] = {}
