@@ -60,7 +60,9 @@ class FittedModel:
         cannot be read gives a Prediction with the verdict `error`.
         """
         listed = image if isinstance(image, list) else [image]
-        predictions = predict_images(self.scorer, listed, PredictOptions(class_name, maps=True, min_area=0))
+        predictions = predict_images(
+            self.scorer, listed, PredictOptions(class_name, maps=True, min_area=0, explainable=True)
+        )
         return predictions if isinstance(image, list) else predictions[0]
 
     def predict_many(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
 from mambaad_cli.cli.app import INSPECT, command, examples
 from mambaad_cli.cli.options import (
@@ -56,6 +57,14 @@ def map_images(
             rich_help_panel=VERDICTS,
         ),
     ] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Show for each anomalous region the good patches that it was compared with, in NAME_explain.png, and "
+            "list what each witness found there in explanations.jsonl.",
+        ),
+    ] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
     roi: Roi = None,
@@ -70,23 +79,29 @@ def map_images(
 ) -> None:
     """Write an overlay heatmap of each image, and a contact sheet of all of them, worst first."""
     from mambaad_cli.inspection import overlays
+    from mambaad_cli.inspection.explaining import what_is_missing
     from mambaad_cli.inspection.prediction import PredictOptions
 
-    least = parse_min_area(regions, min_area)
+    least = parse_min_area(regions or explain, min_area)
     files = running.find(paths)
-    scorer = running.open_model(
-        model, device, res, precision, runtime, running.RegionOptions(roi, ignore, roi_dir)
-    ).scorer
+    opened = running.open_model(model, device, res, precision, runtime, running.RegionOptions(roi, ignore, roi_dir))
+    scorer = opened.scorer
+    if explain and opened.fitted is None:
+        raise MambaADError("an exported model cannot explain its maps: take the model that it was made from")
     running.check_review(scorer.products, review)
-    options = PredictOptions(class_name, batch, workers, maps=True, review=review, min_area=least)
+    for missing in what_is_missing(scorer.products) if explain else ():
+        warn(missing)
+    options = PredictOptions(class_name, batch, workers, maps=True, review=review, min_area=least, explain=explain)
     counts = overlays.write_maps(
         running.running(scorer, files, options),
         files,
         scorer,
         output,
-        overlays.MapOptions(raw, regions),
+        overlays.MapOptions(raw, regions, explain),
         on_unreadable=lambda prediction: warn(f"{prediction.file.path}: {prediction.error}"),
     )
-    beside = ", contact_sheet.png and regions.jsonl" if regions else " and contact_sheet.png"
-    typer.echo(f"{sum(counts.values()) - counts['error']} overlays{beside} in {shown(output)}")
+    beside = ["contact_sheet.png"]
+    beside += ["regions.jsonl"] * regions + ["explanations.jsonl"] * explain
+    names = ["overlays", *beside[:-1]]
+    typer.echo(f"{sum(counts.values()) - counts['error']} {', '.join(names)} and {beside[-1]} in {shown(output)}")
     running.leave(counts)

@@ -25,18 +25,40 @@ def moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bo
     They keep a decoder from overfitting to a few images: positions vary as they do between photos. With `flips` half of
     the views are also mirrored along each axis; with `turned` they are rotated by any angle.
     """
+    affine = moves((pixels.shape[1], pixels.shape[2]), views, seed, flips, turned)
+    grid = F.affine_grid(affine, [views, *pixels.shape], align_corners=False)
+    whole = pixels.expand(views, -1, -1, -1)
+    return F.grid_sample(whole, grid, padding_mode="reflection", align_corners=False)
+
+
+def moves(size: tuple[int, int], views: int, seed: int, flips: bool = False, turned: bool = False) -> Tensor:
+    """How `moved` moves an image of `size` (H, W): (views, 2, 3), from the place in a view to that in the image.
+
+    Places x, y count from −1 to 1 along each side.
+    """
     generator = torch.Generator().manual_seed(seed)
     shift, turn, zoom = (2 * torch.rand(views, n, generator=generator) - 1 for n in (2, 1, 1))
     angle, scale = turn[:, 0] * math.radians(180 if turned else TURN), torch.exp(zoom[:, 0] * ZOOM)
-    height, width = pixels.shape[1:]
+    height, width = size
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     rows = [torch.stack([cos, -sin * height / width], 1), torch.stack([sin * width / height, cos], 1)]
     affine = torch.cat([torch.stack(rows, 1), 2 * SHIFT * shift[:, :, None]], 2)
     if flips:
         affine = affine * (1 - 2 * torch.randint(2, (views, 2, 1), generator=generator))
-    grid = F.affine_grid(affine, [views, *pixels.shape], align_corners=False)
-    whole = pixels.expand(views, -1, -1, -1)
-    return F.grid_sample(whole, grid, padding_mode="reflection", align_corners=False)
+    return affine
+
+
+def before_moving(places: Tensor, move: Tensor) -> Tensor:
+    """Where places (…, 2) of a moved view come from in its image: x, y in shares of width and height.
+
+    move: (2, 3), one of `moves`. A place in the padding shows the reflection of another.
+
+    >>> mirrored = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    >>> before_moving(torch.tensor([0.25, 0.5]), mirrored).tolist()
+    [0.75, 0.5]
+    """
+    found = (2 * places - 1) @ move[:, :2].T + move[:, 2]
+    return ((found - 1) % 4 - 2).abs() / 2
 
 
 def nudged(pixels: Tensor, seed: int) -> Tensor:

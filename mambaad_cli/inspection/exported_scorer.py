@@ -21,10 +21,12 @@ from mambaad_cli.data.loading import Input
 from mambaad_cli.data.roi import MaskFolder
 from mambaad_cli.files import shown
 from mambaad_cli.inspection import runtimes
+from mambaad_cli.inspection.explanation import Explanation
 from mambaad_cli.inspection.file_schema import ProductFacts
 from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Calibration, Conditions, Learnt, Product, Products, Size
 from mambaad_cli.inspection.recognition import Recognised
+from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.runtimes import Arrays, Runtime
 from mambaad_cli.inspection.scorer import Judgement, Stated, on_image, with_tiles
 from mambaad_cli.inspection.tiles import Tiles, TileView
@@ -82,6 +84,10 @@ class ExportedScorer:
         return [
             self._judgement(i, image, name, outputs) for i, (image, name) in enumerate(zip(images, told, strict=True))
         ]
+
+    def explain(self, judgement: Judgement, regions: Sequence[Region]) -> tuple[Explanation, ...]:
+        """Raises MambaADError: its graph gives no evidence but the map."""
+        raise MambaADError("an exported model cannot explain its maps: take the model that it was made from")
 
     def anomaly_maps(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) in 0 … 1 to anomaly maps (n, H, W), of the first product."""

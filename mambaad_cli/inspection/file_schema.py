@@ -54,6 +54,7 @@ class ProductFacts(msgspec.Struct):
     calibration: Calibration | None = None
     hardest: list[float] = []  # scores of the good images whose hardest patches are there
     taught: TaughtFacts | None = None
+    sources: list[str] = []  # names of the photos that the patches of the memories come from
 
     def product(self) -> Product:
         """The product, with nothing learnt yet but what is described here."""
@@ -110,6 +111,7 @@ def described(product: Product) -> ProductFacts:
         calibration=product.calibration,
         hardest=list(learnt.hardest.scores) if learnt.hardest else [],
         taught=_described_lessons(product),
+        sources=list(learnt.sources.photos) if learnt.sources else [],
     )
 
 

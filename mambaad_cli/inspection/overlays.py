@@ -16,6 +16,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.files import shown, written_whole
+from mambaad_cli.inspection.explanation import explained_json
 from mambaad_cli.inspection.heatmap import ColourScale, Tile, contact_sheet, framed, overlay, raw16, thumbnail
 from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.product import Products, cold_of, threshold_of
@@ -24,6 +25,8 @@ from mambaad_cli.inspection.scorer import Scorer
 
 SHEET = "contact_sheet"
 REGIONS = "regions.jsonl"
+EXPLANATIONS = "explanations.jsonl"
+STRIP = "_explain.png"
 TILES = 400  # of one contact sheet
 
 
@@ -43,6 +46,12 @@ class MapOptions:
 
     raw: str | None = None  # the map itself: "png" with 16 bits, see heatmap.raw16; "npy" as float32
     regions: bool = False  # a frame around each region, and folder/regions.jsonl with a row for each image
+    explain: bool = False  # a strip of pictures for each region, and folder/explanations.jsonl
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Of what is written beside an overlay."""
+        return (*((f".map.{self.raw}",) if self.raw else ()), *((STRIP,) if self.explain else ()))
 
 
 def write_maps(
@@ -58,18 +67,22 @@ def write_maps(
     Raises MambaADError where an output would overwrite an input.
     """
     options = options or MapOptions()
-    ending = f".map.{options.raw}" if options.raw else ""
-    outputs = output_paths(files, folder, ending)
+    outputs = output_paths(files, folder, options.endings)
     sheets = [_sheet(folder, page) for page in range(math.ceil(len(files) / TILES))]
-    maps = [path.with_suffix(ending) for path in outputs] if options.raw else []
-    _refuse_overwriting(files, [*outputs, *maps, *sheets])
+    beside = [_beside(path, ending) for path in outputs for ending in options.endings]
+    _refuse_overwriting(files, [*outputs, *beside, *sheets])
     counts: Counter[str] = Counter()
     small: list[Small] = []
-    with Lines(folder / REGIONS) if options.regions else nullcontext() as lines:
+    with (
+        Lines(folder / REGIONS) if options.regions else nullcontext() as lines,
+        Lines(folder / EXPLANATIONS) if options.explain else nullcontext() as explanations,
+    ):
         for prediction, path in zip(predictions, outputs, strict=True):
             counts[prediction.verdict] += 1
             if lines is not None:
                 lines.write(json_line(json_row(prediction, scorer.sha256, regions=True)))
+            if explanations is not None:
+                _write_explanations(prediction, scorer.sha256, path, explanations)
             title = str(prediction.file.relative)
             if prediction.anomaly_map is None or prediction.picture is None or prediction.score is None:
                 on_unreadable(prediction)
@@ -88,10 +101,24 @@ def _write_overlay(prediction: Prediction, scale: ColourScale, path: Path, raw: 
     assert prediction.anomaly_map is not None
     images.write(path, framed_overlay(prediction, scale))
     if raw == "png":
-        images.write(path.with_suffix(".map.png"), raw16(prediction.anomaly_map, scale))
+        images.write(_beside(path, ".map.png"), raw16(prediction.anomaly_map, scale))
     elif raw == "npy":
-        with written_whole(path.with_suffix(".map.npy")) as half:
+        with written_whole(_beside(path, ".map.npy")) as half:
             np.save(half, prediction.anomaly_map)
+
+
+def _write_explanations(prediction: Prediction, model: str, path: Path, lines: Lines) -> None:
+    """Write the row of an image with its explanations, and the strip of pictures beside its overlay, if any."""
+    explanations = prediction.explanations
+    found = None if explanations is None else [explained_json(one) for one in explanations]
+    lines.write(json_line(json_row(prediction, model) | {"regions": found}))
+    if explanations:
+        images.write(_beside(path, STRIP), prediction.explain_strip())
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """The path of what is written beside an overlay."""
+    return path.with_name(f"{path.stem}{ending}")
 
 
 def framed_overlay(prediction: Prediction, scale: ColourScale) -> np.ndarray:
@@ -126,27 +153,27 @@ def colour_scale(products: Products, class_name: str) -> ColourScale:
     return ColourScale(cold, threshold)
 
 
-def output_paths(files: Sequence[ImageFile], folder: Path, ending: str = "") -> list[Path]:
+def output_paths(files: Sequence[ImageFile], folder: Path, endings: Sequence[str] = ()) -> list[Path]:
     """Where each overlay goes: the folders and name of the input, ending in .png; no two inputs have the same output.
 
-    Names that differ only in their ending or in case get a number, because some disks do not distinguish them. `ending`
-    is that of a second output beside each.
+    Names that differ only in their ending or in case get a number, because some disks do not distinguish them.
+    `endings` are those of other outputs beside each.
 
     >>> files = [ImageFile(Path(name), Path(name), "") for name in ("a/x.jpg", "a/X.png", "y.bmp")]
     >>> [path.as_posix() for path in output_paths(files, Path("maps"))]
     ['maps/a/x.png', 'maps/a/X_2.png', 'maps/y.png']
     """
-    taken = {f"{SHEET}.png"}
+    taken, every = {f"{SHEET}.png"}, (".png", *endings)
     outputs = []
     for file in files:
         stem, number = str(file.relative.with_suffix("")), 1
         if stem.casefold().startswith(SHEET):
             stem = f"image_{stem}"
         name = stem
-        while {f"{name}.png".casefold(), f"{name}{ending}".casefold()} & taken:
+        while {f"{name}{ending}".casefold() for ending in every} & taken:
             number += 1
             name = f"{stem}_{number}"
-        taken |= {f"{name}.png".casefold(), f"{name}{ending}".casefold()}
+        taken |= {f"{name}{ending}".casefold() for ending in every}
         outputs.append(folder / f"{name}.png")
     return outputs
 

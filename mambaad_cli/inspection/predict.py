@@ -81,12 +81,15 @@ def _judged(scorer: Scorer, options: PredictOptions, group: Sequence[Reading]) -
     readable = [(image, told) for _, told, image in group if isinstance(image, Input)]
     judged = scorer.judge([image for image, _ in readable], [told for _, told in readable], options.distances)
     judgements = iter(judged)
-    return [
-        Prediction(file, told, None, None, "error", image.reason)
-        if isinstance(image, ImageError)
-        else _prediction(scorer.products, file, next(judgements), options)
-        for file, told, image in group
-    ]
+    predictions = []
+    for file, told, image in group:
+        if isinstance(image, ImageError):
+            predictions.append(Prediction(file, told, None, None, "error", image.reason))
+            continue
+        judgement = next(judgements)
+        prediction = _prediction(scorer.products, file, judgement, options)
+        predictions.append(_explained(scorer, prediction, judgement, options))
+    return predictions
 
 
 def _batches(readings: Iterator[Reading], batch: int) -> Iterator[list[Reading]]:
@@ -126,6 +129,16 @@ def _prediction(products: Products, file: ImageFile, judgement: Judgement, optio
         regions = find_regions(anomaly_map, prediction.threshold, image.shape, options.min_area, inside)
         prediction = prediction._replace(regions=regions)
     return prediction
+
+
+def _explained(scorer: Scorer, prediction: Prediction, judgement: Judgement, options: PredictOptions) -> Prediction:
+    """The prediction with explanations of its regions, or with what gives them later."""
+    if prediction.regions is None or not (options.explain or options.explainable):
+        return prediction
+    explainer = functools.partial(scorer.explain, judgement, prediction.regions)
+    if options.explainable:
+        return prediction._replace(explainer=explainer)
+    return prediction._replace(explanations=explainer() if prediction.regions else ())
 
 
 def _warning(products: Products, name: str, photo: PhotoStatistics) -> str:

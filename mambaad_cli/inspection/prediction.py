@@ -1,6 +1,7 @@
 """What is known of one image once it is scored, and what may be wanted of it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,7 +12,9 @@ from mambaad_cli.data import loading
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection import heatmap
+from mambaad_cli.inspection.explanation import Explanation
 from mambaad_cli.inspection.regions import Region
+from mambaad_cli.inspection.strips import strip
 
 BATCH = 8
 
@@ -28,6 +31,8 @@ class PredictOptions:
     min_area: float | None = None  # a Prediction carries its regions of at least this many pixels
     distances: bool = False  # a Prediction carries its distance from the mean of its product
     endless: bool = False  # more files will follow: the runtime that is worth its start is taken
+    explain: bool = False  # a Prediction with regions carries their explanations
+    explainable: bool = False  # or can be asked for them later; until then it keeps its image
 
 
 class Prediction(NamedTuple):
@@ -49,6 +54,8 @@ class Prediction(NamedTuple):
     distance: float | None = None  # squared, from the mean of its class, if wanted
     photo: PhotoStatistics | None = None  # how it was taken; None where there is an error
     warning: str = ""  # what about it no good photo shows, such as too little light: then it is never called good
+    explanations: tuple[Explanation, ...] | None = None  # of its regions, if wanted
+    explainer: Callable[[], tuple[Explanation, ...]] | None = None  # gives these later, if that is wanted
 
     @property
     def urgency(self) -> float:
@@ -80,3 +87,26 @@ class Prediction(NamedTuple):
         if self.colour_scale is None:
             raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
         return heatmap.overlay(self.picture, self.anomaly_map, self.colour_scale, self.inside)
+
+    def explain(self) -> tuple[Explanation, ...]:
+        """Why each of its regions is anomalous, the highest peak first.
+
+        Raises MambaADError for a prediction that carries no regions, and for an exported model.
+        """
+        if self.explanations is not None:
+            return self.explanations
+        if self.explainer is None:
+            raise MambaADError(
+                f"{self.file.path} cannot be explained: {self.error or 'ask predict for this one image'}"
+            )
+        return self.explainer()
+
+    def explain_strip(self) -> np.ndarray:
+        """The explanations as a picture (h, w, 3) uint8 RGB, with a row for each region.
+
+        Raises MambaADError as `explain` does.
+        """
+        explanations = self.explain()
+        if self.picture is None:
+            raise MambaADError(f"{self.file.path} has no picture: ask predict for this one image")
+        return strip(self.picture, explanations, str(self.file.relative))

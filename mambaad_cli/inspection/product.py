@@ -17,6 +17,7 @@ import numpy as np
 from mambaad_cli.data.photo_statistics import PhotoStatistics
 from mambaad_cli.inspection import calibration
 from mambaad_cli.inspection.lessons import Hardest, Taught
+from mambaad_cli.inspection.sources import Sources
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.fusion import Fusion
@@ -112,6 +113,7 @@ class Learnt:
     known: KnownDefects | None = None
     taught: Taught | None = None
     region: np.ndarray | None = None  # of interest, where patches were remembered; None: everywhere
+    sources: Sources | None = None  # where the patches of the memories come from, for explanations
 
 
 @dataclass(frozen=True, eq=False)

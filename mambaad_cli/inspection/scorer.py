@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mambaad_cli.data import loading
 from mambaad_cli.data.loading import Input
+from mambaad_cli.inspection.explanation import Explanation
 from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Products
 from mambaad_cli.inspection.recognition import Recognised
+from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.tiles import Tiles, TileView, photo_map
 
 
@@ -68,6 +70,10 @@ class Scorer(Protocol):
         told: the product of each; "" has it recognised. distances: how far each is from what its product looks like is
         wanted too, which a calibration at another size needs.
         """
+        ...
+
+    def explain(self, judgement: Judgement, regions: Sequence[Region]) -> tuple[Explanation, ...]:
+        """Why each region of an image that it judged is anomalous. Raises MambaADError where it cannot tell."""
         ...
 
 

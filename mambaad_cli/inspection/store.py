@@ -30,6 +30,7 @@ from mambaad_cli.inspection.model_record import Example, ModelRecord
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.product import Learnt, Product
 from mambaad_cli.inspection.recognition import Recogniser
+from mambaad_cli.inspection.sources import Sources
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.model.anomaly_map import ResidualStatistics
 from mambaad_cli.model.detector import Detector
@@ -102,10 +103,19 @@ def _product_tensors(product: Product) -> dict[str, Tensor]:
         tensors |= {f"known.{view}": classifier for view, classifier in enumerate(learnt.known.classifiers)}
     for i, lesson in enumerate(learnt.taught.lessons if learnt.taught else ()):
         tensors |= {f"lesson.{i}.{view}": patches.half() for view, patches in enumerate(lesson.patches)}
+    if learnt.sources is not None:
+        tensors |= _source_tensors(learnt.sources)
     for name, mask in (("region", product.region), ("learnt_region", learnt.region)):
         if mask is not None:
             tensors[name] = torch.from_numpy(roi.encoded(mask))
     return tensors
+
+
+def _source_tensors(sources: Sources) -> dict[str, Tensor]:
+    """Where patches come from: places, and all pictures behind one another with the end of each."""
+    tensors = {f"sources.{view}": places for view, places in enumerate(sources.places)}
+    tensors["sources.ends"] = ends = torch.tensor([len(picture) for picture in sources.pictures]).cumsum(0)
+    return tensors | ({"sources.pictures": torch.cat(sources.pictures)} if int(ends[-1]) > 0 else {})
 
 
 def _memory_tensors(memory: Memory) -> dict[str, Tensor]:
@@ -258,6 +268,7 @@ def _product(facts: ProductFacts, network: Network, part: "_Part") -> Product:
         *_taught(facts, part, patch),
         # earlier files have one region
         (part.mask("learnt_region") if part.has("learnt_region") else region) if facts.learnt_region else None,
+        part.sources(facts) if facts.sources else None,
     )
     return replace(facts.product(), region=region, learnt=learnt)
 
@@ -340,6 +351,21 @@ class _Part:
             steps = self.floats(f"hardest.{view}.steps", images * count, 1)
             views.append(restored(integers.flatten(0, 1), steps).view(integers.shape))
         return Hardest(tuple(views), tuple(facts.hardest))
+
+    def sources(self, facts: ProductFacts) -> Sources:
+        photos, views = len(facts.sources), []
+        for view in range(facts.views):
+            places = self.tensor(f"sources.{view}", None, 3)
+            known = places.dtype == torch.int32 and int(places[:, 0].min()) >= -1 and int(places[:, 0].max()) < photos
+            if not known:
+                raise ValueError(f"{self.prefix}sources.{view} names photos that are not there")
+            views.append(places)
+        ends = self.tensor("sources.ends", photos)
+        pictures = self.file_bytes("sources.pictures") if int(ends[-1]) > 0 else torch.empty(0, dtype=torch.uint8)
+        lengths = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype))
+        if ends.dtype != torch.int64 or int(lengths.min()) < 0 or int(ends[-1]) != len(pictures):
+            raise ValueError(f"{self.prefix}sources.ends does not fit the pictures")
+        return Sources(tuple(facts.sources), tuple(views), pictures.split(lengths.tolist()))
 
     def statistics(self, name: str, channels: int) -> ResidualStatistics:
         return ResidualStatistics(

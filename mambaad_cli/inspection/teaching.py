@@ -148,7 +148,7 @@ def _joined(memory: Memory, view: int, good: Sequence[Lesson]) -> Memory:
         return memory
     more = []
     for lesson in good:
-        white = _white(memory, lesson.patches[view])
+        white = white_patches(memory, lesson.patches[view])
         more.append(restored(*stored(white[k_centre(white, JOINING, seed=0)])))
     patches = torch.cat([memory.patches, *more])
     return memory._replace(patches=patches, spacing=spacing_of(patches))
@@ -164,11 +164,11 @@ class _Lecture:
         self.shares = (far_weight, 1.0) if len(learnt.memories) > 1 else (1.0,)  # as in fuse_looks
         self.all: list[Tensor] | None = None
         self.good_images = [
-            [_white(memory, image) for image in (*patches.float(), *(one.patches[view] for one in good))]
+            [white_patches(memory, image) for image in (*patches.float(), *(one.patches[view] for one in good))]
             for view, (memory, patches) in enumerate(zip(learnt.memories, hardest.patches, strict=True))
         ]
         self.bad_images = [
-            [_white(memory, one.patches[view]) for one in bad] for view, memory in enumerate(learnt.memories)
+            [white_patches(memory, one.patches[view]) for one in bad] for view, memory in enumerate(learnt.memories)
         ]
         everything = range(len(self.good_images[0]))
         self.all = self._classifiers(range(len(bad)), everything)
@@ -240,7 +240,7 @@ class _Lecture:
         return float(torch.stack(values).sum(0).max())
 
 
-def _white(memory: Memory, patches: Tensor) -> Tensor:
+def white_patches(memory: Memory, patches: Tensor) -> Tensor:
     """Patches (p, c), whitened as those of a memory."""
     return (patches.float() - memory.mean) @ memory.whitening
 

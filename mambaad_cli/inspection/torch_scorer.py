@@ -13,11 +13,14 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.data.loading import Input, at_size
 from mambaad_cli.data.roi import MaskFolder
+from mambaad_cli.inspection.explaining import explained
+from mambaad_cli.inspection.explanation import Explanation
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.network import Network
 from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Learnt, Products
 from mambaad_cli.inspection.recognition import Recognised
+from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.scorer import Judgement, on_image, with_tiles
 from mambaad_cli.model import compiled_encoder, onnx_encoder
 from mambaad_cli.model.compiled_encoder import CompiledEncoder
@@ -95,6 +98,13 @@ class TorchScorer:
                 judgement = Judgement(image, product, anomaly_map, None, recognised, away.get(i))
                 judgements[i] = self._in_tiles(network, on_image(judgement, anomaly_map))
         return [judgements[i] for i in range(len(images))]
+
+    @torch.inference_mode()
+    def explain(self, judgement: Judgement, regions: Sequence[Region]) -> tuple[Explanation, ...]:
+        """Why each region is anomalous. The image goes through the network once more, so that scoring keeps nothing."""
+        product = self.products.get(judgement.product)
+        learnt = self._any_learnt() if product is None else product.learnt
+        return explained(self.network or self.record.network, learnt, judgement, regions)
 
     def _settled(self, network: Network, images: Sequence[Input], told: Sequence[str]) -> list[Settled]:
         """Which product each image shows, and the image as that product is seen."""

@@ -184,6 +184,20 @@ def fuse(distances: Sequence[Tensor], size: tuple[int, int], sigma: float = MAP_
     return fused
 
 
+def weights_at(at: tuple[int, int], size: tuple[int, int], grid: tuple[int, int], sigma: float = MAP_SIGMA) -> Tensor:
+    """How much each distance (h, w) of a grid counts in the value of `fuse` at one pixel (row, column) of its map.
+
+    >>> round(float(weights_at((8, 8), (16, 16), (4, 4)).sum()), 4)
+    1.0
+    """
+    device = torch.device("cpu")
+    rows, columns = (
+        _upsample_and_smooth(pixels, positions, sigma, device, torch.float32)[place]
+        for place, pixels, positions in zip(at, size, grid, strict=True)
+    )
+    return torch.outer(rows, columns)
+
+
 def local_contrast(maps: Tensor, share: float) -> Tensor:
     """Maps (b, H, W) less a share of the mean of each value's wider surroundings.
 

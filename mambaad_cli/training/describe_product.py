@@ -25,6 +25,7 @@ from mambaad_cli.training.features import features_of_pixels
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.job import Job
 from mambaad_cli.training.memories import RememberedViews, compared_with_others
+from mambaad_cli.training.sources import sources_of
 from mambaad_cli.training.splits import evenly_spread, split
 from mambaad_cli.training.suspects import place_of_peak
 from mambaad_cli.training.tiles import TilePhotos, with_tiles
@@ -72,7 +73,8 @@ def describe_product(
         view.memory._replace(expected=_expected(compared.expected, product, place, len(images)))
         for place, (view, compared) in enumerate(zip(views or (), seen, strict=True))
     )
-    learnt = Learnt(decoders[0].statistics if decoders else (), memories, fusion, region=product.region)
+    statistics = decoders[0].statistics if decoders else ()
+    learnt = Learnt(statistics, memories, fusion, region=product.region, sources=sources_of(job, good, product, views))
     product = replace(product, learnt=learnt, turned=name in good.turned)
     if not images or ((views is not None or len(trained) > 1) and len(images) < 2):
         return product  # there is no other image that an image could be compared with

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mambaad_cli.data.augmentation import with_moved
+from mambaad_cli.data.augmentation import moves, with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.loading import Box, at_size, read_ahead, within
 from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
@@ -79,6 +79,7 @@ class Seen(NamedTuple):
     inside: Tensor | None = None  # (H, W) bool: its region of interest, as large as its map; None: all of it
     photo: PhotoStatistics | None = None  # how it was taken
     digest: bytes = b""  # of what the encoder sees: equal for copies of one photo
+    moves: Tensor | None = None  # (v, 2, 3): how its moved views that a memory remembers were moved, see `moves`
 
 
 class Features:
@@ -235,12 +236,15 @@ def _encode_files(
             job.progress.unreadable(image)
             continue
         turned = classes[i] in views.turned
-        moved = with_moved(image.pixels, views.number, len(readable) + 1, views.flips, turned)
+        number = len(readable) + 1
+        moved = with_moved(image.pixels, views.number, number, views.flips, turned)
+        several = views.remembered(classes[i]) > 1
+        how = moves(sizes[i], views.number - 1, number, views.flips, turned) if several else None
         encoders[sizes[i]].add(moved, len(readable), views.remembered(classes[i]))
         readable.append(i)
         inside = None if image.inside is None else at_size(image.inside, job.network.map_size(sizes[i]))
         photo = photo_statistics(within(image.pixels, image.box))
-        seen.append(Seen(image.box, inside, photo, _digest(image.pixels)))
+        seen.append(Seen(image.box, inside, photo, _digest(image.pixels), how))
     return Features([encoder.group() for encoder in encoders.values()], seen, views.number), readable
 
 

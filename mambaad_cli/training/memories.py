@@ -3,6 +3,7 @@
 Letters: n images, m patches, h × w positions of the memory's maps.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -22,17 +23,19 @@ from mambaad_cli.model.memory import (
 from mambaad_cli.training.features import Features
 from mambaad_cli.training.good import GoodImages
 from mambaad_cli.training.job import Job
+from mambaad_cli.training.places import places_of
 
 CANDIDATES = 30_000  # random good patches of a product that the memory is chosen from
 FEW_IMAGES = 15  # of a product: each is compared with a memory that was made without it
-KNOWN = -1  # in place of an image's number: a patch of an earlier memory
+KNOWN = -1  # in place of an image's number, and all numbers below it: see `Remembered`
 
 
 class Remembered(NamedTuple):
     """A memory of one view of some good images, and which image each of its patches is of."""
 
     memory: Memory
-    owners: Tensor  # (m,): numbers of images
+    owners: Tensor  # (m,): numbers of images; KNOWN − j of patch j of an earlier memory
+    places: Tensor | None = None  # (m, 2): x, y in shares of the photo's width and height; NaN of earlier patches
 
     def without(self, *images: int) -> Memory:
         """The memory of the other images. Where there are no others it stays whole."""
@@ -45,7 +48,10 @@ class Remembered(NamedTuple):
     def first(self, size: int) -> "Remembered":
         """The coreset of at most `size` patches: k-centre chose these first."""
         patches = self.memory.patches[:size]
-        return Remembered(self.memory._replace(patches=patches, spacing=spacing_of(patches)), self.owners[:size])
+        places = None if self.places is None else self.places[:size]
+        return Remembered(
+            self.memory._replace(patches=patches, spacing=spacing_of(patches)), self.owners[:size], places
+        )
 
 
 RememberedViews: TypeAlias = tuple[Remembered, ...]  # the coarse view, then the close one
@@ -63,19 +69,24 @@ def remember(job: Job, good: GoodImages, images: Sequence[int], known: Sequence[
     images = good.features.distinct(images)
     each = -(-CANDIDATES // len(images))
     candidates: list[list[Tensor]] = [[] for _ in range(1 + two)]
+    everywhere: list[list[Tensor]] = [[] for _ in range(1 + two)]
     for i in images:
         features = [stage.to(device) for stage in good.features.remembered_views(i)]
-        for view, patches in zip(candidates, looks_of(features, two), strict=True):
+        for view, positions, patches in zip(candidates, everywhere, looks_of(features, two), strict=True):
             counting = _of_interest(patches, good.features, [i] * len(patches))
-            view.append(counting[torch.randperm(len(counting), generator=generator)[:each]])
+            places = places_of(good.features.seen[i], job.input_size(good.names[i]), patches.shape[:3])
+            chosen = torch.randperm(int(counting.sum()), generator=generator)[:each]
+            view.append(patches[counting.to(patches.device)][chosen])
+            positions.append(places[counting][chosen])
     remembered = []
-    for place, view in enumerate(candidates):
+    for number, (view, positions) in enumerate(zip(candidates, everywhere, strict=True)):
         owners = [torch.full((len(patches),), i) for i, patches in zip(images, view, strict=True)]
         if known:
-            earlier = as_seen(known[place])
-            view, owners = [*view, earlier], [*owners, torch.full((len(earlier),), KNOWN)]
+            earlier = as_seen(known[number])
+            view, owners = [*view, earlier], [*owners, KNOWN - torch.arange(len(earlier))]
+            positions = [*positions, torch.full((len(earlier), 2), math.nan)]
         memory, kept = memory_of(torch.cat(view), recipe.memory_size, recipe.seed)
-        remembered.append(Remembered(memory, torch.cat(owners)[kept]))
+        remembered.append(Remembered(memory, torch.cat(owners)[kept], torch.cat(positions)[kept]))
     return tuple(remembered)
 
 
@@ -85,9 +96,9 @@ def as_seen(memory: Memory) -> Tensor:
 
 
 def _of_interest(patches: Tensor, features: Features, images: Sequence[int]) -> Tensor:
-    """The patches (b, h, w, c) of some images that lie in their regions of interest: (p, c)."""
+    """Which patches (b, h, w, c) of some images lie in their regions of interest: (b, h, w) of bool."""
     inside = features.inside(images, (patches.shape[1], patches.shape[2]))
-    return patches.flatten(0, 2) if inside is None else patches[inside.to(patches.device)]
+    return torch.ones(patches.shape[:3], dtype=torch.bool) if inside is None else inside
 
 
 class Compared(NamedTuple):

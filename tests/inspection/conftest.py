@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.network import Network, compared
 from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Learnt, Product, Products, ScoredDefect
+from mambaad_cli.inspection.sources import UNITS, Sources
 from mambaad_cli.inspection.teaching import taught
 from mambaad_cli.inspection.tiles import Tiles
 from mambaad_cli.inspection.torch_scorer import TorchScorer
@@ -49,17 +51,36 @@ def learnt_from(network: Network, product: Product, images: list[Input]) -> Lear
     """What these good images of a product teach: every kind of evidence that the network's settings allow."""
     pixels = torch.stack([image.pixels for image in images])
     features, size = network.features(pixels), network.map_size((pixels.shape[2], pixels.shape[3]))
-    memories = []
+    memories, places = [], []
     for patches in network.patches(features):
-        memory, _ = memory_of(patches.flatten(0, 2), 60, 0)
+        memory, chosen = memory_of(patches.flatten(0, 2), 60, 0)
         memories.append(memory._replace(expected=expected_distances(distances(memory, patches))))
+        places.append(_places(chosen, patches.shape[1:3]))
+    sources = Sources(tuple(f"good_{i}.png" for i in range(len(images))), tuple(places), _pictures(images))
     learnt = Learnt(tuple(residual_statistics(lambda: [network.residuals(features)])), tuple(memories))
     evidence = network.evidence(features, size, learnt)
     assert evidence.decoder is not None
     assert evidence.memory is not None
     fusion = Fusion(witness_of(evidence.decoder, 0.5), witness_of(evidence.memory, 0.5))
     tiles = tiles_from(network, images) if network.settings.tiles else None
-    return replace(learnt, fusion=fusion, region=product.region, tiles=tiles)
+    return replace(learnt, fusion=fusion, region=product.region, tiles=tiles, sources=sources)
+
+
+def _places(chosen: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Where patches lie that were chosen from those of all images, (m, 3)."""
+    images, rest = chosen // (grid[0] * grid[1]), chosen % (grid[0] * grid[1])
+    x, y = (rest % grid[1] + 0.5) / grid[1], (rest // grid[1] + 0.5) / grid[0]
+    return torch.stack([images, (UNITS * x).round(), (UNITS * y).round()], 1).int()
+
+
+def _pictures(images: list[Input]) -> tuple[torch.Tensor, ...]:
+    """All but the last one are kept."""
+    kept = [
+        torch.from_numpy(cv2.imencode(".webp", image.picture)[1].ravel())
+        for image in images[:-1]
+        if image.picture is not None
+    ]
+    return (*kept, torch.empty(0, dtype=torch.uint8))
 
 
 @torch.inference_mode()

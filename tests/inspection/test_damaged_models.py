@@ -70,6 +70,8 @@ def loaded_and_used(path: Path) -> None:
     for name in (*record.products, None):
         prediction = model.predict(picture(3), class_name=name)
         assert prediction.score is not None or prediction.error
+        if prediction.regions:
+            prediction.explain()
 
 
 @contextmanager

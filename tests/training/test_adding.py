@@ -205,7 +205,7 @@ def test_a_memory_is_chosen_from_old_patches_and_from_those_of_new_images(
     model = run(**MEMORY)
     monkeypatch.setattr(fit_module, "remember", noted)
     add(model, more_nuts, shortly(model))
-    assert KNOWN in owners[0]
+    assert min(owners[0]) <= KNOWN  # earlier patches, by their numbers
     assert len(owners[0]) > 3
 
 
