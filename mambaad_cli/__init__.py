@@ -14,10 +14,11 @@ import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
-__all__ = ["FittedModel", "MambaADError", "Prediction", "Recipe", "Region", "fit", "load"]
+__all__ = ["FittedModel", "MambaADError", "Prediction", "Recipe", "Region", "count_flops", "fit", "load"]
 
 if TYPE_CHECKING:
     from mambaad_cli.api import FittedModel, fit, load
+    from mambaad_cli.benchmark.module_flops import count_flops
     from mambaad_cli.inspection.prediction import Prediction
     from mambaad_cli.inspection.regions import Region
     from mambaad_cli.training.recipe import Recipe
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "fit": "mambaad_cli.api",
     "load": "mambaad_cli.api",
+    "count_flops": "mambaad_cli.benchmark.module_flops",
     "FittedModel": "mambaad_cli.api",
     "Prediction": "mambaad_cli.inspection.prediction",
     "Region": "mambaad_cli.inspection.regions",

@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from mambaad_cli import MambaADError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+RENAME_PAUSES = (0.05, 0.1, 0.25, 0.6)  # seconds
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def written_whole(path: Path) -> Iterator[Path]:
         yield half
         _sync(half)
         half.chmod(0o666 & ~_umask())  # mkstemp makes it readable for this user only
-        half.replace(target)
+        _rename(half, target)
         with suppress(OSError):  # not every file system lets a folder be synchronised
             _sync(target.parent)
     except OSError as error:
@@ -58,12 +61,30 @@ def target_of(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's content, or a folder's list of names, is on the disk.
+
+    Windows synchronises only what is open to be written, and no folders.
+    """
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rename(half: Path, target: Path) -> None:
+    """Give the finished file its name.
+
+    Windows refuses it while another program has the old file open, such as one that looks for viruses in new files: it
+    is tried again for a second.
+    """
+    for pause in RENAME_PAUSES if sys.platform == "win32" else ():
+        try:
+            half.replace(target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    half.replace(target)
 
 
 def _refusal(error: OSError, path: Path, half: Path | None) -> str:
@@ -77,6 +98,12 @@ def _refusal(error: OSError, path: Path, half: Path | None) -> str:
     if error.errno in DISK_FULL:
         return f"cannot write {shown(other)}: {reason}"
     return f"cannot write {shown(path)}: {shown(other)}: {reason}"
+
+
+def is_closed_pipe(error: BaseException) -> bool:
+    """Whether the reader of our output has closed it: Windows tells of an invalid argument, and names no file."""
+    invalid = isinstance(error, OSError) and error.errno == errno.EINVAL and error.filename is None
+    return isinstance(error, BrokenPipeError) or (sys.platform == "win32" and invalid)
 
 
 def check_plot(path: Path) -> None:

@@ -32,6 +32,8 @@ GOOD_PHOTOS = 12
 def parse(words: list[str]) -> None:
     """Parse the words after `mambaad` as the command would; raises its usage error."""
     name, *arguments = words
+    if name == "--config":  # before the command
+        _, _, name, *arguments = words
     if name.startswith("-"):  # mambaad --version
         assert name in ("--version", "--install-completion")
         return
@@ -93,7 +95,7 @@ def test_options_in_running_text_exist() -> None:
     options = {name for command in COMMANDS.values() for p in command.params for name in (*p.opts, *p.secondary_opts)}
     programs = "".join(path.read_text() for path in Path(mambaad_cli.__file__).parent.rglob("*.py"))
     options |= set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', programs)) | {"--version", "--help"} | OTHER_OPTIONS
-    options |= {"--install-completion"}
+    options |= {"--install-completion", "--config"}
     for page, code in inline_code():
         for word in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
             if not re.match(r"(pip|python|g\+\+|torchrun|chromium)", code):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from mambaad_cli.benchmark.detectors import maps_of, remembering_noise
@@ -158,9 +159,8 @@ def memory(files: Sequence[ImageFile], count: int) -> None:
 
 
 def resident() -> float:
-    """This process's memory in MB now, not at its peak (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    """This process's memory in MB now, not at its peak."""
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 def seconds(task: Callable[[], object]) -> float:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mambaad_cli import distributed
-from mambaad_cli.cli.app import INTERRUPTED, USER_CAN_MEND, app, examples
+from mambaad_cli.cli.app import INTERRUPTED, RESEARCH, USER_CAN_MEND, command, examples
 from mambaad_cli.cli.options import Device, Format, given, parse_size
-from mambaad_cli.cli.output import check_writable, duration, publish, warn
+from mambaad_cli.cli.output import check_writable, duration, no_progress, note, publish, warn
 
 if TYPE_CHECKING:
     from mambaad_cli.benchmark.comparison import Comparison, ComparisonOptions, Dataset
@@ -24,50 +24,71 @@ FOR_DATA = (
 FOR_SPEED = ("model", "batch", "precision", "runtime", "train", "seconds", "plot")
 
 
-@app.command(
+@command(
+    panel=RESEARCH,
     epilog=examples(
         "mambaad bench --res 256", "mambaad bench --res 256,512 --plot scaling.png", "mambaad bench --data ./mvtec/"
-    )
+    ),
 )
 def bench(
     ctx: typer.Context,
     res: Annotated[
         str | None,
         typer.Option(
-            help="One or several image sizes: 256 or 256,512,1024. Default: 256; with --data, each detector's own."
+            metavar="SIZES",
+            help="One or several image sizes: 256 or 256,512,1024. Default: 256; with --data, each detector's own.",
         ),
     ] = None,
     detectors: Annotated[
-        str | None, typer.Option(help="Detectors to compare, by name or kind, separated by commas.")
+        str | None, typer.Option(metavar="NAMES", help="Detectors to compare, by name or kind, separated by commas.")
     ] = None,
     model: Annotated[
         list[Path] | None,
-        typer.Option("--model", "-m", help="Also compare a fitted model, or an exported one at its size; repeatable."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="FILE",
+            help="Also compare a fitted model, or an exported one at its size; repeatable.",
+        ),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images per batch. By default the fastest is searched.")
+        int | None, typer.Option(min=1, metavar="N", help="Images per batch. By default the fastest is searched.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision; bf16 uses autocast.")] = "fp32",
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads.")] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(metavar="fp32|bf16", help="Precision; bf16 uses autocast.")
+    ] = "fp32",
     runtime: Annotated[
-        Literal["torch", "onnxruntime"], typer.Option(help="What runs the default encoder on a CPU; all others: torch.")
+        Literal["torch", "onnxruntime"],
+        typer.Option(
+            metavar="NAME", help="What runs the default encoder on a CPU, torch or onnxruntime; all others: torch."
+        ),
     ] = "torch",
     train: Annotated[bool, typer.Option("--train", help="Also time a training step of each detector.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Approximate time to measure each row.")] = 12.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Approximate time to measure each row.")
+    ] = 12.0,
     format: Format = "table",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write instead of stdout.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the times: a .png or .svg file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write instead of stdout.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Also draw the times: a .png or .svg file.")] = None,
     device: Device = "auto",
     data: Annotated[
         Path | None,
         typer.Option(
+            metavar="FOLDER",
             help="Labelled dataset: fit each detector on its good training images and measure it on its test images.",
             rich_help_panel=WITH_DATA,
         ),
     ] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="Layout of the dataset, if it is not recognised: mvtec, visa, …", rich_help_panel=WITH_DATA),
+        typer.Option(
+            metavar="NAME",
+            help="Layout of the dataset, if it is not recognised: mvtec, visa, …",
+            rich_help_panel=WITH_DATA,
+        ),
     ] = None,
     ablation: Annotated[
         bool,
@@ -93,6 +114,7 @@ def bench(
     encoder: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="Encoder of all detectors; by default efficientnet_lite2, whose weights come with mambaad. "
             "own: each detector uses the encoder it was published with.",
             rich_help_panel=WITH_DATA,
@@ -100,24 +122,35 @@ def bench(
     ] = None,
     encoder_weights: Annotated[
         Path | None,
-        typer.Option(help="Local safetensors or pth file with the encoder's weights.", rich_help_panel=WITH_DATA),
+        typer.Option(
+            metavar="FILE", help="Local safetensors or pth file with the encoder's weights.", rich_help_panel=WITH_DATA
+        ),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="How often a fit sees each image.", rich_help_panel=WITH_DATA)
+        int | None, typer.Option(min=1, metavar="N", help="How often a fit sees each image.", rich_help_panel=WITH_DATA)
     ] = None,
     max_minutes: Annotated[
         float | None,
         typer.Option(
-            min=0.01, help="Approximate minutes of each fit, instead of epochs. Default: 2.", rich_help_panel=WITH_DATA
+            min=0.01,
+            metavar="N",
+            help="Approximate minutes of each fit, instead of epochs. Default: 2.",
+            rich_help_panel=WITH_DATA,
         ),
     ] = None,
     seeds: Annotated[
         int,
-        typer.Option(min=1, help="Number of fits of each detector, for mean and deviation.", rich_help_panel=WITH_DATA),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of fits of each detector, for mean and deviation.",
+            rich_help_panel=WITH_DATA,
+        ),
     ] = 1,
     results: Annotated[
         Path,
         typer.Option(
+            metavar="FILE",
             help="File that keeps the results of each finished fit, so that the same command can continue.",
             rich_help_panel=WITH_DATA,
         ),
@@ -190,7 +223,7 @@ def timed(specs: "list[DetectorSpec]", sizes: "list[Size]", timing: "Timing") ->
 
     def on_progress(step: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"  {step}", err=True)
+            note(f"  {step}")
 
     return speed.run(specs, sizes, timing, on_progress)
 
@@ -201,14 +234,14 @@ def compare(variants: "list[Variant]", data: "Dataset", options: "ComparisonOpti
 
     from mambaad_cli.benchmark import comparison
 
-    progress = tqdm(bar_format="{desc}", leave=False, disable=None, file=sys.stderr)
+    progress = tqdm(bar_format="{desc}", leave=False, disable=no_progress(), file=sys.stderr)
 
     def finished(variant: "Variant", cell: dict[str, Any]) -> None:
         auroc = cell["mean"]["image_auroc"]
         measured = "" if auroc is None else f"image AU-ROC {100 * auroc:.1f}, "
         progress.clear()
         line = f"{variant.name}, seed {cell['seed']}: {measured}fitted in {duration(cell['fit_seconds'])}"
-        typer.echo(line, err=True)
+        note(line)
 
     try:
         with progress:

@@ -7,8 +7,9 @@ import typer
 
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.app import INSPECT, USER_CAN_MEND, command, examples
 from mambaad_cli.cli.options import (
+    PHOTOS,
     AsJson,
     Batch,
     ClassName,
@@ -24,30 +25,43 @@ from mambaad_cli.cli.options import (
 from mambaad_cli.cli.output import print_known, print_summary, print_thresholds, scores_of_defects, warn
 
 
-@app.command(
+@command(
+    panel=INSPECT,
     epilog=examples(
         "mambaad calibrate mambaad.safetensors ./more_good/",
         "mambaad calibrate mambaad.safetensors --bad ./known_defects/",
-    )
+    ),
 )
 def calibrate(
     model: Annotated[
-        Path, typer.Argument(help="Model file. It is rewritten with its new threshold, but not by --bad alone.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="Model file. It is rewritten with its new threshold, but not by --bad alone."
+        ),
     ],
     good: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder of good images not used for training. Without it, the scores that the model keeps are used."
+            metavar="GOOD",
+            help="Folder of good images not used for training. Without it, the scores that the model keeps are used.",
         ),
     ] = None,
     max_false_reject: MaxFalseReject = None,
     bad: Annotated[
-        Path | None, typer.Option(help="Folder of known defects: tells how many are found. Nothing is trained on them.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of known defects: tells how many are found. Nothing is trained on them."
+        ),
     ] = None,
     as_json: AsJson = False,
     class_name: ClassName = None,
     res: Annotated[
-        str | None, typer.Option(help="Image size to calibrate for; the model then scores at this size.")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Image size to calibrate for; the model then scores at this size.",
+            rich_help_panel=PHOTOS,
+        ),
     ] = None,
     roi: Roi = None,
     ignore: Ignore = None,

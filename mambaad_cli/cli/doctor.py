@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import MACHINE, command, examples
 
 
-@app.command(epilog=examples("mambaad doctor", "mambaad doctor --json"))
+@command(panel=MACHINE, epilog=examples("mambaad doctor", "mambaad doctor --json"))
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mambaad_cli.cli import reporting, running
-from mambaad_cli.cli.app import INTERRUPTED, USER_CAN_MEND, app, examples
+from mambaad_cli.cli.app import INTERRUPTED, PROVE, USER_CAN_MEND, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
     Batch,
@@ -23,11 +23,15 @@ from mambaad_cli.cli.options import (
     Workers,
     given,
 )
-from mambaad_cli.cli.output import publish, warn
+from mambaad_cli.cli.output import no_progress, note, publish, warn
 from mambaad_cli.files import shown
 
 
-@app.command("eval", epilog=examples("mambaad eval mambaad.safetensors ./mvtec/", "mambaad eval ./mvtec/ --format csv"))
+@command(
+    "eval",
+    panel=PROVE,
+    epilog=examples("mambaad eval mambaad.safetensors ./mvtec/", "mambaad eval ./mvtec/ --format csv"),
+)
 def evaluate(
     ctx: typer.Context,
     paths: Annotated[
@@ -43,8 +47,10 @@ def evaluate(
     full_size: Annotated[
         bool, typer.Option("--full-size", help="Pixel metrics at the size of the photos, not of the model's maps.")
     ] = False,
-    maps: Annotated[Path | None, typer.Option(help="Folder for an overlay of each image.")] = None,
-    worst: Annotated[Path | None, typer.Option(help="Folder for contact sheets of the worst mistakes.")] = None,
+    maps: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Folder for an overlay of each image.")] = None,
+    worst: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for contact sheets of the worst mistakes.")
+    ] = None,
     report: ReportFile = None,
     roi_dir: RoiDir = None,
     batch: Batch = 8,
@@ -77,7 +83,7 @@ def evaluate(
     references = {sample.path: sample.defect for sample in samples if sample.split == "test"}
     collector = None if report is None else reporting.begin(report, len(references), PredictOptions(), scorer)[1]
     options = EvaluationOptions(batch, workers, full_size, maps, pictures=collector is not None)
-    with tqdm(total=len(references), unit="image", leave=False, disable=None, file=sys.stderr) as progress:
+    with tqdm(total=len(references), unit="image", leave=False, disable=no_progress(), file=sys.stderr) as progress:
 
         def on_result(prediction: Prediction) -> None:
             progress.update()
@@ -86,11 +92,11 @@ def evaluate(
 
         measured = evaluation.evaluate(scorer, samples, options, on_result)
     publish(evaluation_tables, measured, format, output=None)
-    for note in evaluation_tables.notes(measured):
-        warn(note)
+    for remark in evaluation_tables.notes(measured):
+        warn(remark)
     if worst is not None:
         for path in evaluation_sheets.write_worst(measured, scorer, worst):
-            warn(f"wrote {path}")
+            note(f"mambaad: wrote {path}")
     if collector is not None and report is not None:
         reporting.finish(report, collector, model, scorer, title=f"Evaluation on {dataset}")
     if measured.unfinished:

@@ -7,34 +7,40 @@ from typing import Annotated, Literal
 import typer
 
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import LINE, command, examples
 from mambaad_cli.cli.options import DEFAULT_MODEL, ClassName, RoiDir
-from mambaad_cli.cli.output import check_writable, warn
+from mambaad_cli.cli.output import check_writable, note, warn
 from mambaad_cli.files import shown
 
 
-@app.command(
+@command(
+    panel=LINE,
     epilog=examples(
         "mambaad export mambaad.safetensors -o model.onnx", "mambaad export MODEL -o model.onnx --check ./photos/"
-    )
+    ),
 )
 def export(
-    model: Annotated[Path, typer.Argument(help="Model file.")] = DEFAULT_MODEL,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model file.")] = DEFAULT_MODEL,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write. Default: model.onnx, or model.xml.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File to write. Default: model.onnx, or model.xml."),
     ] = None,
     format: Annotated[
-        Literal["onnx", "openvino"], typer.Option(help="onnx: one file. openvino: an .xml file with a .bin beside it.")
+        Literal["onnx", "openvino"],
+        typer.Option(metavar="onnx|openvino", help="onnx: one file. openvino: an .xml file with a .bin beside it."),
     ] = "onnx",
     class_name: ClassName = None,
     image: Annotated[
-        Literal["uint8", "float32"], typer.Option(help="Type of the input images, RGB in 0 … 255.")
+        Literal["uint8", "float32"],
+        typer.Option(metavar="TYPE", help="Type of the input images, RGB in 0 … 255: uint8 or float32."),
     ] = "uint8",
     check: Annotated[
-        Path | None, typer.Option(help="Folder of photos to compare on, besides the examples in the model file.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of photos to compare on, besides the examples in the model file."),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0.0, help="Largest relative difference of scores and maps that is accepted.")
+        float,
+        typer.Option(min=0.0, metavar="SHARE", help="Largest relative difference of scores and maps that is accepted."),
     ] = 1e-3,
     roi_dir: RoiDir = None,
     no_check: Annotated[
@@ -62,7 +68,7 @@ def export(
 
     def on_step(step: str) -> None:
         if sys.stderr.isatty():
-            typer.echo(f"  {step}", err=True)
+            note(f"  {step}")
 
     for path, products, (height, width), agreement in write.export(scorer, model, output, options, on_step):
         endings = write.endings(scorer.record, format)

@@ -3,13 +3,14 @@
 import shlex
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from mambaad_cli import MambaADError, distributed
+from mambaad_cli.cli import fit_options as of
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.app import INSPECT, USER_CAN_MEND, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
     AsJson,
@@ -25,7 +26,15 @@ from mambaad_cli.cli.options import (
     parse_size,
     pick_precision,
 )
-from mambaad_cli.cli.output import check_writable, duration, print_summary, print_thresholds, warn, warn_of_squeezing
+from mambaad_cli.cli.output import (
+    check_writable,
+    duration,
+    note,
+    print_summary,
+    print_thresholds,
+    warn,
+    warn_of_squeezing,
+)
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
@@ -47,131 +56,54 @@ MOST_NAMED = 5  # suspects that are named without --suspects
 FROM_THE_STOPPED_RUN = ("epochs", "max_minutes", "batch", "lr")
 
 
-@app.command(epilog=examples("mambaad fit ./good/", "mambaad fit ./good/ --max-minutes 2 --model parts.safetensors"))
+@command(
+    panel=INSPECT, epilog=examples("mambaad fit ./good/", "mambaad fit ./good/ --max-minutes 2 -m parts.safetensors")
+)
 def fit(
     ctx: typer.Context,
-    good: Annotated[Path, typer.Argument(help="Folder of good images; its sub-folders are product classes.")],
+    good: of.Good,
     model: ModelFile = DEFAULT_MODEL,
-    preset: Annotated[
-        Literal["small", "paper"],
-        typer.Option(help="small: for laptops, takes minutes. paper: as published, takes hours."),
-    ] = "small",
-    detector: Annotated[
-        Literal["mambaad", "rd4ad", "uniad", "memory"],
-        typer.Option(help="rd4ad, uniad and memory (PatchCore-style, no training): baselines with their own recipes."),
-    ] = "mambaad",
-    encoder: Annotated[
-        str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8 and 16.")
-    ] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Local safetensors or pth file with its weights.")
-    ] = None,
-    res: Annotated[
-        str | None,
-        typer.Option(
-            help="One size for all products in pixels: 256 or 320x192 (width x height). Else each has its own."
-        ),
-    ] = None,
-    pixels: Annotated[
-        int | None,
-        typer.Option(
-            min=64, help="Budget of a product's own size: as many pixels as a square of this side, in its aspect."
-        ),
-    ] = None,
-    detail: Annotated[
-        float | None,
-        typer.Option(min=1, max=4, help="Factor by which the close view enlarges each side."),
-    ] = None,
-    evidence: Annotated[
-        Literal["decoder", "memory", "both"] | None,
-        typer.Option(help="What finds defects: the Mamba decoder, a memory of good patches, or both (small)."),
-    ] = None,
-    tiles: Annotated[
-        bool, typer.Option("--tiles", help="Also inspect photos in tiles, at their own resolution: for small defects.")
-    ] = False,
-    tile_size: Annotated[
-        str | None, typer.Option(help="Size of the tiles in pixels: 384 (default), or 512x256 (width x height).")
-    ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=4, help="With --tiles: photos are scaled by this factor before tiles are cut."),
-    ] = None,
-    letterbox: Annotated[
-        bool, typer.Option("--letterbox", help="Keep each image's aspect ratio; the padding does not count.")
-    ] = False,
+    preset: of.Preset = "small",
+    max_minutes: of.MaxMinutes = None,
+    resume: of.Resume = False,
+    add: of.Add = False,
+    overwrite: of.Overwrite = False,
+    as_json: AsJson = False,
+    res: of.Res = None,
+    pixels: of.Pixels = None,
+    letterbox: of.Letterbox = False,
     roi: Roi = None,
     ignore: Ignore = None,
     roi_dir: RoiDir = None,
-    flips: Annotated[bool, typer.Option("--flips", help="Good parts may also be mirrored.")] = False,
-    folds: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Learn from all images; the threshold comes from this many additional, shorter trainings."
-        ),
-    ] = 0,
-    epochs: Annotated[int | None, typer.Option(min=1, help="How often each image is seen.")] = None,
-    max_minutes: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            help="Approximate time limit for the whole fit, in minutes. If it is too short to train, the memory alone "
-            "is used.",
-        ),
-    ] = None,
+    flips: of.Flips = False,
+    suspects: of.Suspects = None,
+    drop_suspects: of.DropSuspects = "0",
     max_false_reject: MaxFalseReject = None,
-    bad: Annotated[
-        Path | None,
-        typer.Option(help="Folder of known defects that the model learns to find, see `mambaad learn`."),
-    ] = None,
-    masks: Annotated[Path | None, typer.Option(help="With --bad: a folder with a mask of each defect.")] = None,
-    scan: Annotated[
-        Literal["sweep", "scan", "zorder", "zigzag", "hilbert"] | None,
-        typer.Option(
-            help="Order in which the selective scan visits the positions; scan is the boustrophedon. Default: hilbert."
-        ),
-    ] = None,
-    directions: Annotated[
-        int | None,
-        typer.Option(help="Directions of that order: 2, 4 or 8; or 6, the distinct ones of hilbert and scan."),
-    ] = None,
-    local_branches: Annotated[
-        bool | None, typer.Option(help="Use the convolutions beside the selective scans. Default: yes.")
-    ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
-    lr: Annotated[float | None, typer.Option(min=1e-9, max=1e3, help="Learning rate.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="The same seed on the same machine gives the same model.")
-    ] = 42,
+    folds: of.Folds = 0,
+    bad: of.Bad = None,
+    masks: of.Masks = None,
+    tiles: of.Tiles = False,
+    tile_size: of.TileSize = None,
+    scale: of.Scale = None,
+    detail: of.Detail = None,
+    epochs: of.Epochs = None,
+    batch: of.Batch = None,
+    lr: of.LearningRate = None,
+    seed: of.Seed = 42,
+    keep_examples: of.KeepExamples = True,
+    detector: of.Detector = "mambaad",
+    encoder: of.Encoder = None,
+    encoder_weights: of.EncoderWeights = None,
+    evidence: of.Evidence = None,
+    scan: of.Scan = None,
+    directions: of.Directions = None,
+    local_branches: of.LocalBranches = None,
     device: Device = "auto",
     precision: Precision = "auto",
     runtime: Runtime = "auto",
-    cache_dtype: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="Type of the encoder's cached features; bf16 takes half the space.")
-    ] = "fp32",
-    cache_memory: Annotated[
-        float,
-        typer.Option(min=0, help="GB of features kept in memory; larger ones go to a file in the temporary folder."),
-    ] = 4.0,
-    checkpoint_activations: Annotated[
-        bool, typer.Option("--checkpoint-activations", help="Train in less memory, but slower.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint of a stopped run.")
-    ] = False,
-    add: Annotated[bool, typer.Option("--add", help="Teach the products to the existing model.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a model file that knows other products.")
-    ] = False,
-    suspects: Annotated[
-        Path | None, typer.Option(help="Folder for a contact sheet of the images that are least like the others.")
-    ] = None,
-    drop_suspects: Annotated[
-        str, typer.Option(metavar="N|auto", help="Drop the N most unusual training images, or all outliers (auto).")
-    ] = "0",
-    keep_examples: Annotated[
-        bool, typer.Option("--examples/--no-examples", help="Keep some of the images in the model file, for --add.")
-    ] = True,
-    as_json: AsJson = False,
+    cache_dtype: of.CacheDtype = "fp32",
+    cache_memory: of.CacheMemory = 4.0,
+    checkpoint_activations: of.CheckpointActivations = False,
 ) -> None:
     """Train one model on a folder of good images, or with --add teach it new products."""
     from mambaad_cli.cli.fit_progress import FitProgress
@@ -288,7 +220,7 @@ def _tell_suspects(progress: "FitProgress", sheet: Path | None) -> None:
     if sheet is not None and (progress.odd or passed_over):
         from mambaad_cli.inspection.overlays import write_suspects
 
-        warn(f"wrote {shown(write_suspects([*progress.odd, *passed_over], sheet))}")
+        note(f"mambaad: wrote {shown(write_suspects([*progress.odd, *passed_over], sheet))}")
 
 
 def _tell_alike(progress: "FitProgress", record: "ModelRecord") -> None:

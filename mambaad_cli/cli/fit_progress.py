@@ -6,8 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mambaad_cli import distributed
-from mambaad_cli.cli.output import warn
+from mambaad_cli.cli.output import no_progress, warn
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.training.progress import Progress
 
@@ -16,7 +15,7 @@ class FitProgress(Progress):
     """Shows the progress of `mambaad fit`, and counts what it prints at the end."""
 
     def __init__(self, images: int) -> None:
-        self.silent = distributed.rank() > 0 or None  # None: where stderr is no terminal
+        self.silent = no_progress()
         self.reading = tqdm(total=images, desc="encode", unit="image", leave=False, disable=self.silent)
         self.training: Any = None
         self.skipped = 0

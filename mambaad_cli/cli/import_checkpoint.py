@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import RESEARCH, command, examples
 from mambaad_cli.cli.options import DEFAULT_MODEL
 
 
-@app.command("import", epilog=examples("mambaad import published.pth -o mvtec.safetensors"))
+@command("import", panel=RESEARCH, epilog=examples("mambaad import published.pth -o mvtec.safetensors"))
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A published MambaAD checkpoint (.pth).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")] = DEFAULT_MODEL,
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A published MambaAD checkpoint (.pth).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="Model file to write.")
+    ] = DEFAULT_MODEL,
 ) -> None:
     """Convert a published MambaAD checkpoint to a model file, which has no threshold yet."""
     from mambaad_cli.inspection import published_checkpoint, store

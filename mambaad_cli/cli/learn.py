@@ -8,7 +8,7 @@ import typer
 
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.app import INSPECT, USER_CAN_MEND, command, examples
 from mambaad_cli.cli.options import AsJson, ClassName, Device, RoiDir, Runtime
 from mambaad_cli.cli.output import check_writable, warn
 from mambaad_cli.files import shown
@@ -20,28 +20,41 @@ if TYPE_CHECKING:
     from mambaad_cli.inspection.teaching import Lectured
 
 
-@app.command(
+@command(
+    panel=INSPECT,
     epilog=examples(
         "mambaad learn mambaad.safetensors --bad ./missed/ --good ./wrongly_rejected/",
         "mambaad learn mambaad.safetensors --forget scratch/007.png",
-    )
+    ),
 )
 def learn(
-    model: Annotated[Path, typer.Argument(help="Model file. It is rewritten, unless --output names another.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Model file. It is rewritten, unless --output names another.")
+    ],
     bad: Annotated[
-        Path | None, typer.Option(help="Folder of known defects. Sub-folders may name products and kinds of defects.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of known defects. Sub-folders may name products and kinds of defects."
+        ),
     ] = None,
-    good: Annotated[Path | None, typer.Option(help="Folder of good parts that were rejected by mistake.")] = None,
+    good: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of good parts that were rejected by mistake.")
+    ] = None,
     corrections: Annotated[
-        Path | None, typer.Option(help="File of wrong verdicts, saved on the page of `mambaad report`.")
+        Path | None, typer.Option(metavar="FILE", help="File of wrong verdicts, saved on the page of `mambaad report`.")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(help="Folder with a mask of each defect, of the same stem, or with _mask behind it.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder with a mask of each defect, of the same stem, or with _mask behind it."
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the model that learnt here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the model that learnt here.")
+    ] = None,
     forget: Annotated[
         list[str] | None,
-        typer.Option(help="Forget a photo that was taught, by the name that --list shows. Repeatable."),
+        typer.Option(metavar="NAME", help="Forget a photo that was taught, by the name that --list shows. Repeatable."),
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List what the model was taught, and change nothing.")] = False,
     class_name: ClassName = None,

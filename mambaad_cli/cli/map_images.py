@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 import typer
 
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import INSPECT, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
+    VERDICTS,
     Batch,
     ClassName,
     Device,
@@ -29,16 +30,21 @@ from mambaad_cli.cli.output import warn
 from mambaad_cli.files import shown
 
 
-@app.command("map", epilog=examples("mambaad map ./incoming/ -o ./maps/", "mambaad map part.png -o ./maps/ --regions"))
+@command(
+    "map",
+    panel=INSPECT,
+    epilog=examples("mambaad map ./incoming/ -o ./maps/", "mambaad map part.png -o ./maps/ --regions"),
+)
 def map_images(
     paths: Paths,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the overlays.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the overlays.")],
     model: ModelFile = DEFAULT_MODEL,
     raw: Annotated[
         Literal["png", "npy"] | None,
         typer.Option(
+            metavar="png|npy",
             help="Also write each map: as NumPy floats, or as a 16-bit PNG with the value threshold + (code − 32768) / "
-            "16384 · |threshold|, so that negative values are kept."
+            "16384 · |threshold|, so that negative values are kept.",
         ),
     ] = None,
     review: Review = None,
@@ -47,6 +53,7 @@ def map_images(
         typer.Option(
             "--regions",
             help="Draw a numbered frame around each anomalous region, and list the regions in regions.jsonl.",
+            rich_help_panel=VERDICTS,
         ),
     ] = False,
     min_area: MinArea = 0,

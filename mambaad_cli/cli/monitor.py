@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mambaad_cli import MambaADError
-from mambaad_cli.cli.app import ANOMALY_FOUND, app, examples
+from mambaad_cli.cli.app import ANOMALY_FOUND, LINE, command, examples
 from mambaad_cli.cli.options import DEFAULT_MODEL, ModelFile, parse_share
 from mambaad_cli.cli.output import check_writable, warn
 from mambaad_cli.files import check_plot, shown
@@ -37,11 +37,14 @@ def parse_since(text: str) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
 
 
-@app.command(
+@command(
+    panel=LINE,
     epilog=examples("mambaad monitor rows.jsonl", "mambaad monitor rows.jsonl --since 7d --plot drift.png"),
 )
 def monitor(
-    rows: Annotated[list[Path], typer.Argument(help="Files of rows, of watch or score, the oldest first.")],
+    rows: Annotated[
+        list[Path], typer.Argument(metavar="ROWS", help="Files of rows, of watch or score, the oldest first.")
+    ],
     since: Annotated[
         datetime | None,
         typer.Option(
@@ -59,7 +62,7 @@ def monitor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw scores, photos and evidence: a .png or .svg file.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw scores, photos and evidence: a .png or .svg file.")
     ] = None,
 ) -> None:
     """Tell whether scores, rejects or photos have changed since the model was calibrated. Exit status 3 on an alarm."""

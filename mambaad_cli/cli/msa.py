@@ -6,18 +6,19 @@ from typing import Annotated
 import typer
 
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import USER_CAN_MEND, app, examples
+from mambaad_cli.cli.app import PROVE, USER_CAN_MEND, command, examples
 from mambaad_cli.cli.options import DEFAULT_MODEL, Batch, ClassName, Device, ModelFile, Precision, Res, RoiDir, Workers
 from mambaad_cli.cli.output import warn
 
 
-@app.command(epilog=examples("mambaad msa ./study/", "mambaad msa study.csv --json > msa.json"))
+@command(panel=PROVE, epilog=examples("mambaad msa ./study/", "mambaad msa study.csv --json > msa.json"))
 def msa(
     study: Annotated[
         Path,
         typer.Argument(
+            metavar="STUDY",
             help="CSV with the columns part,trial,reference,path (and appraiser, or score and verdict), or a folder "
-            "with good/PART/ and DEFECT/PART/, several photos each."
+            "with good/PART/ and DEFECT/PART/, several photos each.",
         ),
     ],
     model: ModelFile = DEFAULT_MODEL,

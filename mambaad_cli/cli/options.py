@@ -1,11 +1,17 @@
 """Options that several commands share, and functions that parse them."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.shards import Shard
+
 DEFAULT_MODEL = Path("mambaad.safetensors")
+
+# Groups of options in a command's help, in the order in which it first names them; without one: Options.
+PHOTOS, VERDICTS, MACHINE = "Photos", "Verdicts", "This machine"
 
 
 def parse_share(text: str) -> float:
@@ -48,6 +54,21 @@ def parse_min_area(regions: bool, min_area: int) -> int | None:
     return min_area if regions else None
 
 
+def parse_shard(text: str) -> "Shard":
+    """Shard K of N.
+
+    >>> parse_shard("3/100")
+    Shard(number=3, of=100)
+    """
+    from mambaad_cli.inspection.shards import Shard
+
+    number, slash, count = text.strip().partition("/")
+    whole = all(part.isascii() and part.isdecimal() for part in (number, count))
+    if not (slash and whole and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f"{text!r}: expected K/N with K from 1 to N, such as 3/100", param_hint="--shard")
+    return Shard(int(number), int(count))
+
+
 def pick_precision(precision: str) -> str:
     """auto is fp32: bf16 moves scores by more than 1 %, and that is for the user to decide."""
     return "fp32" if precision == "auto" else precision
@@ -60,18 +81,32 @@ def given(ctx: typer.Context, names: tuple[str, ...]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in typed]
 
 
-Paths = Annotated[list[Path], typer.Argument(help="Folders and image files.")]
+Paths = Annotated[list[Path], typer.Argument(metavar="PATHS", help="Folders and image files.")]
 ModelFile = Annotated[
-    Path, typer.Option("--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, written by fit.", dir_okay=True)
+    Path,
+    typer.Option(
+        "--model", "-m", envvar="MAMBAAD_MODEL", metavar="FILE", help="Model file, written by fit.", dir_okay=True
+    ),
 ]
-Res = Annotated[str | None, typer.Option(help="Image size to score at, instead of that of fit: 256, or 320x192.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images that go through the model together.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read images.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print thresholds and what they find as one JSON object.")]
+Format = Annotated[
+    Literal["table", "markdown", "csv", "json"],
+    typer.Option(metavar="FORMAT", help="Format of the output: table, markdown, csv or json."),
+]
+Layout = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Layout of the dataset, if it is not recognised: mvtec, visa, …"),
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Also write a report for people, one HTML file.")
+]
 MaxFalseReject = Annotated[
     float | None,
     typer.Option(
-        parser=parse_share, metavar="SHARE", help="Share of good images that may be rejected: 1%, or 0.01. Default: 3%."
+        parser=parse_share,
+        metavar="SHARE",
+        help="Share of good images that may be rejected: 1%, or 0.01. Default: 3%.",
+        rich_help_panel=VERDICTS,
     ),
 ]
 Review = Annotated[
@@ -80,26 +115,20 @@ Review = Annotated[
         parser=parse_share,
         metavar="SHARE",
         help="Share, such as 5%, of good images that may get the verdict review or worse.",
+        rich_help_panel=VERDICTS,
     ),
 ]
-MinArea = Annotated[int, typer.Option(min=0, metavar="PIXELS", help="Leave out regions with fewer pixels.")]
-Precision = Annotated[
-    Literal["auto", "fp32", "bf16"],
-    typer.Option(
-        help="Of matrix products. bf16 is faster on CPUs with AMX and on GPUs, and changes scores by about 2 %."
-    ),
-]
-Runtime = Annotated[
-    Literal["auto", "torch", "onnxruntime"],
-    typer.Option(
-        help="What runs the default encoder on a CPU. auto: the compiled kernel; without it ONNX Runtime if installed."
-    ),
-]
-ReportFile = Annotated[
-    Path | None, typer.Option("--report", metavar="FILE", help="Also write a report for people, one HTML file.")
+MinArea = Annotated[
+    int, typer.Option(min=0, metavar="PIXELS", help="Leave out regions with fewer pixels.", rich_help_panel=VERDICTS)
 ]
 ClassName = Annotated[
-    str | None, typer.Option("--class", help="Product class of all images, instead of the names of their folders.")
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="NAME",
+        help="Product class of all images, instead of the names of their folders.",
+        rich_help_panel=PHOTOS,
+    ),
 ]
 Roi = Annotated[
     list[str] | None,
@@ -107,12 +136,50 @@ Roi = Annotated[
         metavar="REGION",
         help="Region of interest: x,y,width,height, or three or more corners 'x,y x,y x,y', in pixels or %; or a mask "
         "image, or a folder of masks named like the products. PRODUCT=REGION: of one product. May be repeated.",
+        rich_help_panel=PHOTOS,
     ),
 ]
-Ignore = Annotated[list[str] | None, typer.Option(metavar="REGION", help="Region that does not count, as --roi.")]
-RoiDir = Annotated[
-    Path | None, typer.Option(help="Folder with a mask for each photo, of the same stem: white where it counts.")
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(metavar="REGION", help="Region that does not count, written as for --roi.", rich_help_panel=PHOTOS),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print thresholds and what they find as one JSON object.")]
-Format = Annotated[Literal["table", "markdown", "csv", "json"], typer.Option(help="Format of the output.")]
-Layout = Annotated[str | None, typer.Option(help="Layout of the dataset, if it is not recognised: mvtec, visa, …")]
+RoiDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder with a mask for each photo, of the same stem: white where it counts.",
+        rich_help_panel=PHOTOS,
+    ),
+]
+Res = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Image size to score at, instead of that of fit: 256, or 320x192.",
+        rich_help_panel=PHOTOS,
+    ),
+]
+Batch = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Images that go through the model together.", rich_help_panel=MACHINE),
+]
+Workers = Annotated[int, typer.Option(min=1, metavar="N", help="Threads that read images.", rich_help_panel=MACHINE)]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=MACHINE)]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(
+        metavar="TYPE",
+        help="Of matrix products: auto, fp32 or bf16. bf16 is faster on CPUs with AMX and on GPUs, and changes scores "
+        "by about 2 %.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Runtime = Annotated[
+    Literal["auto", "torch", "onnxruntime"],
+    typer.Option(
+        metavar="NAME",
+        help="What runs the default encoder on a CPU: auto, torch or onnxruntime. auto: the compiled kernel; without "
+        "it ONNX Runtime if installed.",
+        rich_help_panel=MACHINE,
+    ),
+]

@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,28 @@ if TYPE_CHECKING:
 
 
 SQUEEZED = 2.5  # pixels of a photo, along a side, on one of the model's, from which small defects vanish
+
+
+@dataclass
+class Speech:
+    """How much the command says, by its options --quiet and --verbose."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+speech = Speech()  # of this process; the application sets it before a command runs
+
+
+def no_progress() -> bool | None:
+    """What tqdm's `disable` takes: True for no bars at all, None for bars where stderr is a terminal."""
+    return speech.quiet or distributed.rank() > 0 or None
+
+
+def note(line: str) -> None:
+    """Print one line on stderr that --quiet leaves out: what was done, not what is wrong."""
+    if not speech.quiet:
+        typer.echo(shown(line), err=True)
 
 
 def warn(line: str, everyone: bool = False) -> None:

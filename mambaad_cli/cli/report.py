@@ -9,7 +9,7 @@ import typer
 
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import reporting, running
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import PROVE, command, examples
 from mambaad_cli.cli.options import Batch, Device, Precision, Res, RoiDir, Workers, given
 from mambaad_cli.cli.output import check_apart, check_writable, warn
 from mambaad_cli.files import shown
@@ -24,30 +24,39 @@ if TYPE_CHECKING:
 OF_A_MODEL = ("roi_dir", "res", "batch", "device", "precision")  # options that need --model
 
 
-@app.command(
+@command(
+    panel=PROVE,
     epilog=examples(
         "mambaad report rows.jsonl -o report.html --model mambaad.safetensors",
         "mambaad score ./incoming/ --report report.html",
-    )
+    ),
 )
 def report(
     ctx: typer.Context,
-    rows: Annotated[list[Path], typer.Argument(help="Files of rows, from mambaad score --json or --csv, or watch.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    rows: Annotated[
+        list[Path], typer.Argument(metavar="ROWS", help="Files of rows, from mambaad score --json or --csv, or watch.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="HTML file to write.")],
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", "-m", envvar="MAMBAAD_MODEL", help="Model file, for overlays of the photos and the record."
+            "--model",
+            "-m",
+            envvar="MAMBAAD_MODEL",
+            metavar="FILE",
+            help="Model file, for overlays of the photos and the record.",
         ),
     ] = None,
-    title: Annotated[str, typer.Option(help="Title of the report.")] = reporting.TITLE,
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Title of the report.")] = reporting.TITLE,
     link: Annotated[
         bool, typer.Option("--link", help="Link each image to its photo, as seen from the report.")
     ] = False,
     pictures: Annotated[
-        int, typer.Option(min=0, help="How many images, the worst ones, are shown with pictures.")
+        int, typer.Option(min=0, metavar="N", help="How many images, the worst ones, are shown with pictures.")
     ] = reporting.MAX_PICTURES,
-    msa: Annotated[Path | None, typer.Option(help="Also show a gauge study, written by mambaad msa --json.")] = None,
+    msa: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also show a gauge study, written by mambaad msa --json.")
+    ] = None,
     roi_dir: RoiDir = None,
     res: Res = None,
     batch: Batch = 8,

@@ -11,7 +11,7 @@ import typer
 from mambaad_cli import MambaADError, distributed
 from mambaad_cli.cli.app import ANOMALY_FOUND, USER_CAN_MEND
 from mambaad_cli.cli.options import parse_size, pick_precision
-from mambaad_cli.cli.output import warn
+from mambaad_cli.cli.output import no_progress, warn
 
 if TYPE_CHECKING:
     from mambaad_cli.data.images import ImageFile
@@ -140,8 +140,7 @@ def running(scorer: "Scorer", files: "Sequence[ImageFile]", options: "PredictOpt
         return predict(scorer, files, options)
 
     predictions = distributed.in_order(work, files, options.batch)
-    silent = distributed.rank() > 0 or None  # None: where stderr is no terminal
-    return iter(tqdm(predictions, total=len(files), unit="image", leave=False, disable=silent, file=sys.stderr))
+    return iter(tqdm(predictions, total=len(files), unit="image", leave=False, disable=no_progress(), file=sys.stderr))
 
 
 def leave(counts: Any, fail_on_anomaly: bool = False) -> None:

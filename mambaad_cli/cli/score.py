@@ -7,9 +7,10 @@ import typer
 
 from mambaad_cli import distributed
 from mambaad_cli.cli import reporting, running
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import INSPECT, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
+    VERDICTS,
     Batch,
     ClassName,
     Device,
@@ -26,11 +27,13 @@ from mambaad_cli.cli.options import (
     Runtime,
     Workers,
     parse_min_area,
+    parse_shard,
 )
 from mambaad_cli.cli.output import check_apart
 
 
-@app.command(
+@command(
+    panel=INSPECT,
     epilog=examples("mambaad score ./incoming/", "mambaad score ./incoming/ --csv > scores.csv"),
 )
 def score(
@@ -38,11 +41,25 @@ def score(
     model: ModelFile = DEFAULT_MODEL,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the rows, instead of stdout.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File for the rows, instead of stdout.")
+    ] = None,
     review: Review = None,
     regions: Annotated[
-        bool, typer.Option("--regions", help="With --json: add the anomalous regions of each image, in its pixels.")
+        bool,
+        typer.Option(
+            "--regions",
+            help="With --json: add the anomalous regions of each image, in its pixels.",
+            rich_help_panel=VERDICTS,
+        ),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            help="Score the files of shard K of N, such as 3/100, where K is from 1 to N; see `mambaad merge`.",
+        ),
+    ] = None,
     min_area: MinArea = 0,
     report: ReportFile = None,
     class_name: ClassName = None,
@@ -56,13 +73,14 @@ def score(
     precision: Precision = "auto",
     runtime: Runtime = "auto",
     fail_on_anomaly: Annotated[
-        bool, typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.")
+        bool,
+        typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.", rich_help_panel=VERDICTS),
     ] = False,
 ) -> None:
     """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
     from rich.console import Console
 
-    from mambaad_cli.inspection import rows
+    from mambaad_cli.inspection import rows, shards
     from mambaad_cli.inspection.prediction import PredictOptions
 
     if as_csv and as_json:
@@ -70,7 +88,10 @@ def score(
     if regions and not as_json:
         raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
     least = parse_min_area(regions, min_area)
+    wanted = None if shard is None else parse_shard(shard)
     files = running.find(paths)
+    share = None if wanted is None else shards.share(files, wanted)
+    files = files if share is None else share.files
     inputs = [model, *(file.path for file in files)]
     check_apart(output, inputs)
     check_apart(report, inputs, "--report")
@@ -94,7 +115,7 @@ def score(
     if not (as_csv or as_json or output):
         counts = rows.print_table(predictions, Console())
     else:
-        counts = rows.write_rows(predictions, output, as_json, regions, scorer.sha256)
+        counts = rows.write_rows(predictions, output, as_json, regions, scorer.sha256, share)
     if kept is not None and report is not None:
         reporting.finish(report, kept, model, scorer)
     running.leave(counts, fail_on_anomaly)

@@ -9,9 +9,10 @@ import typer
 
 from mambaad_cli import MambaADError
 from mambaad_cli.cli import running
-from mambaad_cli.cli.app import app, examples
+from mambaad_cli.cli.app import LINE, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
+    VERDICTS,
     Batch,
     ClassName,
     Device,
@@ -25,53 +26,70 @@ from mambaad_cli.cli.options import (
     Workers,
     parse_min_area,
 )
-from mambaad_cli.cli.output import warn
+from mambaad_cli.cli.output import note, warn
 from mambaad_cli.files import shown
 
 if TYPE_CHECKING:
     from mambaad_cli.inspection.scorer import Scorer
     from mambaad_cli.line.delivery import Delivery
 
+# What ends a watch besides Ctrl-C: a service manager's signal, and on Windows Ctrl-Break, which it sends to a group.
+END_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 PASSED_ON = "What else is done with each row"
 
 
-@app.command(
+@command(
+    panel=LINE,
     epilog=examples(
         "mambaad watch ./incoming/ -o rows.jsonl",
         "mambaad watch ./incoming/ -o rows.jsonl --maps ./maps/ --move-to ./done/",
         "mambaad watch ./incoming/ -o rows.jsonl --exec 'python3 tell_plc.py'",
-    )
+    ),
 )
 def watch(
-    folder: Annotated[Path, typer.Argument(help="Folder in which photos arrive, sub-folders included.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder in which photos arrive, sub-folders included.")
+    ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="File of rows to go on with: CSV if it ends in .csv, else JSON.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File of rows to go on with: CSV if it ends in .csv, else JSON."
+        ),
     ],
     model: ModelFile = DEFAULT_MODEL,
     review: Review = None,
-    regions: Annotated[bool, typer.Option("--regions", help="Add the anomalous regions to each JSON row.")] = False,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Add the anomalous regions to each JSON row.", rich_help_panel=VERDICTS)
+    ] = False,
     min_area: MinArea = 0,
     class_name: ClassName = None,
     roi_dir: RoiDir = None,
     settle: Annotated[
         float,
         typer.Option(
-            min=0, help="Seconds for which size and times of a file stand still before it is scored. 0: at once."
+            min=0,
+            metavar="SECONDS",
+            help="Time for which size and times of a file stand still before it is scored. 0: at once.",
         ),
     ] = 0.5,
     patience: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Seconds after which a file that still changes gets a row with an error, and a damaged one is moved.",
+            metavar="SECONDS",
+            help="Time after which a file that still changes gets a row with an error, and a damaged one is moved.",
         ),
     ] = 60,
     once: Annotated[bool, typer.Option("--once", help="End when all photos that are there have a row.")] = False,
-    maps: Annotated[Path | None, typer.Option(help="Folder for overlays.", rich_help_panel=PASSED_ON)] = None,
+    maps: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for overlays.", rich_help_panel=PASSED_ON)
+    ] = None,
     move_to: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to which scored photos are moved, into one for each verdict.", rich_help_panel=PASSED_ON
+            metavar="FOLDER",
+            help="Folder to which scored photos are moved, into one for each verdict.",
+            rich_help_panel=PASSED_ON,
         ),
     ] = None,
     execute: Annotated[
@@ -124,16 +142,17 @@ def watch(
     def stop(number: int, frame: Any) -> None:
         watching.stopping = True
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in END_SIGNALS}
     try:
         if recorded := watching.journal.ledger.recorded:
-            typer.echo(f"{recorded} photos have a row already", err=True)
+            note(f"{recorded} photos have a row already")
         counts = watching.run()
     finally:
         watching.close()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    typer.echo(f"{sum(counts.values())} photos{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}", err=True)
+    note(f"{sum(counts.values())} photos{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}")
 
 
 class Renewing:

@@ -84,7 +84,7 @@ def export(
                 on_step(f"{target.path.name}: comparing")
                 agreement = compare(scorer, exported, _files_of(target, files, scorer, options))
                 report = kept.enter_context(written_whole(report_path(target.path)))
-                report.write_text(report_of(target.path, exported, agreement, options))
+                report.write_text(report_of(target.path, exported, agreement, options), encoding="utf-8")
                 if not agreement.within(options.tolerance):
                     raise MambaADError(refusal(target.path, agreement, options.tolerance))
             written.append(Exported(target.path, exported.names, exported.input_size, agreement))

@@ -85,6 +85,11 @@ class _Lines:
                 yield text.removeprefix("\ufeff") if number == 1 else text
 
 
+def complete_lines(path: Path) -> Iterator[str]:
+    """The lines of a file; a last one without its end, which is still being written or was cut, is left out."""
+    return iter(_Lines(path))
+
+
 def read_rows(path: Path) -> Iterator[Row | Damaged]:
     """The rows of a file, in their order, as they are read.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -20,9 +20,12 @@ from rich.text import Text
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data.photo_statistics import PhotoStatistics
-from mambaad_cli.files import shown
+from mambaad_cli.files import is_closed_pipe, shown
 from mambaad_cli.inspection.prediction import Prediction
 from mambaad_cli.inspection.regions import json_object
+
+if TYPE_CHECKING:
+    from mambaad_cli.inspection.shards import Share
 
 COLUMNS = ("path", "class", "score", "threshold", "verdict", "error", "p_value", "certainty", "warning")
 SCHEMA = 1  # of JSON rows; it grows where a field changes its meaning or goes, not where one is added
@@ -119,9 +122,9 @@ class Lines:
             self.file.flush()
             if self.path is not None:
                 self.whole = self.file.tell()
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if is_closed_pipe(error):
+                raise
             where = self.path or "stdout"
             raise MambaADError(f"cannot write {where}: {error.strerror}; the rows before are kept") from error
 
@@ -137,19 +140,27 @@ class Lines:
 
 
 def write_rows(
-    predictions: Iterable[Prediction], path: Path | None, as_json: bool, regions: bool = False, model: str = ""
+    predictions: Iterable[Prediction],
+    path: Path | None,
+    as_json: bool,
+    regions: bool = False,
+    model: str = "",
+    share: "Share | None" = None,
 ) -> "Counter[str]":
     """Stream one row per image to stdout or a file, CSV with a header or JSON lines; returns the verdicts.
 
     With `regions`, which needs JSON, each row lists the regions above the threshold. `model`: see `json_row`.
+    With a `share` of the files, each row ends with what it tells of the shards.
     """
     counts: Counter[str] = Counter()
     with Lines(path) as lines:
         if not as_json:
-            lines.write(csv_line(COLUMNS))
-        for one in predictions:
+            lines.write(csv_line((*COLUMNS, *(() if share is None else share.names))))
+        for index, one in enumerate(predictions):
             counts[one.verdict] += 1
-            lines.write(json_line(json_row(one, model, regions)) if as_json else csv_line(row(one).values()))
+            values = json_row(one, model, regions) if as_json else row(one)
+            values |= {} if share is None else share.columns(index)
+            lines.write(json_line(values) if as_json else csv_line(values.values()))
     return counts
 
 

@@ -5,6 +5,7 @@ its settings need. Files of formats 1 and 2 can still be read.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -126,7 +127,7 @@ def load(path: Path) -> ModelRecord:
         shapes = {new: tuple(file.get_slice(old).get_shape()) for new, old in in_file.items()}
 
         def tensor(name: str) -> Tensor:
-            return file.get_tensor(in_file[name])
+            return _detached(file.get_tensor(in_file[name]))
 
         network = _network(facts, shapes, tensor)
         products = [
@@ -197,6 +198,11 @@ def _opened(path: Path) -> Any:
         raise MambaADError(f"no model {path}: make one with mambaad fit GOOD_DIR, or name it with --model") from None
     except (SafetensorError, OSError) as error:
         raise MambaADError(f"{path} is no model file, or a truncated one ({error}): fit it again") from error
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """A tensor that lets its file be replaced: Windows refuses that while tensors are mapped from the file."""
+    return tensor.clone() if sys.platform == "win32" else tensor
 
 
 def _network(facts: Facts, shapes: Shapes, tensor: Tensors) -> Network:

@@ -9,6 +9,7 @@ import queue
 import shlex
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -107,6 +108,17 @@ def _in_words(error: Exception) -> str:
 # ---- a command ----
 
 
+def split_words(line: str) -> list[str]:
+    """The words of a command, of which quoted ones may hold spaces. On Windows a backslash is a part of a path.
+
+    Raises ValueError for quotes that do not match.
+    """
+    if sys.platform != "win32":
+        return shlex.split(line)
+    words = shlex.split(line, posix=False)
+    return [word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "'\"" else word for word in words]
+
+
 def command(line: str) -> tuple[str, Send]:
     """A program that gets the row on its standard input. No shell sees the line, nor anything that is in the row.
 
@@ -114,7 +126,7 @@ def command(line: str) -> tuple[str, Send]:
     not match.
     """
     try:
-        words = shlex.split(line)
+        words = split_words(line)
     except ValueError as error:
         raise MambaADError(f"--exec {line!r}: {error}") from None
     if not words:

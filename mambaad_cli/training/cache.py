@@ -1,10 +1,12 @@
 """Room for the features of a training: in memory while there is some, else in a file that vanishes with the process."""
 
+import atexit
 import math
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from mambaad_cli import MambaADError
 from mambaad_cli.training.recipe import RunOptions
 
+BLOCK = 2**24  # bytes that are written at once
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -42,11 +45,37 @@ class Cache:
 def _mapped(size: int, dtype: torch.dtype) -> Tensor:
     handle, path = tempfile.mkstemp(prefix="mambaad-")
     try:
-        # blocks that are reserved now cannot be missing later: then the process would be killed
-        os.posix_fallocate(handle, 0, max(1, size * dtype.itemsize))
+        _reserve(handle, max(1, size * dtype.itemsize))
         return torch.from_file(path, shared=True, size=size, dtype=dtype)
     except OSError as error:
         raise MambaADError(f"cannot reserve a file in {Path(path).parent}: {error.strerror}") from error
     finally:
         os.close(handle)
-        Path(path).unlink()  # the mapping keeps the data until the process ends
+        _remove(Path(path))  # the mapping keeps the data until the process ends
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Make a file as long as that, on the disk: blocks that were missing later would end the process.
+
+    Only Linux reserves them without writing.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size)
+        return
+    zeros = bytes(min(size, BLOCK))
+    left = size
+    while left:
+        left -= os.write(handle, zeros[:left])
+
+
+def _remove(path: Path) -> None:
+    """Remove a file that is mapped: at once, or on Windows, which refuses that, when the process ends."""
+    try:
+        path.unlink()
+    except PermissionError:
+        atexit.register(_remove_if_possible, path)
+
+
+def _remove_if_possible(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
