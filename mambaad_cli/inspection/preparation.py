@@ -92,10 +92,10 @@ class Preparation:
         scale = self.settings.scale if self.settings.tiles else 0.0
         return Wanted(size or size_of, self.settings.letterbox, pictures, sources, largest, region, scale)
 
-    def of_picture(self, picture: np.ndarray, name: str) -> Input:
-        """A picture (h, w, 3) in memory as the model takes it."""
+    def of_picture(self, picture: np.ndarray, name: str, path: Path | None = None) -> Input:
+        """A picture (h, w, 3) in memory as the model takes it. path: of the file whose mask it has."""
         shape = (picture.shape[0], picture.shape[1])
-        region = self.region(name, Path(), shape) if self.has_regions else None
+        region = self.region(name, path or Path(), shape) if self.has_regions else None
         return loading.prepared(picture, self.size_for(name, shape), self.settings.letterbox, keep=True, region=region)
 
     def seen_as(self, image: Input, name: str) -> Input:
