@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = Path("mambaad.safetensors")
 
 # Groups of options in a command's help, in the order in which it first names them; without one: Options.
-PHOTOS, VERDICTS, MACHINE = "Photos", "Verdicts", "This machine"
+PHOTOS, VIDEOS, VERDICTS, MACHINE = "Photos", "Videos and cameras", "Verdicts", "This machine"
 
 
 def parse_share(text: str) -> float:
@@ -81,7 +81,34 @@ def given(ctx: typer.Context, names: tuple[str, ...]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in typed]
 
 
-Paths = Annotated[list[Path], typer.Argument(metavar="PATHS", help="Folders and image files.")]
+Inputs = Annotated[
+    list[str],  # not Path, which takes a slash out of rtsp://
+    typer.Argument(
+        metavar="PATHS",
+        help="Folders and image files; or videos, cameras (camera:0, camera:1, …) and streams (rtsp://… or http://…).",
+    ),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        min=0.001,
+        metavar="NUMBER",
+        help="Frames a second that are scored. Default: all of a video, and of a camera or stream as many as the model "
+        "manages: it always takes the newest.",
+        rich_help_panel=VIDEOS,
+    ),
+]
+Frames = Annotated[
+    int,
+    typer.Option(
+        "--frames",
+        min=1,
+        metavar="N",
+        help="A frame is anomalous only if it and the N-1 scored frames before it are above the threshold; until then "
+        "its verdict is review.",
+        rich_help_panel=VIDEOS,
+    ),
+]
 ModelFile = Annotated[
     Path,
     typer.Option(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mambaad_cli import distributed
-from mambaad_cli.cli import reporting, running
+from mambaad_cli.cli import reporting, running, sources
 from mambaad_cli.cli.app import INSPECT, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
@@ -14,10 +14,12 @@ from mambaad_cli.cli.options import (
     Batch,
     ClassName,
     Device,
+    Fps,
+    Frames,
     Ignore,
+    Inputs,
     MinArea,
     ModelFile,
-    Paths,
     Precision,
     ReportFile,
     Res,
@@ -34,10 +36,14 @@ from mambaad_cli.cli.output import check_apart
 
 @command(
     panel=INSPECT,
-    epilog=examples("mambaad score ./incoming/", "mambaad score ./incoming/ --csv > scores.csv"),
+    epilog=examples(
+        "mambaad score ./incoming/",
+        "mambaad score ./incoming/ --csv > scores.csv",
+        "mambaad score camera:0 --csv --fps 5 --frames 3",
+    ),
 )
 def score(
-    paths: Paths,
+    paths: Inputs,
     model: ModelFile = DEFAULT_MODEL,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV row per image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
@@ -62,6 +68,8 @@ def score(
     ] = None,
     min_area: MinArea = 0,
     report: ReportFile = None,
+    fps: Fps = None,
+    frames: Frames = 1,
     class_name: ClassName = None,
     roi: Roi = None,
     ignore: Ignore = None,
@@ -77,7 +85,10 @@ def score(
         typer.Option("--fail-on-anomaly", help="Exit status 3 if an image is anomalous.", rich_help_panel=VERDICTS),
     ] = False,
 ) -> None:
-    """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images."""
+    """Score images: a table for people, or with --csv or --json rows for programs, in the order of the images.
+
+    Of videos, cameras and streams each frame is an image.
+    """
     from rich.console import Console
 
     from mambaad_cli.inspection import rows, shards
@@ -89,10 +100,20 @@ def score(
         raise typer.BadParameter("needs --json: a region is a box, an area and a peak", param_hint="--regions")
     least = parse_min_area(regions, min_area)
     wanted = None if shard is None else parse_shard(shard)
-    files = running.find(paths)
+    which = sources.FrameOptions(fps, frames)
+    videos = sources.sources_among(paths, which)
+    if videos:
+        sources.refuse({"--shard": wanted}, "shares photos between machines, not the frames of videos")
+    if sources.is_live(videos):
+        rows_wanted = as_csv or as_json or output
+        sources.refuse(
+            {"PATHS": not rows_wanted}, "a camera has no end, and so no table: add --csv, --json or --output"
+        )
+        sources.refuse({"--report": report}, "a camera has no end: write the report from rows, with mambaad report")
+    files = [] if videos else running.find([Path(path) for path in paths])
     share = None if wanted is None else shards.share(files, wanted)
     files = files if share is None else share.files
-    inputs = [model, *(file.path for file in files)]
+    inputs = [model, *(file.path for file in files), *(video.path for video in videos if not video.live)]
     check_apart(output, inputs)
     check_apart(report, inputs, "--report")
     scorer = running.open_model(
@@ -104,8 +125,8 @@ def score(
     options = PredictOptions(class_name, batch, workers, review=review, min_area=least)
     kept = None
     if report is not None:
-        options, kept = reporting.begin(report, len(files), options, scorer)
-    predictions = running.running(scorer, files, options)
+        options, kept = reporting.begin(report, len(files) or reporting.MAX_PICTURES, options, scorer)
+    predictions = sources.running(scorer, videos, options, which) if videos else running.running(scorer, files, options)
     if distributed.rank() > 0:
         for _ in predictions:  # there are none: all go to the first process
             pass

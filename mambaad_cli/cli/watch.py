@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mambaad_cli import MambaADError
-from mambaad_cli.cli import running
+from mambaad_cli.cli import running, sources
 from mambaad_cli.cli.app import LINE, command, examples
 from mambaad_cli.cli.options import (
     DEFAULT_MODEL,
@@ -16,6 +16,8 @@ from mambaad_cli.cli.options import (
     Batch,
     ClassName,
     Device,
+    Fps,
+    Frames,
     MinArea,
     ModelFile,
     Precision,
@@ -44,11 +46,17 @@ PASSED_ON = "What else is done with each row"
         "mambaad watch ./incoming/ -o rows.jsonl",
         "mambaad watch ./incoming/ -o rows.jsonl --maps ./maps/ --move-to ./done/",
         "mambaad watch ./incoming/ -o rows.jsonl --exec 'python3 tell_plc.py'",
+        "mambaad watch rtsp://line3/stream1 -o rows.jsonl --fps 2 --frames 3",
     ),
 )
 def watch(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Folder in which photos arrive, sub-folders included.")
+        str,  # not Path, which takes a slash out of rtsp://
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder in which photos arrive, sub-folders included; or a video, a camera (camera:0) or a stream "
+            "(rtsp://… or http://…).",
+        ),
     ],
     output: Annotated[
         Path,
@@ -62,6 +70,8 @@ def watch(
         bool, typer.Option("--regions", help="Add the anomalous regions to each JSON row.", rich_help_panel=VERDICTS)
     ] = False,
     min_area: MinArea = 0,
+    fps: Fps = None,
+    frames: Frames = 1,
     class_name: ClassName = None,
     roi_dir: RoiDir = None,
     settle: Annotated[
@@ -82,7 +92,12 @@ def watch(
     ] = 60,
     once: Annotated[bool, typer.Option("--once", help="End when all photos that are there have a row.")] = False,
     maps: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder for overlays.", rich_help_panel=PASSED_ON)
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for overlays: of all photos, or of anomalous frames.",
+            rich_help_panel=PASSED_ON,
+        ),
     ] = None,
     move_to: Annotated[
         Path | None,
@@ -116,11 +131,19 @@ def watch(
     precision: Precision = "auto",
     runtime: Runtime = "auto",
 ) -> None:
-    """Score each photo that arrives in a folder, once, and append its row to a file. Ends with SIGTERM or Ctrl-C."""
+    """Score each photo that arrives in a folder, once, and append its row to a file. Ends with SIGTERM or Ctrl-C.
+
+    Of a video, a camera or a stream it scores the frames.
+    """
     from mambaad_cli.inspection.predict import check_class
     from mambaad_cli.inspection.prediction import PredictOptions
+    from mambaad_cli.line.following import Following
     from mambaad_cli.line.watching import Watch, WatchOptions
 
+    source = next(iter(sources.sources_among([folder], sources.FrameOptions(fps, frames))), None)
+    if source is not None:
+        sources.refuse({"--move-to": move_to}, "moves photos, not the frames of a video")
+        sources.refuse({"--once": once and source.live}, "a camera has no end")
     if regions and output.suffix.lower() == ".csv":
         raise typer.BadParameter("needs JSON rows: name an --output that does not end in .csv", param_hint="--regions")
     smallest = parse_min_area(regions, min_area)
@@ -136,8 +159,12 @@ def watch(
     renewing = Renewing(model, opened)
     scorer = opened()
     predict = PredictOptions(class_name, batch, workers, review=review, min_area=smallest)
-    options = WatchOptions(predict, settle, patience, once, regions, maps, move_to, renewing.scorer)
-    watching = Watch(scorer, folder, output, options, deliveries, warn)
+    options = WatchOptions(predict, settle, patience, once, regions, maps, move_to, renewing.scorer, fps, frames)
+    watching: Watch | Following
+    if source is None:
+        watching, images = Watch(scorer, Path(folder), output, options, deliveries, warn), "photos"
+    else:
+        watching, images = Following(scorer, source, output, options, deliveries, warn), "frames"
 
     def stop(number: int, frame: Any) -> None:
         watching.stopping = True
@@ -145,14 +172,14 @@ def watch(
     before = {number: signal.signal(number, stop) for number in END_SIGNALS}
     try:
         if recorded := watching.journal.ledger.recorded:
-            note(f"{recorded} photos have a row already")
+            note(f"{recorded} {images} have a row already")
         counts = watching.run()
     finally:
         watching.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    note(f"{sum(counts.values())} photos{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}")
+    note(f"{sum(counts.values())} {images}{': ' if verdicts else ''}{verdicts}; rows in {shown(output)}")
 
 
 class Renewing:

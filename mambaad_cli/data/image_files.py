@@ -18,6 +18,7 @@ CAN_READ_HEIF = importlib.util.find_spec("pillow_heif") is not None  # the extra
 _BASIC_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 EXPECTED = f"expected {', '.join(_BASIC_SUFFIXES[:-1])} or {_BASIC_SUFFIXES[-1]}"
 SUFFIXES = (*_BASIC_SUFFIXES, ".jpe", ".jfif", *(HEIF_SUFFIXES if CAN_READ_HEIF else ()))
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")  # see data/video.py
 
 # pictures that mambaad does not read: they are counted, so that nobody takes them for inspected
 UNREAD_SUFFIXES = tuple(
@@ -57,6 +58,7 @@ UNREAD_SUFFIXES = tuple(
         *(".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
         *(".exr", ".hdr", ".pic", ".dcm", ".fits", ".svg", ".eps"),
         *HEIF_SUFFIXES,
+        *VIDEO_SUFFIXES,  # a video in a folder; one that is named itself is read by the commands that inspect
     }
     - set(SUFFIXES)
 )
@@ -79,6 +81,12 @@ class ImageFile(NamedTuple):
     path: Path  # to open and to print, as the user gave it: given/sub/x.png
     relative: Path  # below the folder it was found in: sub/x.png; the name of a file that was named itself
     group: str  # the first folder below the given one: sub; '' for an image right in it or named itself
+    frame: str = ""  # of a video, a camera or a stream: its name and the time in it, a.mp4#t=00:00:01.240
+
+    @property
+    def name(self) -> str:
+        """As rows and messages have it."""
+        return self.frame or str(self.path)
 
 
 def natural_order(name: str) -> tuple[Any, str]:
@@ -121,7 +129,9 @@ def describe_unread(unread: "Counter[str]") -> str:
     pictures = "picture of a kind that is" if unread.total() == 1 else "pictures of kinds that are"
     heif = any(unread[suffix] for suffix in HEIF_SUFFIXES)
     install = " (pip install 'mambaad[heif]' reads .heic, .heif and .avif)" if heif else ""
-    return f"{unread.total()} {pictures} not read: {kinds}{install}"
+    videos = any(unread[suffix] for suffix in VIDEO_SUFFIXES)
+    name_it = " (score, map and watch read a video that is named itself)" if videos else ""
+    return f"{unread.total()} {pictures} not read: {kinds}{install}{name_it}"
 
 
 def same_name(name: str) -> str:

@@ -81,9 +81,9 @@ class Prediction(NamedTuple):
         Raises MambaADError where there is no map, or no threshold, which the colours need.
         """
         if self.anomaly_map is None or self.picture is None:
-            raise MambaADError(f"{self.file.path} has no anomaly map: {self.error or 'ask predict for this one image'}")
+            raise MambaADError(f"{self.file.name} has no anomaly map: {self.error or 'ask predict for this one image'}")
         if self.verdict == "unknown":
-            raise MambaADError(f"{self.file.path} looks like no product of the model: it has no threshold")
+            raise MambaADError(f"{self.file.name} looks like no product of the model: it has no threshold")
         if self.colour_scale is None:
             raise MambaADError("the model has no threshold yet: run mambaad calibrate MODEL GOOD_DIR")
         return heatmap.overlay(self.picture, self.anomaly_map, self.colour_scale, self.inside)

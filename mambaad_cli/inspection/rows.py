@@ -37,7 +37,7 @@ BAR, FULL = 24, 4.0  # characters of a bar; it is full this many spans above the
 def row(prediction: Prediction) -> dict[str, Any]:
     """The row of one image, for CSV; unknown values are None."""
     values = (
-        str(prediction.file.path),
+        prediction.file.name,
         prediction.class_name,
         prediction.score,
         prediction.threshold,
@@ -188,7 +188,7 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
     table.add_column("", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for one in rows:
-        cells = [Text(shown(one.file.path))]
+        cells = [Text(shown(one.file.name))]
         if len(table.columns) == 5:
             cells.append(Text(shown(one.class_name)))
         style = STYLES.get(one.verdict, "cyan")
@@ -198,7 +198,7 @@ def print_table(predictions: Iterable[Prediction], console: Console) -> "Counter
     console.print(table)
     for one in rows:
         if said := one.error or one.warning:
-            console.print(Text(f"{shown(one.file.path)}: {said}"))
+            console.print(Text(f"{shown(one.file.name)}: {said}"))
     total = sum(counts.values())
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     console.print(f"\n{total} images: {said}", highlight=False)

@@ -43,6 +43,8 @@ class WatchOptions:
     maps: Path | None = None  # a folder for overlays
     move_to: Path | None = None  # a folder with one for each verdict
     renewed: Callable[[], Scorer | None] = lambda: None  # another scorer, once the model was replaced
+    fps: float | None = None  # of a video or a camera, see data.video.frames_of
+    in_a_row: int = 1  # see inspection.frames.confirmed
 
 
 class Watch:

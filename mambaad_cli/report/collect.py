@@ -63,7 +63,7 @@ class Collector:
 def row_of(prediction: Prediction, model: str = "", reference: str = "") -> Row:
     """The row of an image that was scored just now."""
     return Row(
-        str(prediction.file.path),
+        prediction.file.name,
         prediction.class_name,
         None if prediction.score is None else six_digits(prediction.score),
         None if prediction.threshold is None else six_digits(prediction.threshold),
