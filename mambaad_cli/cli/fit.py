@@ -61,7 +61,7 @@ def fit(
         typer.Option(help="rd4ad, uniad and memory (PatchCore-style, no training): baselines with their own recipes."),
     ] = "mambaad",
     encoder: Annotated[
-        str | None, typer.Option(help="Any timm model with feature maps at strides 4, 8 and 16.")
+        str | None, typer.Option(help="Any timm model with maps at strides 4, 8 and 16, or a vision transformer.")
     ] = None,
     encoder_weights: Annotated[
         Path | None, typer.Option(help="Local safetensors or pth file with its weights.")
