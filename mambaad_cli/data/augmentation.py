@@ -23,7 +23,8 @@ def moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bo
     """Random views (views, c, H, W) of an image (c, H, W): slightly shifted, rotated and scaled, padded by reflection.
 
     They keep a decoder from overfitting to a few images: positions vary as they do between photos. With `flips` half of
-    the views are also mirrored along each axis; with `turned` they are rotated by any angle.
+    the views are also mirrored along each axis; with `turned` they are rotated by any angle. They are made where the
+    image is, by random numbers of the CPU, which are the same on each device.
     """
     generator = torch.Generator().manual_seed(seed)
     shift, turn, zoom = (2 * torch.rand(views, n, generator=generator) - 1 for n in (2, 1, 1))
@@ -34,7 +35,7 @@ def moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bo
     affine = torch.cat([torch.stack(rows, 1), 2 * SHIFT * shift[:, :, None]], 2)
     if flips:
         affine = affine * (1 - 2 * torch.randint(2, (views, 2, 1), generator=generator))
-    grid = F.affine_grid(affine, [views, *pixels.shape], align_corners=False)
+    grid = F.affine_grid(affine.to(pixels), [views, *pixels.shape], align_corners=False)
     whole = pixels.expand(views, -1, -1, -1)
     return F.grid_sample(whole, grid, padding_mode="reflection", align_corners=False)
 
