@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -92,10 +92,10 @@ class Options:
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 
-    def fit(self, good: Path | None = None, **choices: object) -> FitRequest:
+    def fit(self, good: Path | None = None, **choices: Any) -> FitRequest:
         """A fit on the device by the default preset."""
-        small = {"pixels": 64, "epochs": 1, "recipe_choices": {"views": 8}} if self.quick else {}
-        return replace(FitRequest(good or self.good, device=self.device), **(small | choices))  # type: ignore[arg-type]
+        small: dict[str, Any] = {"pixels": 64, "epochs": 1, "recipe_choices": {"views": 8}} if self.quick else {}
+        return replace(FitRequest(good or self.good, device=self.device), **(small | choices))
 
     def wait(self) -> None:
         """Return when the device is done."""
@@ -238,7 +238,8 @@ def _apart(found: Sequence[float], expected: Sequence[float]) -> float:
 @contextmanager
 def with_tf32() -> Iterator[None]:
     """As PyTorch computes if it is told nothing: convolutions, and here products too, in TF32."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     with patch.object(precision, "_may_round", lambda device: False):
         matmul.allow_tf32 = cudnn.allow_tf32 = True

@@ -87,7 +87,7 @@ def check_size(size: tuple[int, int], step: int) -> None:
 
 def normalised(tokens: Tensor) -> Tensor:
     """Tokens (b, c, h, w) with mean 0 and variance 1 over the channels of each: as the next block would begin."""
-    return F.layer_norm(tokens.permute(0, 2, 3, 1).float(), tokens.shape[1:2]).permute(0, 3, 1, 2)
+    return F.layer_norm(tokens.permute(0, 2, 3, 1).float(), [tokens.shape[1]]).permute(0, 3, 1, 2)
 
 
 def _at(stage: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,12 +93,13 @@ def test_a_device_whose_scores_differ_fails(photos: Path, monkeypatch: pytest.Mo
     (difference, _) = gpu.scores(options)
     assert difference.passed
     assert difference.number == 0
-    real, calls = gpu.predict, []
+    real: Any = gpu.predict
+    calls: list[int] = []
 
-    def off(*arguments: object) -> Iterator[object]:
+    def off(*arguments: Any) -> Iterator[Any]:
         calls.append(1)
         factor = 1.01 if len(calls) == 2 else 1.0
-        return (one._replace(score=one.score * factor) for one in real(*arguments))  # type: ignore[arg-type, operator]
+        return (one._replace(score=one.score * factor) for one in real(*arguments))
 
     monkeypatch.setattr(gpu, "predict", off)
     (difference, _) = gpu.scores(options)
