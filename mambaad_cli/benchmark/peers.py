@@ -103,6 +103,8 @@ def _patchcore(name: str, encoder: Encoder) -> Any:
         timm_name = f"tf_{name}" if name in FACTORS else name
         whole: Any = timm.create_model(timm_name, features_only=True)
         reductions = whole.feature_info.reduction()
+        if not set(STRIDES) <= set(reductions):
+            raise MambaADError(f"anomalib's PatchCore takes an encoder with stages: {name} has none of stride 8 and 16")
         stages = [reductions.index(stride) for stride in STRIDES]
         peer = Patchcore(backbone=timm_name, layers=stages, pre_trained=False)
     extractor = peer.model.feature_extractor.feature_extractor

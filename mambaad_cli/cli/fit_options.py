@@ -177,7 +177,7 @@ Encoder = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Any timm model with feature maps at strides 4, 8 and 16.",
+        help="Any timm model with maps at strides 4, 8 and 16, or a vision transformer.",
         rich_help_panel=NETWORK,
     ),
 ]

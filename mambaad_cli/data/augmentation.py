@@ -23,10 +23,11 @@ def moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bo
     """Random views (views, c, H, W) of an image (c, H, W): slightly shifted, rotated and scaled, padded by reflection.
 
     They keep a decoder from overfitting to a few images: positions vary as they do between photos. With `flips` half of
-    the views are also mirrored along each axis; with `turned` they are rotated by any angle.
+    the views are also mirrored along each axis; with `turned` they are rotated by any angle. They are made where the
+    image is, by random numbers of the CPU, which are the same on each device.
     """
     affine = moves((pixels.shape[1], pixels.shape[2]), views, seed, flips, turned)
-    grid = F.affine_grid(affine, [views, *pixels.shape], align_corners=False)
+    grid = F.affine_grid(affine.to(pixels), [views, *pixels.shape], align_corners=False)
     whole = pixels.expand(views, -1, -1, -1)
     return F.grid_sample(whole, grid, padding_mode="reflection", align_corners=False)
 

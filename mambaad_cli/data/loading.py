@@ -119,6 +119,13 @@ def within(anomaly_map: Tensor, box: Box | None, inside: Tensor | None = None) -
     return anomaly_map[..., top : top + height, left : left + width]
 
 
+def on_device(images: Tensor, device: str) -> Tensor:
+    """Images on a device. Copies to a GPU start from pinned memory, so that the CPU goes on while they run."""
+    if images.device.type == "cpu" and device.startswith("cuda"):
+        return images.pin_memory().to(device, non_blocking=True)
+    return images.to(device)
+
+
 def at_size(inside: Tensor, size: Size) -> Tensor:
     """Regions of interest (…, H, W) of bool at another size: what lies inside by at least a half; never nothing."""
     if inside.shape[-2:] == size:

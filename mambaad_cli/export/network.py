@@ -23,6 +23,7 @@ from mambaad_cli.inspection.preparation import Preparation
 from mambaad_cli.inspection.product import Learnt, Product, Size
 from mambaad_cli.inspection.tiles import STRIDE
 from mambaad_cli.model.memory import close_patches, fuse_looks, patches_of
+from mambaad_cli.model.settings import STEP
 
 
 class WholeModel(nn.Module):
@@ -98,15 +99,19 @@ class WholeModel(nn.Module):
             return fine
         if self.settings.two_looks:
             return [*self.encoder(scaled(pixels, self.map_size)), close_patches(fine, self.settings.binomial)]
-        height, width = self.map_size
-        grids = [(height // stride, width // stride) for stride in self.detector.strides]
+        grids = [self._grid(self.map_size, stride) for stride in self.detector.strides]
         return [*(scaled(stage, grid) for stage, grid in zip(fine, grids, strict=True)), *fine[-2:]]
 
     def _patch_grids(self) -> list[Size]:
         """Positions of the patches that the memory compares in each view, as `looks_of` has them."""
         *_, fine, coarse = self.detector.strides
         views = [(self.map_size, fine), (self.size, coarse)] if self.settings.two_looks else [(self.size, fine)]
-        return [(-(-height // stride), -(-width // stride)) for (height, width), stride in views]
+        return [self._grid(size, stride) for size, stride in views]
+
+    def _grid(self, size: Size, stride: int) -> Size:
+        """Positions of a stage in images of a size: where a stride of 16 covers `step` pixels."""
+        pixels = stride * self.settings.step
+        return -(-size[0] * STEP // pixels), -(-size[1] * STEP // pixels)
 
     def _recognised(self, features: Sequence[Tensor], told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Product, certainty and whether it is known, of each image; where it is told there is no certainty."""

@@ -122,8 +122,9 @@ class ExportedScorer:
         return torch.from_numpy(self.tile_runtime.run({"tile": self._pixels(tiles)})["distances"])
 
     def _run(self, images: Sequence[Input], told: Sequence[str]) -> Arrays:
-        size = self.input_size
-        whole_box = (0, 0, *scaled_size(size, 1 / self.settings.detail)) if self.settings.detail != 1 else (0, 0, *size)
+        size, settings = self.input_size, self.settings
+        seen = scaled_size(size, 1 / settings.detail, settings.step) if settings.detail != 1 else size
+        whole_box = (0, 0, *seen)
         whole = torch.ones(size, dtype=torch.bool)
         values: Arrays = {
             "image": self._pixels(torch.stack([image.pixels for image in images])),

@@ -148,6 +148,7 @@ def _check_settings(settings: Settings) -> None:
     _require(settings.looks in (1, 2), f"its memory has {settings.looks} views")
     _require(0 <= settings.far_weight <= MAX_FACTOR, f"the weight of a view is {settings.far_weight}")
     _require(0 <= settings.local_contrast <= 1, f"the local contrast is {settings.local_contrast}")
+    _require(settings.step > 0, f"its sizes are in steps of {settings.step} pixels")
     _check_size(settings.size, settings.detail)
     if settings.tiles is not None:
         _check_size(settings.tiles, 1.0)

@@ -53,7 +53,11 @@ class ModelRecord:
         return replace(self, products={**self.products, **{product.name: product for product in products}})
 
     def at_size(self, size: Size) -> "ModelRecord":
-        """The same with one size for all products. Calibrations of another size are dropped."""
+        """The same with one size for all products. Calibrations of another size are dropped.
+
+        Raises MambaADError for a size that the encoder cannot take.
+        """
+        self.network.encoder.check_size(size)
         settings = replace(self.network.settings, size=size, own_aspect=False)
         products = {name: product.under(size=size) for name, product in self.products.items()}
         return replace(self, network=replace(self.network, settings=settings), products=products)

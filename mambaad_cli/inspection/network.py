@@ -32,7 +32,7 @@ from mambaad_cli.model.memory import (
     without_border,
 )
 from mambaad_cli.model.precision import rounding
-from mambaad_cli.model.settings import Settings, scaled_size
+from mambaad_cli.model.settings import STEP, Settings, in_steps, scaled_size
 
 
 class Evidence(NamedTuple):
@@ -55,11 +55,12 @@ class Network:
 
     def input_size(self, size: Size) -> Size:
         """Height and width of the images that the encoder takes where the decoder sees `size`."""
-        return size if self.settings.detail == 1 else scaled_size(size, self.settings.detail)
+        return size if self.settings.detail == 1 else scaled_size(size, self.settings.detail, self.settings.step)
 
     def map_size(self, input_size: Size) -> Size:
         """Height and width of the anomaly maps of images of this size: what the decoder sees them at."""
-        return input_size if self.settings.detail == 1 else scaled_size(input_size, 1 / self.settings.detail)
+        settings = self.settings
+        return input_size if settings.detail == 1 else scaled_size(input_size, 1 / settings.detail, settings.step)
 
     @property
     def tile_size(self) -> Size:
@@ -85,7 +86,8 @@ class Network:
             stages = self.encoder.in_parts(_scaled(images, size) if self.settings.two_looks else images)
         if self.settings.detail == 1 or self.settings.two_looks:
             return stages
-        sizes = [(height // stride, width // stride) for stride in self.detector.strides]
+        step = self.settings.step  # what a position of stride 16 covers
+        sizes = [(height * STEP // (step * s), width * STEP // (step * s)) for s in self.detector.strides]
         scaled = [_scaled(stage, size) for stage, size in zip(stages, sizes, strict=True)]
         return [*scaled, *stages[-2:]]
 
@@ -264,6 +266,7 @@ def new_network(settings: Settings, encoder: Encoder | None = None) -> Network:
         raise MambaADError(f"no detector {settings.detector!r}: choose {', '.join(DETECTORS)}")
     if encoder is None:
         encoder = build_encoder(settings.encoder, STRIDES[settings.detector])
+    settings = in_steps(settings, encoder.step)
     return Network(settings, encoder, DETECTORS[settings.detector](encoder.channels, **settings.options))
 
 

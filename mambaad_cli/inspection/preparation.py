@@ -29,7 +29,8 @@ class Preparation:
     def input_size(self, name: str) -> Size:
         """Height and width that photos of this product are scaled to; of one that is not known, the model's own."""
         size = self.products[name].size if name in self.products else self.settings.size
-        return scaled_size(size, self.settings.detail) if self.settings.detail != 1 else size
+        settings = self.settings
+        return scaled_size(size, settings.detail, settings.step) if settings.detail != 1 else size
 
     def size_for(self, name: str, shape: Size) -> Size:
         """The same for a photo (h, w). Of an unknown product: the size whose aspect is nearest to the photo's."""

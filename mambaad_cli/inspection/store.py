@@ -225,6 +225,8 @@ def _network(facts: Facts, shapes: Shapes, tensor: Tensors) -> Network:
     for prefix, module in parts:
         own = {name: _alike(value, prefix + name, tensor) for name, value in module.state_dict().items()}
         module.load_state_dict(own, assign=True)
+    if facts.settings.step != encoder.step:
+        raise ValueError(f"its sizes are in steps of {facts.settings.step}, those of its encoder are {encoder.step}")
     encoder.requires_grad_(False)
     detector.eval()
     return Network(facts.settings, encoder, detector)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mambaad_cli import MambaADError
-from mambaad_cli.data.loading import Input, at_size
+from mambaad_cli.data.loading import Input, at_size, on_device
 from mambaad_cli.data.roi import MaskFolder
 from mambaad_cli.inspection.explaining import explained
 from mambaad_cli.inspection.explanation import Explanation
@@ -238,7 +238,7 @@ def _features(network: Network, settled: Sequence[Settled]) -> list[Tensor]:
 
 
 def _stacked(network: Network, images: Sequence[Input]) -> Tensor:
-    return torch.stack([image.pixels for image in images]).to(network.device)
+    return on_device(torch.stack([image.pixels for image in images]), network.device)
 
 
 def _regions(images: Sequence[Input], size: tuple[int, int]) -> Tensor | None:

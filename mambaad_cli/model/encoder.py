@@ -25,8 +25,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mambaad_cli import MambaADError
 from mambaad_cli.model.efficientnet_lite import FACTORS, LAST, EfficientNetLite
 from mambaad_cli.model.precision import exact_float32
+from mambaad_cli.model.settings import STEP
+from mambaad_cli.model.vision_transformer import TokenMaps, blocks_for, blocks_of, check_size, is_transformer
 
 DEFAULT = "efficientnet_lite0"
+PROBE = 4  # positions a side of the image that a folded net is compared on
 PIXELS_AT_ONCE = 2**18 + 2**15  # that go through an encoder together on a CPU: 4 images of 256², 2 of 384²
 # The names of timm's own models. Others, such as hf-hub:OWNER/NAME or local-dir:FOLDER, make timm read foreign files.
 ARCHITECTURE = re.compile(r"[A-Za-z0-9_.]+")
@@ -54,6 +57,16 @@ class Encoder(nn.Module):
         self.channels = list(channels)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    @property
+    def step(self) -> int:
+        """Pixels that a position of the coarsest stage, of stride 16, covers: 16, or the patch of a transformer."""
+        return self.net.step if isinstance(self.net, TokenMaps) else STEP
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Raises MambaADError for images of a height and width that it cannot take; a convolutional one takes any."""
+        if isinstance(self.net, TokenMaps):
+            check_size(size, self.step)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(b, 3, H, W) in 0 … 1 to one (b, c, h, w) a stage, channels last in memory."""
@@ -100,21 +113,44 @@ def _timm_encoder(name: str, strides: Sequence[int], pretrained: bool) -> Encode
         reductions = whole.feature_info.reduction()
     except Exception as error:  # timm's and the hub's own, of many kinds
         raise MambaADError(f"no encoder {name!r}: timm cannot take feature maps from it ({_reason(error)})") from error
+    if is_transformer(whole):
+        return _transformer(name, strides, pretrained, blocks_of(whole))
     missing = [stride for stride in strides if stride not in reductions]
     if missing:
         raise MambaADError(f"encoder {name!r} has strides {reductions}, but {missing[0]} is needed: choose another")
-    stages = tuple(reductions.index(stride) for stride in strides)
+    net = _timm_net(name, pretrained, out_indices=tuple(reductions.index(stride) for stride in strides))
+    cut(net)
+    return _described(net, net.feature_info.channels(), net.pretrained_cfg, name)
+
+
+def _transformer(name: str, strides: Sequence[int], pretrained: bool, blocks: int) -> Encoder:
+    """A vision transformer cut after its last needed block, for images of any size in whole patches."""
+    taken = blocks_for(strides, blocks)
+    getter = _timm_net(name, pretrained, out_indices=tuple(sorted(set(taken))), dynamic_img_size=True)
+    net = TokenMaps(getter, strides, taken)
+    if unsaved := {key for key, _ in net.named_buffers()} - set(net.state_dict()):
+        raise MambaADError(f"encoder {name!r} cannot be kept in a model file: timm saves no {min(unsaved)}")
+    return _described(net, net.channels, getter.model.pretrained_cfg, name)
+
+
+def _described(net: nn.Module, channels: Sequence[int], config: Mapping[str, Any], name: str) -> Encoder:
+    architecture = name if ARCHITECTURE.fullmatch(name) else str(config.get("architecture") or "")
+    return Encoder(net, channels, config["mean"], config["std"], architecture)
+
+
+def _timm_net(name: str, pretrained: bool, **choices: Any) -> Any:
+    """What timm makes of a name that it knows, with `features_only`."""
+    import timm
+
     try:
-        net: Any = timm.create_model(name, features_only=True, out_indices=stages, pretrained=pretrained)
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **choices)
+    except TypeError as error:  # it has no such choice
+        raise MambaADError(f"no encoder {name!r}: it takes images of one size alone ({_reason(error)})") from error
     except Exception as error:  # the hub's clients raise errors of many libraries
         raise MambaADError(
             f"no weights for encoder {name!r} ({_reason(error)}): connect once so that timm can fetch them, give a "
             f"file with --encoder-weights, or use the default {DEFAULT}, whose weights are installed"
         ) from error
-    cut(net)
-    config = net.pretrained_cfg
-    architecture = name if ARCHITECTURE.fullmatch(name) else str(config.get("architecture") or "")
-    return Encoder(net, net.feature_info.channels(), config["mean"], config["std"], architecture)
 
 
 def _reason(error: Exception) -> str:
@@ -143,7 +179,8 @@ def pretrained_encoder(name: str, strides: Sequence[int], state: Mapping[str, Te
     else:
         encoder = build_encoder(name, strides)
     if state is not None:
-        load_weights(encoder.net, state, name)
+        net = encoder.net.model if isinstance(encoder.net, TokenMaps) else encoder.net
+        load_weights(net, state, name)
     return encoder
 
 
@@ -196,9 +233,15 @@ def for_inference(encoder: Encoder) -> Encoder:
         for name, conv in module.named_children():
             if type(conv).__name__ == "Conv2dSame" and set(conv.dilation) == {1}:  # ours, or timm's
                 setattr(module, name, SamePadded(conv))
-    probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
+    side = PROBE * encoder.step
+    probe = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
     with torch.no_grad(), exact_float32(probe.device):
-        stages = encoder(probe)
+        try:
+            stages = encoder(probe)
+        except (AssertionError, RuntimeError) as error:  # of some transformers with stages
+            raise MambaADError(
+                f"encoder {encoder.architecture} takes images of its own size alone ({_reason(error)}): choose another"
+            ) from error
         if not all(bool(stage.isfinite().all()) for stage in stages):
             raise MambaADError("the encoder gives features that are not finite: its weights are damaged")
         pairs = zip(stages, fast(probe), strict=True)

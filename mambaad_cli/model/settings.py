@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 LOCAL_CONTRAST = 0.5  # of the presets that have a memory; 0.3 to 0.6 do as well in the mean over eight products
-STEP = 16  # own sizes are multiples of it: the encoder's coarsest stage has this stride
+STEP = 16  # own sizes are multiples of it with all encoders but some transformers: their coarsest stage has this stride
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Settings:
     memory_sigma: float = 4.0  # pixels of the map: the Gaussian that smooths what the memory finds
     local_contrast: float = 0.0  # share of its wider surroundings that is taken off a value, see anomaly_map
     own_aspect: bool = False  # each product has a size of its own, with as many pixels as `size` in its images' aspect
+    step: int = STEP  # own sizes are multiples of it: 16, or the patch of the encoder, see Encoder.step
 
     @property
     def two_looks(self) -> bool:
@@ -32,14 +33,26 @@ class Settings:
         return self.looks > 1 and self.detail != 1
 
 
-def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
-    """Height and width times a factor, in whole multiples of STEP.
+def scaled_size(size: tuple[int, int], factor: float, step: int = STEP) -> tuple[int, int]:
+    """Height and width times a factor, in whole multiples of a step.
 
-    >>> scaled_size((256, 208), 1.5), scaled_size((384, 320), 1 / 1.5)
-    ((384, 320), (256, 208))
+    >>> scaled_size((256, 208), 1.5), scaled_size((384, 320), 1 / 1.5), scaled_size((256, 256), 1, 14)
+    ((384, 320), (256, 208), (252, 252))
     """
-    height, width = (max(STEP, STEP * round(factor * side / STEP)) for side in size)
+    height, width = (max(step, step * round(factor * side / step)) for side in size)
     return height, width
+
+
+def in_steps(settings: Settings, step: int) -> Settings:
+    """The settings for an encoder of this step; where products have sizes of their own, their budget is in whole steps.
+
+    >>> in_steps(PRESETS["small"], 14).size, in_steps(PRESETS["paper"], 14).size
+    ((252, 252), (256, 256))
+    """
+    if step == settings.step:
+        return settings
+    size = scaled_size(settings.size, 1, step) if settings.own_aspect else settings.size
+    return replace(settings, size=size, step=step)
 
 
 def seen_by(settings: Settings, evidence: str) -> Settings:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mambaad_cli.data.augmentation import moves, with_moved
 from mambaad_cli.data.images import ImageError, ImageFile
-from mambaad_cli.data.loading import Box, at_size, read_ahead, within
+from mambaad_cli.data.loading import Box, at_size, on_device, read_ahead, within
 from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection.model_record import Example
 from mambaad_cli.inspection.product import Size
@@ -229,7 +229,7 @@ def _encode_files(
     encoders = {size: _Encoding(job, views.number * count, cache) for size, count in Counter(sizes).items()}
     seen: list[Seen] = []
     readable: list[int] = []
-    paths = [file.path for file in files]
+    paths, device = [file.path for file in files], job.run.device
     for i, image in enumerate(read_ahead(paths, job.preparation.wanted(classes))):
         job.progress.image()
         if isinstance(image, ImageError):
@@ -237,7 +237,7 @@ def _encode_files(
             continue
         turned = classes[i] in views.turned
         number = len(readable) + 1
-        moved = with_moved(image.pixels, views.number, number, views.flips, turned)
+        moved = with_moved(on_device(image.pixels, device), views.number, number, views.flips, turned)
         several = views.remembered(classes[i]) > 1
         how = moves(sizes[i], views.number - 1, number, views.flips, turned) if several else None
         encoders[sizes[i]].add(moved, len(readable), views.remembered(classes[i]))
@@ -260,7 +260,7 @@ def features_of_examples(job: Job, examples: Sequence[Example], views: Views) ->
     encoders = {size: _Encoding(job, views.number * count, cache) for size, count in Counter(sizes).items()}
     seen: list[Seen] = []
     for i, (example, size) in enumerate(zip(examples, sizes, strict=True)):
-        turned, pixels = example.class_name in views.turned, pixels_of(example, size)
+        turned, pixels = example.class_name in views.turned, on_device(pixels_of(example, size), job.run.device)
         encoders[size].add(with_moved(pixels, views.number, i, views.flips, turned), i, remembered=0)
         seen.append(Seen(box_of(example, size), inside_of(example, size)))
     return Features([encoder.group() for encoder in encoders.values()], seen, views.number)
@@ -325,7 +325,7 @@ class _Encoded:
 
     @torch.inference_mode()
     def _encode(self) -> None:
-        pixels = torch.stack(self.waiting).to(self.cache.run.device)
+        pixels = on_device(torch.stack(self.waiting), self.cache.run.device)
         maps = [stage.permute(0, 2, 3, 1) for stage in self.encode(pixels)]
         self.maps = self.maps or self.cache.allocated(self.most, [tuple(stage.shape[1:]) for stage in maps])
         for kept, stage in zip(self.maps, maps, strict=True):

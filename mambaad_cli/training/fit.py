@@ -15,8 +15,8 @@ from mambaad_cli.inspection.network import new_network
 from mambaad_cli.inspection.product import Product
 from mambaad_cli.inspection.weights_file import read_state_dict
 from mambaad_cli.model import STRIDES
-from mambaad_cli.model.encoder import pretrained_encoder
-from mambaad_cli.model.settings import Settings, seen_by
+from mambaad_cli.model.encoder import Encoder, pretrained_encoder
+from mambaad_cli.model.settings import STEP, Settings, seen_by
 from mambaad_cli.training.budget import limited, tile_passes
 from mambaad_cli.training.describe_product import Trained, describe_product, recogniser_of
 from mambaad_cli.training.examples import example, examples_to_keep, read_as_seen
@@ -63,6 +63,7 @@ def fit(
     state = None if run.encoder_weights is None else read_state_dict(run.encoder_weights)
     torch.manual_seed(recipe.seed)
     encoder = pretrained_encoder(settings.encoder, STRIDES[settings.detector], state)
+    _check_sizes(settings, encoder)
     settings = replace(
         settings, encoder=encoder.architecture or settings.encoder
     )  # what a model file can name: a hub's name is none
@@ -71,6 +72,17 @@ def fit(
     products = planned_products(goods, network.settings)
     job = Job(network, products, recipe, run, progress, goods.masks)
     return _fit(job, goods)
+
+
+def _check_sizes(settings: Settings, encoder: Encoder) -> None:
+    """Raises MambaADError for sizes that an encoder cannot take. Own sizes are made for it, in steps of its own."""
+    if not settings.own_aspect:
+        encoder.check_size(settings.size)
+    if settings.tiles is not None and encoder.step != STEP:
+        raise MambaADError(
+            f"--tiles needs an encoder with patches of {STEP} pixels or without patches; those of {settings.encoder} "
+            f"have {encoder.step}"
+        )
 
 
 def fit_request(request: FitRequest, progress: Progress | None = None) -> ModelRecord:

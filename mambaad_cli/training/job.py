@@ -81,7 +81,8 @@ def planned_products(goods: GoodFiles, settings: Settings, known: Products | Non
 def _new_product(name: str, settings: Settings, shapes: Sequence[Size]) -> Product:
     if not shapes:
         return Product(name, settings.size)
-    size = own_size(shapes, settings.size[0] * settings.size[1]) if settings.own_aspect else settings.size
+    budget = settings.size[0] * settings.size[1]
+    size = own_size(shapes, budget, settings.step) if settings.own_aspect else settings.size
     return Product(name, size, photo_shape=median_shape(shapes))
 
 

@@ -34,6 +34,7 @@ from mambaad_cli.training.job import Job
 from mambaad_cli.training.recipe import Recipe, RunOptions, as_dict, recipe_from
 
 SAVE_EVERY = 30.0  # seconds between checkpoints
+STEPS_A_READING = 10  # steps of a GPU between two readings of the loss, each of which makes it wait
 TIMED = 5  # steps that are timed to find how many fit into the given time
 OnStep = Callable[[int, int, float, int], None]  # step, steps, loss, images of the batch
 
@@ -81,17 +82,18 @@ class TrainingLoop:
         self.detector.train()
         if distributed.rank() > 0:
             checkpoint = None
-        saved = time.monotonic()
+        saved, loss = time.monotonic(), math.nan
         try:
             with _whole_steps() as asked_to_stop:
                 while self.step < self.steps:
-                    loss = self.advance()
+                    last = self.advance()
                     if distributed.anywhere(asked_to_stop()):
                         raise KeyboardInterrupt
-                    if not math.isfinite(loss):
-                        raise MambaADError(f"the training diverged at step {self.step}: choose a lower --lr")
+                    save = checkpoint is not None and time.monotonic() - saved > SAVE_EVERY
+                    if save or math.isnan(loss) or self._reads_loss():
+                        loss = self._finite(last)
                     on_step(self.step, self.steps, loss, self.batch)
-                    if checkpoint is not None and time.monotonic() - saved > SAVE_EVERY:
+                    if checkpoint is not None and save:
                         self.save(checkpoint)
                         saved = time.monotonic()
         except KeyboardInterrupt:
@@ -99,15 +101,27 @@ class TrainingLoop:
                 self.save(checkpoint)
             raise
 
-    def advance(self) -> float:
-        """One optimisation step; returns its loss."""
+    def _reads_loss(self) -> bool:
+        """Whether the loss of this step is read: on a GPU that of the last, and of every few before it."""
+        return self.run.device == "cpu" or self.step == self.steps or self.step % STEPS_A_READING == 0
+
+    def _finite(self, loss: Tensor) -> float:
+        """The loss of a step. Raises MambaADError where it is not finite."""
+        value = float(loss)
+        if not math.isfinite(value):
+            raise MambaADError(f"the training diverged at step {self.step}: choose a lower --lr")
+        return value
+
+    def advance(self) -> Tensor:
+        """One optimisation step; returns its loss, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr * lr_factor(self.recipe.schedule, self.step / self.steps)
         chosen = self.chosen(self.step)
         own, n = distributed.share(len(chosen)), len(chosen)
-        whole = self.features.any_view(chosen)[: len(self.detector.strides)]  # the rest is for the memory
+        seen_by_decoder = self.features.any_view(chosen)[: len(self.detector.strides)]  # the rest is for the memory
+        whole = [stage.to(self.run.device) for stage in seen_by_decoder]
         corrupted = [cut_paste(whole)] if self.recipe.cut_paste else []
-        batch, *seen = ([stage[own].to(self.run.device) for stage in stages] for stages in (whole, *corrupted))
+        batch, *seen = ([stage[own] for stage in stages] for stages in (whole, *corrupted))
         self.optimizer.zero_grad(set_to_none=True)
         with (
             WholeBatchRandom(own, n) if distributed.world() > 1 else nullcontext(),
@@ -120,7 +134,7 @@ class TrainingLoop:
         nn.utils.clip_grad_norm_(self.detector.parameters(), self.recipe.clip)
         self.optimizer.step()
         self.step += 1
-        return float(loss)
+        return loss
 
     def chosen(self, step: int) -> Tensor:
         """The images of a step's batch, all of one size.
@@ -155,7 +169,7 @@ class TrainingLoop:
         times = []
         for _ in range(TIMED):
             start = time.perf_counter()
-            self.advance()
+            float(self.advance())  # a GPU is waited for
             times.append(time.perf_counter() - start)
         self.detector.load_state_dict(before)
         self.optimizer = self.detector.optimizer(self.recipe.lr)

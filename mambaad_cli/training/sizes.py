@@ -13,20 +13,22 @@ LOOKED_AT = 50  # images of a product that tell its aspect
 WIDEST = 4.0  # the longest side in units of the shortest: beyond that, images are squeezed
 
 
-def own_size(shapes: Sequence[tuple[int, int]], pixels: int) -> tuple[int, int]:
+def own_size(shapes: Sequence[tuple[int, int]], pixels: int, step: int = STEP) -> tuple[int, int]:
     """(height, width) of about so many pixels in the median aspect of images of these shapes (height, width).
 
-    >>> own_size([(1240, 500)] * 3, 256 * 256), own_size([(300, 300)], 256 * 256)
-    ((400, 160), (256, 256))
+    step: of the encoder, which both are multiples of.
+
+    >>> own_size([(1240, 500)] * 3, 256 * 256), own_size([(300, 300)], 256 * 256), own_size([(9, 9)], 256 * 256, 14)
+    ((400, 160), (256, 256), (252, 252))
     """
     aspect = float(np.median([width / height for height, width in shapes]))
     aspect = min(max(aspect, 1 / WIDEST), WIDEST)
     height = math.sqrt(pixels / aspect)
-    return _rounded(height), _rounded(pixels / height)
+    return _rounded(height, step), _rounded(pixels / height, step)
 
 
-def _rounded(side: float) -> int:
-    return max(LEAST, STEP * round(side / STEP))
+def _rounded(side: float, step: int) -> int:
+    return step * max(math.ceil(LEAST / step), round(side / step))
 
 
 def shapes_of(files: Sequence[ImageFile], classes: Sequence[str]) -> dict[str, list[tuple[int, int]]]:

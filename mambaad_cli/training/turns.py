@@ -16,6 +16,7 @@ from mambaad_cli.data.augmentation import moved
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.data.loading import Input, at_size
 from mambaad_cli.inspection.network import Network
+from mambaad_cli.model.kernels.nearest import GPU_PRODUCTS
 from mambaad_cli.model.memory import patches_of, whitening_of
 from mambaad_cli.training.examples import read_as_seen
 from mambaad_cli.training.features import ENCODED
@@ -26,7 +27,7 @@ VIEWS = 7  # of each known image
 EXPLAINED = 400  # patches of each of the others
 UNUSUAL = 0.95  # quantile of an image's distances that is compared
 PAYS = 0.96  # the ratio of distances below which turned views are taken
-BLOCK = 512  # patches that others are compared with at a time: their distances stay in the cache
+BLOCK = 512  # patches that others are compared with at a time on a CPU: their distances stay in the cache
 
 
 @torch.inference_mode()
@@ -54,7 +55,8 @@ def turning_pays(network: Network, pictures: Sequence[Input]) -> float:
     seen = [(_some(_of_interest(network, image)) - mean) @ whitening for image in others]
 
     def distance(turned: bool) -> float:
-        views = [view for i, image in enumerate(known) for view in moved(image.pixels, VIEWS, seed=i, turned=turned)]
+        pictures = [image.pixels.to(network.device) for image in known]
+        views = [view for i, pixels in enumerate(pictures) for view in moved(pixels, VIEWS, seed=i, turned=turned)]
         near = (torch.cat([plain, _patches(network, views)]) - mean) @ whitening
         return float(torch.stack([_nearest(patches, near).quantile(UNUSUAL) for patches in seen]).mean())
 
@@ -64,9 +66,14 @@ def turning_pays(network: Network, pictures: Sequence[Input]) -> float:
 def _nearest(patches: Tensor, known: Tensor) -> Tensor:
     """The distance of each patch (p, c) from the nearest known one (m, c): (p,)."""
     nearest = patches.new_full((len(patches),), math.inf)  # squared, less the patch's own squared length
-    for block in known.split(BLOCK):
+    for block in known.split(_at_once(patches)):
         nearest = torch.minimum(nearest, torch.addmm(block.square().sum(1), patches, block.T, alpha=-2).amin(1))
     return (nearest + patches.square().sum(1)).clamp(min=0).sqrt()
+
+
+def _at_once(patches: Tensor) -> int:
+    """How many known patches these patches are compared with at a time: a GPU takes as many as it has room for."""
+    return BLOCK if patches.device.type == "cpu" else max(BLOCK, GPU_PRODUCTS // len(patches))
 
 
 def _some(patches: Tensor) -> Tensor:

@@ -178,3 +178,52 @@ def test_more_images_take_more_steps() -> None:
     assert [recipe.steps_for(n, 8) for n in (10, 100, 10**6)] == [315, 450, MOST_STEPS]
     assert replace(recipe, steps_per_image=0.0).steps_for(100, 8) == 300
     assert replace(recipe, epochs=3).steps_for(10, 4) == 8  # ⌈3 · 10 / 4⌉
+
+
+class Read:
+    """A loss on a device that notes when it is read."""
+
+    def __init__(self, value: float, step: int, read: list[int]) -> None:
+        self.value, self.step, self.read = value, step, read
+
+    def __float__(self) -> float:
+        self.read.append(self.step)
+        return self.value
+
+
+def losses_read(
+    model: FittedModel, monkeypatch: pytest.MonkeyPatch, device: str, losses: dict[int, float] | None = None
+) -> tuple[list[int], list[float], str]:
+    """Of 25 steps that a device is told to run: those whose loss is read, the losses that are told, the error."""
+    read: list[int] = []
+    told: list[float] = []
+
+    def advance(self: TrainingLoop) -> Read:
+        self.step += 1
+        return Read((losses or {}).get(self.step, float(self.step)), self.step, read)
+
+    monkeypatch.setattr(TrainingLoop, "advance", advance)
+    recipe, detector = Recipe(steps=25, batch=3, lr=0.1, schedule="step"), record_of(model).network.detector
+    walk = TrainingLoop(detector, Features([], []), [0, 1, 2], recipe, RunOptions(device=device))
+    try:
+        walk.train(lambda step, steps, loss, images: told.append(loss))
+    except MambaADError as error:
+        return read, told, str(error)
+    return read, told, ""
+
+
+def test_a_gpu_is_not_waited_for_at_each_step(tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert losses_read(tiny_model, monkeypatch, "cpu")[0] == list(range(1, 26))
+    read, told, _ = losses_read(tiny_model, monkeypatch, "cuda")
+    assert read == [1, 10, 20, 25]
+    assert told == [1.0] * 9 + [10.0] * 10 + [20.0] * 5 + [25.0]
+
+
+@pytest.mark.parametrize(("device", "step"), [("cpu", 3), ("cuda", 10)])
+def test_a_training_that_diverged_ends_when_its_loss_is_read(
+    device: str, step: int, tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = dict.fromkeys(range(3, 26), float("nan"))
+    _, told, error = losses_read(tiny_model, monkeypatch, device, lost)
+    assert error == f"the training diverged at step {step}: choose a lower --lr"
+    assert len(told) == step - 1
