@@ -325,7 +325,7 @@ def _scan(tensors: list[Tensor], bandwidth: float, options: Options) -> Iterator
 
 
 def _forward_and_backward(leaves: list[Tensor], order: Tensor) -> None:
-    y = selective_scan(*leaves, order)
+    y = selective_scan(*[*leaves, order])
     torch.autograd.grad(y, leaves, y)
 
 
