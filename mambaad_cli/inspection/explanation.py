@@ -34,7 +34,7 @@ class Explanation(NamedTuple):
     patch: tuple[float, float]  # its width and height in the same shares
     distance: float | None  # of this patch from the nearest good patches, in units of the distance between those
     expected: float | None  # the distance that good photos have at this place, which it is divided by
-    nearest: tuple[GoodPatch, ...] = ()  # the nearest good patches, one of each photo, the nearest first
+    nearest: tuple[GoodPatch, ...] = ()  # by plain distance, one of each photo, the nearest first
     decoder_expected: GoodPatch | None = None  # the good patch that is nearest to what the decoder reconstructs there
     known_defect: DefectPatch | None = None  # the nearest of the known defects that were learnt
 
