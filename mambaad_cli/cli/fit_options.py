@@ -160,7 +160,7 @@ KeepExamples = Annotated[
     bool,
     typer.Option(
         "--examples/--no-examples",
-        help="Keep some of the images in the model file, for --add.",
+        help="Keep some of the images in the model file, for --add and map --explain.",
         rich_help_panel=TRAINING,
     ),
 ]

@@ -72,6 +72,7 @@ def map_images(
             "--explain",
             help="Show for each anomalous region the good patches that it was compared with, in NAME_explain.png, and "
             "list what each witness found there in explanations.jsonl.",
+            rich_help_panel=VERDICTS,
         ),
     ] = False,
     min_area: MinArea = 0,

@@ -39,10 +39,12 @@ LIMITS = "Limits"
 )
 def serve(
     model: ModelFile = DEFAULT_MODEL,
-    host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's needs a token.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0: any that is free.")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Address to listen on; another than this machine's needs a token.")
+    ] = ("127.0.0.1"),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on. 0: any that is free.")
+    ] = 8000,
     review: Review = None,
     roi_dir: RoiDir = None,
     res: Res = None,
@@ -52,7 +54,10 @@ def serve(
     ] = 5,
     workers: Workers = 2,
     queue: Annotated[
-        int, typer.Option(min=1, help="Photos that may wait; more are answered by 503.", rich_help_panel=LIMITS)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Photos that may wait; more are answered by 503.", rich_help_panel=LIMITS
+        ),
     ] = 64,
     max_bytes: Annotated[
         int, typer.Option(min=1, metavar="BYTES", help="Largest body of a request.", rich_help_panel=LIMITS)

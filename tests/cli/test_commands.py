@@ -515,7 +515,7 @@ def test_fit_takes_any_size(fitting: Callable[..., Result], goods: Path) -> None
         (["--directions", "3"], "cannot be walked in 3 directions"),
         (["--directions", "6", "--scan", "sweep"], "cannot be walked in 6 directions"),
         (["--encoder", "no_such_net"], "no encoder 'no_such_net'"),
-        (["--encoder", "test_vit"], "strides"),
+        (["--encoder", "test_vit"], "not weights of test_vit"),
         (["--encoder", "hf-hub:no/such"], "no encoder 'hf-hub:no/such'"),
         (["--encoder-weights", "gone.pth"], "no file gone.pth"),
         (["--encoder-weights", "goods"], "goods"),
