@@ -21,7 +21,8 @@ from tests.conftest import around, picture, record_of, tiny_network, with_scores
 
 SIGNATURES = {
     "load": "(path: str | pathlib.Path = 'mambaad.safetensors', device: str = 'auto', runtime: str = 'auto')",
-    "fit": "(folder: str | pathlib.Path, preset: Literal['small', 'paper', 'memory', 'rd4ad', 'uniad'] = 'small', "
+    "fit": "(folder: str | pathlib.Path, "
+    "preset: Literal['small', 'fast', 'paper', 'memory', 'rd4ad', 'uniad'] = 'small', "
     "size: tuple[int, int] | None = None, letterbox: bool = False, device: str = 'auto', "
     "progress: mambaad_cli.training.progress.Progress | None = None, **choices: Any)",
     "FittedModel.predict": "(self, image: 'Image | list[Image]', class_name: str | None = None)",

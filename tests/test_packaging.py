@@ -50,6 +50,8 @@ def test_each_package_that_the_code_imports_is_declared() -> None:
 def test_what_is_imported_with_a_module_needs_no_extra() -> None:
     """But for the modules of an extra, which are imported themselves when they are needed."""
     of_extras = {"_build.py": {"setuptools"}, "export/operators.py": {"onnx-ir", "onnxscript"}}
+    of_extras |= {f"serving/{name}.py": {"starlette"} for name in ("app", "asked", "guard")}
+    of_extras["serving/server.py"] = {"starlette", "uvicorn"}
     required = PROJECT.read_text().split("\ndependencies = [")[1].split("]")[0]
     names = {normal(name) for name in re.findall(r'"([A-Za-z0-9_.-]+)>=', required)}
     assert {"torch", "numpy"} <= names

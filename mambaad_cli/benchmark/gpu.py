@@ -147,9 +147,9 @@ def table(findings: Sequence[Finding]) -> str:
     """The findings as lines of text.
 
     >>> print(table([Finding("fit", "plain", 12.345, "s", True), Finding("scan", "tiny", note="out of memory")]))
-    part  what    number   check   note
-    fit   plain   12.35 s  passed
-    scan  tiny                     out of memory
+    part  what   number   check   note
+    fit   plain  12.35 s  passed
+    scan  tiny                    out of memory
     """
     verdicts = {True: "passed", False: "FAILED", None: ""}
     rows = [("part", "what", "number", "check", "note")]

@@ -79,10 +79,13 @@ def test_without_the_kernels_it_is_not_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "wide", "kernel", "stride"), [(12, 96, 3, 1), (16, 100, 3, 1), (16, 96, 7, 1), (16, 96, 3, 3)]
+    ("inputs", "wide", "narrow", "kernel", "stride"),
+    [(12, 96, 24, 3, 1), (16, 100, 24, 3, 1), (16, 96, 20, 3, 1), (16, 96, 24, 7, 1), (16, 96, 24, 3, 3)],
 )
-def test_a_block_that_the_kernel_does_not_know_is_refused(inputs: int, wide: int, kernel: int, stride: int) -> None:
-    expand, project = torch.nn.Conv2d(inputs, wide, 1), torch.nn.Conv2d(wide, 24, 1)
+def test_a_block_that_the_kernel_does_not_know_is_refused(
+    inputs: int, wide: int, narrow: int, kernel: int, stride: int
+) -> None:
+    expand, project = torch.nn.Conv2d(inputs, wide, 1), torch.nn.Conv2d(wide, narrow, 1)
     deepen = torch.nn.Conv2d(wide, wide, kernel, stride, groups=wide)
     with pytest.raises(ValueError, match="no kernel"):
         inverted_residual.packed(expand, deepen, project, shortcut=False)

@@ -112,8 +112,8 @@ def test_a_mask_made_while_scoring_serves_training_too(encoder: nn.Module, detec
 
 def test_channels_and_grid_follow_from_the_default_encoder() -> None:
     model = new_network(Settings("uniad", DEFAULT))
-    assert model.encoder.channels == [16, 24, 48, 120]
-    assert model.detector.project_in.in_features == model.detector.project_out.out_features == 208
+    assert model.encoder.channels == [16, 24, 40, 112]
+    assert model.detector.project_in.in_features == model.detector.project_out.out_features == 192
     target, rebuilt = model.detector.eval()(model.encoder(torch.zeros(1, 3, 64, 96)))
     assert target.shape == rebuilt.shape == (1, 4, 6, 208)
 

@@ -98,7 +98,7 @@ typedef struct {
    the stem in place of the expansion: a convolution of 3×3, stride 2, as products with the c = 27 values under it. */
 typedef struct {
     int64_t b, h, w, c;          /* of what is expanded; of the stem's result, and 27 */
-    int64_t wide, narrow;        /* channels between, a multiple of PANEL, and of the result */
+    int64_t wide, narrow;        /* channels between, a multiple of PANEL, and of the result, one of eight like c */
     int64_t size, stride;        /* of the depthwise convolution: 3 or 5, 1 or 2 */
     int64_t top, left;           /* zeros before its first row and column */
     int64_t rows, columns;       /* of the result */

@@ -35,7 +35,13 @@ def packed(expand: nn.Conv2d, deepen: nn.Conv2d, project: nn.Conv2d, shortcut: b
     """
     wide, narrow = deepen.out_channels, project.out_channels
     kernel, stride, stem = deepen.kernel_size[0], deepen.stride[0], expand.kernel_size[0] > 1
-    if wide % PANEL or kernel not in (3, 5) or stride not in (1, 2) or (not stem and expand.in_channels % 8):
+    if (
+        wide % PANEL
+        or narrow % 8
+        or kernel not in (3, 5)
+        or stride not in (1, 2)
+        or (not stem and expand.in_channels % 8)
+    ):
         raise ValueError(f"no kernel for a block of {expand.in_channels}, {wide} and {narrow} channels")
     weights = [conv.weight.detach().float() for conv in (expand, deepen, project)]
     biases = [conv.bias.detach().float() for conv in (expand, deepen, project) if conv.bias is not None]
