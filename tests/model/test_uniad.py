@@ -115,7 +115,7 @@ def test_channels_and_grid_follow_from_the_default_encoder() -> None:
     assert model.encoder.channels == [16, 24, 40, 112]
     assert model.detector.project_in.in_features == model.detector.project_out.out_features == 192
     target, rebuilt = model.detector.eval()(model.encoder(torch.zeros(1, 3, 64, 96)))
-    assert target.shape == rebuilt.shape == (1, 4, 6, 208)
+    assert target.shape == rebuilt.shape == (1, 4, 6, 192)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160), (100, 72), (20, 20), (16, 16)])
