@@ -89,7 +89,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["mambaad", "tiles", "uniad"])
+@pytest.mark.parametrize("name", ["mambaad", pytest.param("tiles", marks=pytest.mark.slow), "uniad"])
 def test_two_processes_learn_as_one_does(name: str, goods: Path, weights: Path, tmp_path: Path) -> None:
     """Parts of three and two images; batch norm, dropout, drop path and jitter are those of the whole batch."""
     (tmp_path / "two").mkdir()

@@ -43,6 +43,7 @@ def test_without_a_gpu_it_says_so_in_one_line_and_exits_with_2(
     assert not file.exists()
 
 
+@pytest.mark.slow
 def test_on_a_cpu_all_checks_run_and_table_and_file_say_the_same(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -509,6 +509,7 @@ def test_tiles_are_looked_at_by_a_network_of_their_own(nuts: Nuts, photos: Path,
     assert "no model out/model.tile.onnx" in complaint(run("score", "large", "-m", "out/model.onnx"))
 
 
+@pytest.mark.slow
 def test_a_mask_for_each_photo_is_an_input_of_the_graph(
     nuts: Nuts, photos: Path, masks: MaskFolder, tmp_path: Path
 ) -> None:

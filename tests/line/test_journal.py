@@ -151,10 +151,10 @@ def in_memory() -> Iterator[Path]:
     ("header", "rotate", "rotate_after_kill"),
     [
         pytest.param("path\n", nothing, nothing, marks=pytest.mark.slow),
-        ("path\n", rename, rename),
+        pytest.param("path\n", rename, rename, marks=pytest.mark.slow),
         ("path\n", copy_and_truncate, rename),
         pytest.param("", rename, copy_and_truncate, marks=pytest.mark.slow),
-        ("", copy_and_truncate, copy_and_truncate),
+        pytest.param("", copy_and_truncate, copy_and_truncate, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_every_step_with_rotation_each_photo_has_one_whole_row(

@@ -271,6 +271,7 @@ def test_masks_of_photos_are_taken_from_a_folder(
     assert {row["error"] for row in rows(tmp_path / "rows.jsonl")} == {""}
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_500_photos_each_has_exactly_one_row(tiny_model: FittedModel, tmp_path: Path) -> None:
     """With a log rotation in between. Also: SIGTERM ends a watch in order, with status 0."""
     tiny_model.save(tmp_path / "m.safetensors")
