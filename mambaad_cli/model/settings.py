@@ -66,28 +66,20 @@ def seen_by(settings: Settings, evidence: str) -> Settings:
     return replace(settings, local_contrast=0.0, detail=1.0) if evidence == "decoder" else settings
 
 
+SMALL = Settings(
+    own_aspect=True,
+    detail=2.5,
+    looks=2,
+    far_weight=0.5,
+    binomial=True,
+    memory_sigma=2.5,
+    local_contrast=LOCAL_CONTRAST,
+    options={"depths": (2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
+)
 # Ours for a laptop and for fast lines, the paper's (section 4.1), and the baselines as published
 PRESETS = {
-    "small": Settings(
-        own_aspect=True,
-        detail=2.5,
-        looks=2,
-        far_weight=0.5,
-        binomial=True,
-        memory_sigma=2.5,
-        local_contrast=LOCAL_CONTRAST,
-        options={"depths": (2, 2, 2), "directions": 2, "drop_path": 0.0, "loss": "hard-cosine"},
-    ),
-    "fast": Settings(
-        "memory",
-        own_aspect=True,
-        detail=2.0,
-        looks=2,
-        far_weight=0.5,
-        binomial=True,
-        memory_sigma=2.5,
-        local_contrast=LOCAL_CONTRAST,
-    ),
+    "small": SMALL,
+    "fast": replace(SMALL, detector="memory", detail=2.0, options={}),
     "paper": Settings(
         encoder="resnet34", options={"depths": (3, 4, 6, 3), "directions": 8, "drop_path": 0.2, "loss": "mse"}
     ),

@@ -13,23 +13,12 @@ from mambaad_cli.model.compiled_encoder import CompiledEncoder
 from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference
 from mambaad_cli.model.kernels import cpu, inverted_residual
 from mambaad_cli.model.settings import PRESETS
+from tests.model.random_encoder import with_random_norms
 
 needs_kernels = pytest.mark.skipif(cpu.kernels() is None, reason="the kernels were not built: no C compiler")
 
 
-def with_random_norms(name: str) -> Encoder:
-    """An encoder with random weights whose batch norms are not the identity."""
-    torch.manual_seed(0)
-    made = build_encoder(name, (4, 8, 16))
-    for module in made.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, std=0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.normal_(module.bias, std=0.3)
-    return made
-
-
-@pytest.fixture(scope="module", params=["efficientnet_lite0", DEFAULT])
+@pytest.fixture(scope="module", params=["efficientnet_lite2", DEFAULT])
 def encoder(request: pytest.FixtureRequest) -> Encoder:
     return with_random_norms(request.param)
 

@@ -14,9 +14,10 @@ from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.network import new_network
 from mambaad_cli.inspection.torch_scorer import FEW_IMAGES, TorchScorer
 from mambaad_cli.model import compiled_encoder, onnx_encoder
-from mambaad_cli.model.encoder import DEFAULT, Encoder, build_encoder, for_inference
+from mambaad_cli.model.encoder import DEFAULT, Encoder, for_inference
 from mambaad_cli.model.settings import PRESETS
 from tests.conftest import tiny_network
+from tests.model.random_encoder import with_random_norms
 
 needs_packages = pytest.mark.skipif(not onnx_encoder.installed(), reason="onnx and onnxruntime are not installed")
 
@@ -24,14 +25,7 @@ needs_packages = pytest.mark.skipif(not onnx_encoder.installed(), reason="onnx a
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     """The default one with random weights whose batch norms are not the identity."""
-    torch.manual_seed(0)
-    made = build_encoder(DEFAULT, (4, 8, 16))
-    for module in made.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.normal_(module.running_mean, std=0.1)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.normal_(module.bias, std=0.3)
-    return made
+    return with_random_norms(DEFAULT)
 
 
 @needs_packages
