@@ -32,6 +32,9 @@ from tests.training.conftest import (
     scores_of,
 )
 
+ROUNDING = 1e-4
+"""Of scores near 1 that differ by how a batch is split over threads: features of an untrained decoder nearly cancel."""
+
 
 @pytest.mark.parametrize("letterbox", [False, True])
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_a_blank_surround_outside_the_region_lifts_no_score_above_those_behind_t
     files = images.find([tmp_path / "blank"])
     model = run(files, letterbox=letterbox, evidence=evidence, two_looks=True, inside=(parse("24,20,48,40"),))
     known, found = scores_of(model)["part"], [row.score or 0.0 for row in judged(model, files)]
-    assert sorted(known) == pytest.approx(sorted(found), rel=1e-5)
+    assert sorted(known) == pytest.approx(sorted(found), rel=1e-5, abs=1e-6)
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def assert_scored_alike(model: ModelRecord, goods: Path, count: int, masks: Mask
     for name, scores in scores_of(model).items():
         assert len(scores) == count
         for score in scores:
-            alike = [found for product, found in scored if product == name and found == pytest.approx(score, 1e-5)]
+            alike = [found for product, found in scored if product == name and found == pytest.approx(score, abs=ROUNDING)]
             assert len(alike) == 1
 
 

@@ -163,7 +163,7 @@ def test_a_memory_that_only_told_suspects_is_no_evidence(run: Callable[..., Mode
     assert model.products["part"].learnt.memories == ()
     scored = [row.score for row in judged(model, files)]
     for score in scores_of(model)["part"]:
-        assert any(found == pytest.approx(score, rel=1e-5) for found in scored)
+        assert any(found == pytest.approx(score, abs=1e-4) for found in scored)  # batches are split over threads
 
 
 def test_simulated_defects_take_no_more_pictures_than_they_need() -> None:
