@@ -122,7 +122,9 @@ def assert_scored_alike(model: ModelRecord, goods: Path, count: int, masks: Mask
     for name, scores in scores_of(model).items():
         assert len(scores) == count
         for score in scores:
-            alike = [found for product, found in scored if product == name and found == pytest.approx(score, abs=ROUNDING)]
+            alike = [
+                found for product, found in scored if product == name and found == pytest.approx(score, abs=ROUNDING)
+            ]
             assert len(alike) == 1
 
 
