@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mambaad_cli.inspection.scorer import Scorer
 
 
-OF_A_MODEL = ("roi_dir", "res", "batch", "device", "precision")  # options that need --model
+OF_A_MODEL = ("roi_dir", "res", "batch", "device", "precision", "explain")  # options that need --model
 
 
 @command(
@@ -54,6 +54,14 @@ def report(
     pictures: Annotated[
         int, typer.Option(min=0, metavar="N", help="How many images, the worst ones, are shown with pictures.")
     ] = reporting.MAX_PICTURES,
+    explain: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="How many images, the worst ones, tell on a click why a region is anomalous; only with --model.",
+        ),
+    ] = reporting.EXPLAINED,
     msa: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also show a gauge study, written by mambaad msa --json.")
     ] = None,
@@ -85,8 +93,10 @@ def report(
         entries, used = collect.with_photos(all_rows, output, pictures, workers, link), None
     else:
         regions = running.RegionOptions(roi_dir=roi_dir)
-        used = model, running.open_model(model, device, res, precision, regions=regions).scorer
-        entries, differ = collect.with_overlays(all_rows, _predicting(used[1], batch, workers), output, pictures, link)
+        opened = running.open_model(model, device, res, precision, regions=regions)
+        used = model, opened.scorer
+        wanted = collect.Shown(pictures, 0 if opened.fitted is None else explain, link)
+        entries, differ = collect.with_overlays(all_rows, _predicting(used[1], batch, workers), output, wanted)
         notes += _doubts(all_rows, used[1].sha256, differ)
     if lost := sum(entry.pictures is None for entry in entries[:pictures]):
         notes.append(f"photos that could not be read, shown without pictures: {lost}")
@@ -102,7 +112,7 @@ def _predicting(
     """A function that scores files of a product, with maps and regions, for `collect.with_overlays`."""
     from mambaad_cli.inspection.prediction import PredictOptions
 
-    options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0)
+    options = PredictOptions(batch=batch, workers=workers, maps=True, min_area=0, explainable=True)
 
     def predicted(name: str, files: "Sequence[ImageFile]") -> "Iterator[Prediction]":
         class_name = name if name in scorer.products else None

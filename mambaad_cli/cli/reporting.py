@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TITLE = "Inspection report"
 MAX_PICTURES = 2000  # the worst images, which have pictures
+EXPLAINED = 20  # the worst of these, whose regions are explained
 
 
 def begin(path: Path, images: int, options: "PredictOptions", scorer: "Scorer") -> "tuple[PredictOptions, Collector]":

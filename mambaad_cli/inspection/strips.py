@@ -35,11 +35,14 @@ COLUMNS = 6  # the place, three nearest patches, what the decoder expected, the 
 WARM, COOL = (225, 84, 40), (104, 150, 118)
 
 
-def strip(picture: np.ndarray, explanations: Sequence[Explanation], title: str) -> np.ndarray:
-    """A row of pictures for each of the first regions of a picture (H, W, 3): uint8 (h, w, 3)."""
+def strip(picture: np.ndarray, explanations: Sequence[Explanation], title: str, first: int = 1) -> np.ndarray:
+    """A row of pictures for each of the first regions of a picture (H, W, 3): uint8 (h, w, 3).
+
+    first: the number of the first one.
+    """
     picture = np.clip(picture, 0, 255).astype(np.uint8)
     tiles = []
-    for number, one in enumerate(explanations[:MOST_ROWS], 1):
+    for number, one in enumerate(explanations[:MOST_ROWS], first):
         tiles += _row(picture, one, f"{number}: {title}")
     return contact_sheet(tiles, COLUMNS, TILE)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import NamedTuple
 
 from mambaad_cli.data.images import ImageFile
 from mambaad_cli.files import sha256_of
@@ -19,6 +20,14 @@ from mambaad_cli.report.content import Entry, link_to, urgency, worst_first
 from mambaad_cli.report.pictures import Pictures
 
 SCORE_TOLERANCE = 0.01  # a score that differs by a larger share comes from another model, or another photo
+
+
+class Shown(NamedTuple):
+    """What a report shows of its rows."""
+
+    pictures: int  # images, the worst ones, that have pictures
+    explained: int = 0  # images, the worst ones, whose regions are explained
+    link: bool = False  # each image is linked to its photo
 
 
 class Collector:
@@ -90,29 +99,31 @@ def with_overlays(
     rows: Sequence[Row],
     predicted: Callable[[str, Sequence[ImageFile]], Iterable[Prediction]],
     page: Path,
-    most: int,
-    link: bool,
+    shown: Shown,
 ) -> tuple[list[Entry], int]:
-    """Worst first, the worst `most` with photo, overlay and regions; and how many scores differ from their rows.
+    """Worst first, the worst with photo, overlay and regions; and how many scores differ from their rows.
 
     predicted: a function of a product and its files, to their predictions with maps and regions.
     """
     ordered = worst_first(rows)
-    entries = [_entry(row, None, page, link) for row in ordered]
-    limits = pictures.limits_for(min(len(ordered), most))
+    entries = [_entry(row, None, page, shown.link) for row in ordered]
+    limits = pictures.limits_for(min(len(ordered), shown.pictures))
     differ = 0
     groups: dict[str, list[int]] = {}
-    for place, row in enumerate(ordered[:most]):
+    for place, row in enumerate(ordered[: shown.pictures]):
         groups.setdefault(row.class_name, []).append(place)
     for name, places in groups.items():
         files = [ImageFile(photo_of(ordered[place]), Path(ordered[place].path), "") for place in places]
         for place, prediction in zip(places, predicted(name, files), strict=True):
             row, new_row = ordered[place], row_of(prediction)
             differ += not _same(row.score, new_row.score)
-            if row.regions is None:
+            small = pictures.of_prediction(prediction, prediction.colour_scale, limits)
+            why = pictures.explanations_of(prediction) if place < shown.explained else ()
+            if small is not None and why:
+                small = small._replace(explained=why)
+            if row.regions is None or why:  # explanations are numbered like the regions of this prediction
                 row = replace(row, regions=new_row.regions)
-            shown = pictures.of_prediction(prediction, prediction.colour_scale, limits)
-            entries[place] = replace(entries[place], row=row, pictures=shown)
+            entries[place] = replace(entries[place], row=row, pictures=small)
     return entries, differ
 
 

@@ -136,9 +136,11 @@
       frame.style.setProperty("--aspect", width / height);
       frame.append(image.cloneNode(), ...(i === 0 && regions ? all("li", regions).map((region, j) => {
         const [x, y, wide, high] = region.dataset.box.split(" ");
-        const box = document.createElement("i");
+        const why = find("button.why", region);
+        const box = document.createElement(why ? "button" : "i");
         box.className = "box";
         box.dataset.number = j + 1;
+        if (why) Object.assign(box, { type: "button", ariaLabel: `Why is region ${j + 1} anomalous?` });
         Object.assign(box.style, { left: `${100 * x / width}%`, top: `${100 * y / height}%`,
           width: `${100 * wide / width}%`, height: `${100 * high / height}%` });
         return box;
@@ -149,8 +151,18 @@
       row.threshold === null ? "" : `threshold ${three(row.threshold)}`, `photo ${width}×${height} px`];
     find(".facts", large).textContent = facts.filter(Boolean).join(" · ");
     find(".regions", large).replaceChildren(...(regions ? [regions.cloneNode(true)] : []));
+    find(".explanation", large).replaceChildren();
     if (!large.open) large.showModal();
   };
+  /** Show why a region of the large picture is anomalous, where the report tells. */
+  const explain = (place) => {
+    const why = find("button.why", all(".regions li", large)[place]);
+    if (!why) return;
+    const image = Object.assign(document.createElement("img"), { src: why.dataset.why, alt: `Why region ${place + 1} is anomalous` });
+    image.addEventListener("load", () => image.scrollIntoView({ block: "nearest" }));
+    find(".explanation", large).replaceChildren(image);
+  };
+  const placeOf = (why) => [...why.closest("ol").children].indexOf(why.closest("li"));
   const step = (by) => {
     const shown = rows.filter((row) => row.fits && find(".pictures", row.line));
     const next = shown[shown.indexOf(at) + by];
@@ -159,6 +171,10 @@
   body.addEventListener("click", (event) => {
     const button = event.target.closest(".pictures");
     if (button) open(rows.find((row) => row.line.contains(button)));
+    const why = event.target.closest("button.why");
+    if (!why) return;
+    open(rows.find((row) => row.line.contains(why)));
+    explain(placeOf(why));
   });
   find("#previous").addEventListener("click", () => step(-1));
   find("#next").addEventListener("click", () => step(1));
@@ -166,7 +182,12 @@
     if (event.key === "ArrowLeft") step(-1);
     if (event.key === "ArrowRight") step(1);
   });
-  large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
+  large.addEventListener("click", (event) => {
+    if (event.target === large) large.close();
+    const box = event.target.closest("button.box"), why = event.target.closest("button.why");
+    if (box) explain(box.dataset.number - 1);
+    if (why) explain(placeOf(why));
+  });
   large.addEventListener("close", () => find(".pictures", at.line)?.focus());
 
   // ---- the histogram, and what another threshold would do ----

@@ -14,11 +14,14 @@ from mambaad_cli.data import images
 from mambaad_cli.data.images import ImageError
 from mambaad_cli.inspection.heatmap import ColourScale, overlay, thumbnail
 from mambaad_cli.inspection.prediction import Prediction
+from mambaad_cli.inspection.strips import strip
 
 MAX_BYTES = 11_000_000  # of all pictures together; base64 and the rows of 2,000 images make 20 MB of it
 MAX_SIDE, MIN_SIDE = 384, 64  # pixels of the longer side
 BYTES_PER_PIXEL = 0.12  # of a photo in WebP that still looks good
 QUALITIES = (80, 60, 40, 20)
+EXPLAINED = 3  # regions of an image, the highest peaks first
+MAX_EXPLANATION = 60_000  # bytes
 
 
 class PictureLimits(NamedTuple):
@@ -36,6 +39,7 @@ class Pictures(NamedTuple):
     width: int  # pixels of either
     height: int
     shape: tuple[int, int]  # height, width of the photo itself
+    explained: tuple[str, ...] = ()  # data URIs: why each of the first regions is anomalous
 
 
 def limits_for(n: int) -> PictureLimits:
@@ -59,6 +63,17 @@ def of_prediction(prediction: Prediction, scale: ColourScale | None, limits: Pic
         heatmap = encoded(overlay(photo, prediction.anomaly_map, scale, prediction.inside), limits)
     height, width = photo.shape[:2]
     return Pictures(encoded(photo, limits), heatmap, width, height, prediction.picture.shape[:2])
+
+
+def explanations_of(prediction: Prediction) -> tuple[str, ...]:
+    """Why each of the first regions is anomalous, as data URIs; the prediction can be asked for explanations."""
+    if prediction.picture is None or not prediction.regions:
+        return ()
+    found = []
+    for number, one in enumerate(prediction.explain()[:EXPLAINED], 1):
+        row = strip(prediction.picture, [one], prediction.file.name, number)
+        found.append(encoded(row, PictureLimits(max(row.shape[:2]), MAX_EXPLANATION)))
+    return tuple(found)
 
 
 def of_files(paths: Sequence[Path], limits: PictureLimits, workers: int) -> Iterator[Pictures | None]:

@@ -35,7 +35,8 @@ def with_pictures(rows: list[Row], page: Path) -> list[Entry]:
         glowing = small.copy()
         glowing[10:20, 10:20] = (255, 0, 0)
         shape = (small.shape[1], small.shape[0], photo.shape[:2])
-        own = pictures.Pictures(pictures.encoded(small, limits), pictures.encoded(glowing, limits), *shape)
+        why = tuple(pictures.encoded(small, limits) for _ in (row.regions or ())[:1])
+        own = pictures.Pictures(pictures.encoded(small, limits), pictures.encoded(glowing, limits), *shape, why)
         entries.append(Entry(row, own, link_to(row.path, page)))
     return entries
 

@@ -24,10 +24,11 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 images, one with a hostile name, one that is unreadable and one with regions."""
+    """40 images, one with a hostile name, one that is unreadable and one with two regions."""
     region = Region((10, 20, 30, 40), 900, 9.0, (20, 30), (25, 40))
+    other = Region((100, 20, 30, 40), 900, 8.0, (110, 30), (115, 40))
     others = [
-        Row(HOSTILE, "nut", 9.0, 2.0, "anomalous", regions=(region,)),
+        Row(HOSTILE, "nut", 9.0, 2.0, "anomalous", regions=(region, other)),
         Row("in/gone.png", "nut", verdict="error", error="no such <b>file</b>"),
     ]
     return made_up(tmp_path_factory.mktemp("page") / "report.html", rows_of(38) + others, "Line <4> & more")
@@ -164,6 +165,18 @@ def test_a_picture_opens_large_by_keyboard(page: Browser) -> None:
     page.js("new Promise(requestAnimationFrame)")
     assert page.js("document.querySelector('#large').open") is False
     assert page.js("document.activeElement.getAttribute('aria-label')") == "Enlarge nut_37.png"
+
+
+def test_a_click_on_a_region_tells_why_it_is_anomalous(page: Browser) -> None:
+    shown = "document.querySelector('#large .explanation img')?.alt ?? null"
+    page.click("tbody tr:nth-child(2) .pictures")
+    assert page.js(shown) is None
+    page.click("#large button.box")
+    assert page.js(shown) == "Why region 1 is anomalous"
+    assert page.js("document.querySelectorAll('#large i.box').length") == 1  # only the first region is explained
+    page.key("Escape", 27)
+    page.click("tbody tr:nth-child(2) button.why")
+    assert page.js(shown) == "Why region 1 is anomalous"
 
 
 def test_all_shown_pictures_are_printed(page: Browser) -> None:

@@ -14,9 +14,9 @@ from mambaad_cli.inspection.prediction import Prediction, PredictOptions
 from mambaad_cli.inspection.regions import Region
 from mambaad_cli.inspection.row_files import Row
 from mambaad_cli.report import page, pictures
-from mambaad_cli.report.collect import Collector, with_overlays, with_photos
+from mambaad_cli.report.collect import Collector, Shown, row_of, with_overlays, with_photos
 from mambaad_cli.report.content import Entry, Report, VerdictCounts, link_to
-from tests.conftest import picture
+from tests.conftest import around, calibrated, picture, record_of
 from tests.report.rows import rows_of
 
 
@@ -137,8 +137,24 @@ def test_overlays_come_from_the_model_and_a_score_that_moved_is_counted(
         asked.append(name)
         return list(predict(tiny_model.scorer, files, PredictOptions(name, maps=True, min_area=0)))
 
-    entries, differ = with_overlays(rows, predicted, tmp_path / "report.html", most=100, link=False)
+    entries, differ = with_overlays(rows, predicted, tmp_path / "report.html", Shown(pictures=100))
     assert differ == 1
     assert sorted(asked) == ["bolt", "nut"]
     assert [entry.name for entry in entries if entry.pictures is None] == ["gone.png"]
     assert all(entry.row.regions is not None for entry in entries if entry.pictures)
+
+
+def test_the_worst_image_tells_why_its_first_regions_are_anomalous(
+    tiny_model: FittedModel, goods: Path, tmp_path: Path
+) -> None:
+    products = [calibrated(product, (-9.0, -9.0)) for product in tiny_model.products.values()]
+    strict = around(record_of(tiny_model).with_products(*products))
+
+    def predicted(name: str, files: list[ImageFile]) -> list[Prediction]:
+        return list(predict(strict.scorer, files, PredictOptions(name, maps=True, min_area=0, explainable=True)))
+
+    rows = [row_of(one) for one in predictions(strict, goods)]
+    entries, _ = with_overlays(rows, predicted, tmp_path / "report.html", Shown(pictures=3, explained=1))
+    first, *others = [entry.pictures.explained for entry in entries if entry.pictures]
+    assert pixels_of(first[0]).shape[1] > 1000
+    assert others == [(), ()]
