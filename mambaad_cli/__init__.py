@@ -13,7 +13,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 __all__ = ["FittedModel", "MambaADError", "Prediction", "Recipe", "Region", "count_flops", "fit", "load"]
 
 if TYPE_CHECKING:

@@ -1,6 +1,10 @@
 """What several tests need: tiny networks, tiny models, little folders of images."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side, one thread each; torch reads it at its import
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence

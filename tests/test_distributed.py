@@ -89,7 +89,9 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["mambaad", pytest.param("tiles", marks=pytest.mark.slow), "uniad"])
+@pytest.mark.parametrize(
+    "name", ["mambaad", pytest.param("tiles", marks=pytest.mark.slow), pytest.param("uniad", marks=pytest.mark.slow)]
+)
 def test_two_processes_learn_as_one_does(name: str, goods: Path, weights: Path, tmp_path: Path) -> None:
     """Parts of three and two images; batch norm, dropout, drop path and jitter are those of the whole batch."""
     (tmp_path / "two").mkdir()
@@ -121,6 +123,7 @@ losses("minutes", weights, goods, out)
 """
 
 
+@pytest.mark.slow
 def test_processes_whose_clocks_differ_train_together(goods: Path, weights: Path, tmp_path: Path) -> None:
     """By the clock of the second one no time is left to train the decoder; the first one's, which stands still, decides
     for both."""

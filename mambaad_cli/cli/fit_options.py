@@ -21,7 +21,7 @@ Preset = Annotated[
 ]
 Fast = Annotated[
     bool,
-    typer.Option("--fast", help="Score several times as many photos a second, and find a little less: no decoder."),
+    typer.Option("--fast", help="Fit and score faster, and find a little less: no decoder."),
 ]
 MaxMinutes = Annotated[
     float | None,

@@ -451,6 +451,7 @@ def nuts(tiny_fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nuts
     return fitted
 
 
+@pytest.mark.slow
 def test_a_region_of_interest_is_inside_the_graph(nuts: Nuts, photos: Path, tmp_path: Path) -> None:
     files = images.find([photos / "nut"])
     record = nuts(WHOLE, inside=(parse("20%,20%,60%,60%"),))
@@ -479,6 +480,7 @@ def test_a_region_of_interest_is_inside_the_graph(nuts: Nuts, photos: Path, tmp_
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_tiles_are_looked_at_by_a_network_of_their_own(nuts: Nuts, photos: Path, tmp_path: Path) -> None:
     files = images.find([photos / "nut"])
     nuts(replace(WHOLE, tiles=(128, 128), size=(48, 64)))

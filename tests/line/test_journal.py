@@ -148,17 +148,23 @@ def in_memory() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("header", "rotate", "rotate_after_kill"),
+    ("header", "rotate", "rotate_after_kill", "stride"),
     [
-        pytest.param("path\n", nothing, nothing, marks=pytest.mark.slow),
-        pytest.param("path\n", rename, rename, marks=pytest.mark.slow),
-        ("path\n", copy_and_truncate, rename),
-        pytest.param("", rename, copy_and_truncate, marks=pytest.mark.slow),
-        pytest.param("", copy_and_truncate, copy_and_truncate, marks=pytest.mark.slow),
+        pytest.param("path\n", nothing, nothing, 1, marks=pytest.mark.slow),
+        pytest.param("path\n", rename, rename, 1, marks=pytest.mark.slow),
+        ("path\n", copy_and_truncate, rename, 11),
+        pytest.param("path\n", copy_and_truncate, rename, 1, marks=pytest.mark.slow),
+        pytest.param("", rename, copy_and_truncate, 1, marks=pytest.mark.slow),
+        pytest.param("", copy_and_truncate, copy_and_truncate, 1, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_every_step_with_rotation_each_photo_has_one_whole_row(
-    in_memory: Path, monkeypatch: pytest.MonkeyPatch, header: str, rotate: Rotate, rotate_after_kill: Rotate
+    in_memory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    header: str,
+    rotate: Rotate,
+    rotate_after_kill: Rotate,
+    stride: int,
 ) -> None:
     def in_two_parts(file: IO[bytes], data: bytes) -> None:
         half = len(data) // 2
@@ -166,7 +172,7 @@ def test_killed_at_every_step_with_rotation_each_photo_has_one_whole_row(
         file.write(data[half:])
 
     monkeypatch.setattr(journal_module, "_append", in_two_parts)
-    for number in itertools.count(1):
+    for number in itertools.count(1, stride):
         rows = in_memory / f"{number}" / "rows.jsonl"
 
         def work(rows: Path = rows) -> None:
