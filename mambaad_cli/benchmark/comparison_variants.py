@@ -64,7 +64,8 @@ def _variant(preset: str, name: str, encoder: str | None) -> Variant:
 
 def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
     """The steps of the paper's Table 2 on one MambaAD, the small one unless another is named, then each scan order with
-    each number of directions: 2, 4 and 8, and 6 where two of the 8 walks are others once more.
+    each number of directions: 2, 4 and 8, and 6 where two of the 8 walks are others once more; and the best of these
+    with gated linear attention in place of the scan.
 
     >>> [variant.name for variant in ablation()][:6]
     ['plain Mamba decoder', 'with LSS modules', 'with HSS (Hilbert, 8)', 'sweep, 2', 'sweep, 4', 'sweep, 8']
@@ -84,8 +85,10 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
         step("with LSS modules", "sweep", 2),
         step("with HSS (Hilbert, 8)", "hilbert", 8),
     ]
+    attention = step("hilbert, 8, gated linear attention", "hilbert", 8)
+    attention = attention._replace(options=attention.options | {"ssm": "gla"})
     grid = [(order, k) for order in WALKS for k in (2, 4, 6, 8) if k != 6 or order in ("hilbert", "scan")]
-    return steps + [step(f"{order}, {k}", order, k) for order, k in grid]
+    return [*steps, *(step(f"{order}, {k}", order, k) for order, k in grid), attention]
 
 
 def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
@@ -121,5 +124,6 @@ def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Varia
         trained("no dropout", dropout=0.0),
         built("half the depth", depths=tuple(max(1, depth // 2) for depth in depths)),
         built("four directions", directions=4),
+        built("gated linear attention", ssm="gla"),
     ]
     return [base, *(row for row in rows if row._replace(name=base.name) != base)]

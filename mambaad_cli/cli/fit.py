@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 OF_THE_MODEL = (
     "preset", "fast", "detector", "encoder", "encoder_weights", "res", "pixels", "detail", "evidence", "letterbox",
-    "scan", "directions", "local_branches", "tiles", "tile_size", "scale",
+    "scan", "directions", "ssm", "local_branches", "tiles", "tile_size", "scale",
 )  # fmt: skip
 NOT_TO_ADD = {
     "folds": "--folds: a product is added by one training, and its threshold comes from held-out images",
@@ -98,6 +98,7 @@ def fit(
     evidence: of.Evidence = None,
     scan: of.Scan = None,
     directions: of.Directions = None,
+    ssm: of.Ssm = None,
     local_branches: of.LocalBranches = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -132,6 +133,7 @@ def fit(
         evidence=evidence,
         scan=scan,
         directions=directions,
+        ssm=ssm,
         local_branches=local_branches,
         flips=flips or None,
         folds=folds,

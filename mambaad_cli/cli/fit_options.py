@@ -210,6 +210,16 @@ Directions = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Ssm = Annotated[
+    Literal["mamba", "gla"] | None,
+    typer.Option(
+        "--ssm",
+        metavar="NAME",
+        help="Recurrence of the decoder: mamba (default), the selective scan; or gla, gated linear attention, which is "
+        "faster in exported files and where no kernel is compiled, and slower elsewhere.",
+        rich_help_panel=NETWORK,
+    ),
+]
 LocalBranches = Annotated[
     bool | None,
     typer.Option(help="Use the convolutions beside the selective scans. Default: yes.", rich_help_panel=NETWORK),

@@ -21,11 +21,13 @@ from mambaad_cli import MambaADError
 from mambaad_cli.model.anomaly_map import Residual, fuse, residuals
 from mambaad_cli.model.kernels.depthwise import depthwise
 from mambaad_cli.model.kernels.fused_norms import gated_norm, normed_silu
+from mambaad_cli.model.kernels.linear_attention import gated_linear_attention
 from mambaad_cli.model.kernels.selective_scan import selective_scan
 from mambaad_cli.model.losses import LOSSES, cosine_distances
 from mambaad_cli.model.scan_orders import directions as walks
 
 MIN_STAGES = 2  # of the decoder, which reconstructs one scale less
+HEAD = 16  # channels of a head of linear attention, or the largest divisor of both
 MAX_BLOCKS = 1000  # of a decoder, which come from a model file; the paper's has 16
 
 
@@ -39,32 +41,42 @@ class HSSBlock(nn.Module):
     def __init__(self, channels: int, order: str, directions: int, drop_path: float = 0.0, states: int = 16) -> None:
         super().__init__()
         self.order, self.directions, self.drop_path, self.states = order, directions, drop_path, states
-        inner, rank = 2 * channels, math.ceil(channels / 16)
+        inner = 2 * channels
         self.norm = nn.LayerNorm(channels)
         self.in_proj = nn.Linear(channels, 2 * inner, bias=False)
         self.conv = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
-        self.x_weight = nn.Parameter(torch.empty(directions, rank + 2 * states, inner))
-        self.dt_weight = nn.Parameter(torch.empty(directions, inner, rank))
-        self.dt_bias = nn.Parameter(torch.empty(directions, inner))
-        self.A_log = nn.Parameter(torch.empty(directions, inner, states))
-        self.D = nn.Parameter(torch.ones(directions, inner))
+        self._add_recurrence(inner)
         self.out_norm = nn.LayerNorm(inner)
         self.out_proj = nn.Linear(inner, channels, bias=False)
         self._initialise()
 
+    def _add_recurrence(self, inner: int) -> None:
+        """Its parameters, for `inner` channels."""
+        rank = math.ceil(inner / 32)
+        self.x_weight = nn.Parameter(torch.empty(self.directions, rank + 2 * self.states, inner))
+        self.dt_weight = nn.Parameter(torch.empty(self.directions, inner, rank))
+        self.dt_bias = nn.Parameter(torch.empty(self.directions, inner))
+        self.A_log = nn.Parameter(torch.empty(self.directions, inner, self.states))
+        self.D = nn.Parameter(torch.ones(self.directions, inner))
+
     def _initialise(self) -> None:
-        """As in Mamba (section 3.6 there): softplus(dt_bias) log-uniform in 0.001 … 0.1, A = −1 … −n."""
+        """As in Mamba (section 3.6 there): softplus(dt_bias) log-uniform in 0.001 … 0.1."""
         if self.dt_bias.is_meta:
             return  # nothing holds numbers, and random ones would import torch._dynamo: a second
-        rank, inner = self.dt_weight.shape[2], self.D.shape[1]
-        nn.init.uniform_(self.x_weight, -(inner**-0.5), inner**-0.5)
-        nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
+        nn.init.uniform_(self.x_weight, -(self.x_weight.shape[2] ** -0.5), self.x_weight.shape[2] ** -0.5)
+        self._initialise_decay()
         with torch.no_grad():
             step = torch.exp(torch.rand_like(self.dt_bias) * math.log(0.1 / 0.001) + math.log(0.001))
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
-            self.A_log.copy_(torch.log(torch.arange(1, self.states + 1)).expand_as(self.A_log))
         for linear in (self.in_proj, self.out_proj):
             nn.init.trunc_normal_(linear.weight, std=0.02)
+
+    def _initialise_decay(self) -> None:
+        """A = −1 … −n, and weights for dt."""
+        rank = self.dt_weight.shape[2]
+        nn.init.uniform_(self.dt_weight, -(rank**-0.5), rank**-0.5)
+        with torch.no_grad():
+            self.A_log.copy_(torch.log(torch.arange(1, self.states + 1)).expand_as(self.A_log))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + drop_path(self._ss2d(self.norm(x)), self.drop_path if self.training else 0.0)
@@ -75,17 +87,37 @@ class HSSBlock(nn.Module):
         u = F.silu(depthwise(F.linear(x, for_scan), self.conv.weight, self.conv.bias))
         selected = F.linear(u, self.x_weight.flatten(0, 1))
         order = _walks_on(x.device, self.order, h, w, self.directions)
-        y = selective_scan(
-            u.flatten(1, 2),
-            selected.view(b, h * w, self.directions, -1),
-            self.dt_weight,
-            self.dt_bias,
-            -torch.exp(self.A_log.float()),
-            self.D,
-            order,
-        )
+        y = self._recur(u.flatten(1, 2), selected.view(b, h * w, self.directions, -1), order)
         gate = F.linear(x, for_gate)
         return self.out_proj(gated_norm(y.view_as(gate), gate, self.out_norm.weight, self.out_norm.bias))
+
+    def _recur(self, u: Tensor, x: Tensor, order: Tensor) -> Tensor:
+        """(b, l, d) inputs and (b, l, k, ·) what is selected by them, to (b, l, d)."""
+        A = -torch.exp(self.A_log.float())
+        return selective_scan(u, x, self.dt_weight, self.dt_bias, A, self.D, order)
+
+
+class LinearAttentionBlock(HSSBlock):
+    """The same with gated linear attention in place of the selective scan: one decay for each head of channels, the
+    form of Mamba-2 (arXiv 2405.21060). Without a compiled scan it is faster, as in exported files."""
+
+    def _add_recurrence(self, inner: int) -> None:
+        heads = inner // math.gcd(inner, HEAD)
+        self.x_weight = nn.Parameter(torch.empty(self.directions, heads + 2 * self.states, inner))
+        self.dt_bias = nn.Parameter(torch.empty(self.directions, heads))
+        self.A_log = nn.Parameter(torch.empty(self.directions, heads))
+        self.D = nn.Parameter(torch.ones(self.directions, heads))
+
+    def _initialise_decay(self) -> None:
+        """A uniform in −16 … −1, as in Mamba-2."""
+        with torch.no_grad():
+            self.A_log.copy_(torch.log(1 + 15 * torch.rand_like(self.A_log)))
+
+    def _recur(self, u: Tensor, x: Tensor, order: Tensor) -> Tensor:
+        return gated_linear_attention(u, x, self.dt_bias, -torch.exp(self.A_log.float()), self.D, order)
+
+
+BLOCKS = {"mamba": HSSBlock, "gla": LinearAttentionBlock}
 
 
 class LocalBranch(nn.Module):
@@ -114,10 +146,16 @@ class LSSModule(nn.Module):
     recompute = False
 
     def __init__(
-        self, channels: int, order: str, directions: int, drop_paths: Sequence[float], local_branches: bool = True
+        self,
+        channels: int,
+        order: str,
+        directions: int,
+        drop_paths: Sequence[float],
+        local_branches: bool = True,
+        ssm: str = "mamba",
     ) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(HSSBlock(channels, order, directions, rate) for rate in drop_paths))
+        self.blocks = nn.Sequential(*(BLOCKS[ssm](channels, order, directions, rate) for rate in drop_paths))
         self.local = nn.ModuleList(LocalBranch(channels, kernel) for kernel in (5, 7) if local_branches)
         self.merge = nn.Linear(3 * channels, channels) if local_branches else None
 
@@ -157,6 +195,7 @@ class DecoderOptions:
     order: str = "hilbert"  # sweep, scan, zorder, zigzag or hilbert
     directions: int = 8  # 2, 4, 8, or 6: the distinct ones of the 8 (only for hilbert and scan, see scan_orders.py)
     local_branches: bool = True  # False: a plain Mamba decoder
+    ssm: str = "mamba"  # the recurrence along the walks: mamba, the selective scan, or gla, gated linear attention
     drop_path: float = 0.2  # of the first block; the rates fall linearly to 0
 
 
@@ -189,7 +228,7 @@ class MambaDecoder(nn.Module):
 
 
 def _lss_module(channels: int, options: DecoderOptions, drop_paths: Sequence[float]) -> LSSModule:
-    return LSSModule(channels, options.order, options.directions, drop_paths, options.local_branches)
+    return LSSModule(channels, options.order, options.directions, drop_paths, options.local_branches, options.ssm)
 
 
 class Bottleneck(nn.Module):

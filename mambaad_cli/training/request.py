@@ -40,6 +40,7 @@ class FitRequest:
     evidence: Literal["decoder", "memory", "both"] | None = None
     scan: str | None = None
     directions: int | None = None
+    ssm: Literal["mamba", "gla"] | None = None
     local_branches: bool | None = None
     flips: bool | None = None
     folds: int = 0
@@ -71,6 +72,7 @@ class FitRequest:
             for name, value in (
                 ("order", self.scan),
                 ("directions", self.directions),
+                ("ssm", self.ssm),
                 ("local_branches", self.local_branches),
             )
             if value is not None
@@ -138,7 +140,8 @@ class FitRequest:
 
     def _check_network(self, settings: Settings) -> None:
         of_decoder = {
-            "--scan": self.scan, "--directions": self.directions, "--local-branches": self.local_branches,
+            "--scan": self.scan, "--directions": self.directions, "--ssm": self.ssm,
+            "--local-branches": self.local_branches,
         }  # fmt: skip
         given = [option for option, value in of_decoder.items() if value is not None]
         if given and self.preset in WITHOUT_DECODER:
