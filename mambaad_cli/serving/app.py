@@ -122,7 +122,7 @@ def _json(rows: list[dict[str, Any]]) -> str:
 
 async def page(request: Request) -> Response:
     """The page for people, and the files that it needs."""
-    name, kind = PAGES[request.url.path]
+    name, kind = PAGES[request.scope["path"]]
     headers = {
         "Content-Security-Policy": POLICY,
         "X-Content-Type-Options": "nosniff",

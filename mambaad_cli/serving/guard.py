@@ -74,7 +74,8 @@ class Guard:
             if is_loopback(host_of(request.headers.get("host", ""))):
                 return None
             return JSONResponse({"error": f"only localhost is answered without a token: set {TOKEN}"}, 421)
-        if request.url.path in OPEN_PATHS or _holds(self.token, request.headers.getlist("authorization")):
+        # Not request.url.path: Starlette built it from the Host header, too, before 1.0.1 (CVE-2026-48710).
+        if request.scope["path"] in OPEN_PATHS or _holds(self.token, request.headers.getlist("authorization")):
             return None
         return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": 'Bearer realm="mambaad"'})
 

@@ -183,6 +183,24 @@ def test_only_who_has_the_token_may_score(client: Answering, photo: bytes) -> No
     assert started.get("/model", headers={**right, "Host": "line3.example"}).status_code == 200
 
 
+def test_no_host_header_opens_a_path_that_needs_the_token(
+    client: Answering, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starlette before 1.0.1 made the URL of such a header end its path in a query."""
+    started = client(token="secret")
+    from starlette.datastructures import URL
+    from starlette.requests import Request
+
+    def url(request: Request) -> URL:
+        return URL(f"http://{request.headers['host']}{request.scope['path']}")
+
+    monkeypatch.setattr(Request, "url", property(url))
+    assert started.get("/model", headers={"Host": "x/health?"}).status_code == 401
+    assert started.post("/score", content=photo, headers={"Host": "x/health?"}).status_code == 401
+    page = started.get("/page.css", headers={"Host": "x/?"})
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/css; charset=utf-8")
+
+
 def test_without_a_token_only_names_of_this_machine_are_answered(client: Answering) -> None:
     """A page on the web may have a name that leads to 127.0.0.1."""
     started = client()
