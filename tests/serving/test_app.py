@@ -208,6 +208,22 @@ def test_without_a_token_only_names_of_this_machine_are_answered(client: Answeri
         assert started.get("/model", headers={"Host": host}).status_code == status, host
 
 
+def test_without_a_token_no_page_of_another_site_is_answered(client: Answering, photo: bytes, watched: Watched) -> None:
+    """A page may send a photo to any address without being allowed to read the answer (mode: no-cors)."""
+    started = client()
+    host = {"Host": "localhost:8000"}
+    for origin in ("https://evil.example", "http://localhost:9000", "https://localhost:8000", "null"):
+        answer = started.post("/score?class=nut", content=photo, headers={**host, "Origin": origin})
+        assert answer.status_code == 421, origin
+        assert "no page of another site" in answer.json()["error"]
+    assert watched.sizes == []
+    own = {**host, "Origin": "http://localhost:8000"}
+    assert started.post("/score?class=nut", content=photo, headers=own).status_code == 200
+    with_token = client(token="secret")
+    headers = {"Origin": "https://line3.example", "Authorization": "Bearer secret"}
+    assert with_token.post("/score?class=nut", content=photo, headers=headers).status_code == 200
+
+
 def test_model_tells_facts_and_metrics_count(client: Answering, tiny_model: FittedModel, photo: bytes) -> None:
     started = client()
     facts = started.get("/model").json()
