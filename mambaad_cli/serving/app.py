@@ -79,7 +79,10 @@ class Service:
         return Response(text, status, media_type="application/json")
 
     async def _scored(self, photos: list[Photo], asked: Asked) -> list[Scored]:
-        reader = Reader(asked.class_name, asked.map == "png", self.limits.max_pixels)
+        share = (
+            len(photos) if asked.map == "png" else 1
+        )  # all pictures of a request are held until its overlays are drawn
+        reader = Reader(asked.class_name, asked.map == "png", self.limits.max_pixels // share)
         jobs = [Job(photo, reader, bool(asked.map)) for photo in photos]
         self.batcher.put(jobs)
         return await asyncio.gather(*(asyncio.wrap_future(job.answer) for job in jobs))

@@ -31,6 +31,17 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
     assert refused.value.status_code == 408
 
 
+def test_photos_of_a_form_whose_overlays_are_drawn_share_the_limit_of_pixels(client: Answering, photo: bytes) -> None:
+    """Each is held at its full size until all are scored."""
+    started = client(limits={"max_pixels": 2 * 80 * 96})
+    json = {"Accept": "application/json"}
+    for count, query, verdict in ((2, "&map=png", ""), (3, "&map=png", "error"), (3, "&map=npy", ""), (3, "", "")):
+        files = [("p", (f"{i}.png", photo)) for i in range(count)]
+        rows = started.post(f"/score?class=nut{query}", files=files, headers=json).json()
+        assert {row["verdict"] == "error" for row in rows} == {verdict == "error"}, (count, query)
+        assert all(row["error"] == "claims 96×80 pixels, more than 5120" for row in rows if verdict)
+
+
 def test_the_bodies_that_are_held_at_once_are_limited_in_bytes(
     client: Answering, watched: Watched, photo: bytes
 ) -> None:
