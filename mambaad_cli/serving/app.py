@@ -18,7 +18,7 @@ from mambaad_cli import MambaADError, __version__
 from mambaad_cli.inspection.predict import check_class
 from mambaad_cli.inspection.rows import json_line
 from mambaad_cli.serving import answers, metrics
-from mambaad_cli.serving.asked import Asked, Limits, body_length, discard_body, is_form, photos_of
+from mambaad_cli.serving.asked import Asked, Body, Limits, body_length, is_form, photos_of
 from mambaad_cli.serving.batching import Batcher, Closed, Job, QueueFull, Scored
 from mambaad_cli.serving.guard import Guard
 from mambaad_cli.serving.photos import Photo, Reader
@@ -47,24 +47,24 @@ class Service:
 
     async def score(self, request: Request) -> Response:
         """The rows of the photos in a request, or the map of one."""
-        asked = Asked.of(request.query_params)
-        check_class(self.batcher.scorer.products, asked.class_name)
-        length = body_length(request, self.limits)
+        body = Body(request, self.limits)
         try:
+            asked = Asked.of(request.query_params)
+            check_class(self.batcher.scorer.products, asked.class_name)
+            length = body_length(request, self.limits)
             self.batcher.check_room()
             if self.bytes_held + length > HELD_BODIES * self.limits.max_bytes:
                 raise QueueFull(1)
-        except (QueueFull, Closed):
-            await discard_body(request, self.limits)
+            self.bytes_held += length
+            try:
+                return await self._answer(request, await photos_of(body, asked), asked)
+            finally:
+                self.bytes_held -= length
+        except (HTTPException, MambaADError):
+            await body.discard()
             raise
-        self.bytes_held += length
-        try:
-            return await self._answer(request, asked)
-        finally:
-            self.bytes_held -= length
 
-    async def _answer(self, request: Request, asked: Asked) -> Response:
-        photos = await photos_of(request, asked, self.limits)
+    async def _answer(self, request: Request, photos: list[Photo], asked: Asked) -> Response:
         wants_json = "application/json" in request.headers.get("accept", "")
         if asked.map and not wants_json and len(photos) > 1:
             raise HTTPException(400, "a map is of one photo: send one, or ask with the header Accept: application/json")

@@ -23,12 +23,56 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyP
 
     async def ask() -> None:
         scope = {"type": "http", "method": "POST", "path": "/score", "headers": [], "query_string": b""}
-        await asked.photos_of(Request(scope, receive), asked.Asked(), asked.Limits())
+        await asked.photos_of(asked.Body(Request(scope, receive), asked.Limits()), asked.Asked())
 
     monkeypatch.setattr(asked, "BODY_SECONDS", 0.05)
     with pytest.raises(HTTPException) as refused:
         asyncio.run(ask())
     assert refused.value.status_code == 408
+
+
+def post(app: Any, query: str, messages: list[dict[str, Any]], **headers: str) -> tuple[int, int]:
+    """The status of an answer, and how many of the messages of the body had been taken when it came."""
+    left, answered = list(messages), []
+
+    async def receive() -> dict[str, Any]:
+        assert left, "the body was read to its end"
+        return left.pop(0)
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            answered.append((message["status"], len(messages) - len(left)))
+
+    named = {"host": "localhost"} | headers
+    scope = {"type": "http", "method": "POST", "path": "/score", "query_string": query.encode()}
+    scope["headers"] = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
+    asyncio.run(app(scope, receive, send))
+    return answered[0]
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "status"),
+    [
+        ("clas=nut", {}, 400),
+        ("class=nail", {}, 422),
+        ("", {"content_length": "1000"}, 413),
+        ("", {}, 413),  # without a length: found at the second part
+        ("width=4&height=2", {"content_type": "multipart/form-data; boundary=b"}, 400),
+        ("", {"content_type": "multipart/form-data; boundary=b"}, 400),
+    ],
+)
+def test_an_error_is_answered_once_the_client_has_sent_its_body(
+    client: Answering, query: str, headers: dict[str, str], status: int
+) -> None:
+    """A client that still sends, as urllib does, would see a broken pipe and no answer."""
+    parts = [{"type": "http.request", "body": b"x" * 60, "more_body": i < 4} for i in range(5)]
+    assert post(client(limits={"max_bytes": 100}).app, query, parts, **headers) == (status, 5)
+
+
+def test_a_body_that_has_ended_is_not_read_on(client: Answering) -> None:
+    parts = [{"type": "http.request", "body": b"no image", "more_body": False}]
+    assert post(client().app, "", parts) == (422, 1)
+    assert post(client().app, "clas=nut", [{"type": "http.disconnect"}]) == (400, 1)
 
 
 def test_photos_of_a_form_whose_overlays_are_drawn_share_the_limit_of_pixels(client: Answering, photo: bytes) -> None:
