@@ -57,7 +57,10 @@ class Service:
                 raise QueueFull(1)
             self.bytes_held += length
             try:
-                return await self._answer(request, await photos_of(body, asked), asked)
+                photos = await photos_of(body, asked)
+                self.bytes_held += body.bytes - length  # a body without a length may have had any
+                length = body.bytes
+                return await self._answer(request, photos, asked)
             finally:
                 self.bytes_held -= length
         except (HTTPException, MambaADError):
@@ -79,9 +82,8 @@ class Service:
         return Response(text, status, media_type="application/json")
 
     async def _scored(self, photos: list[Photo], asked: Asked) -> list[Scored]:
-        share = (
-            len(photos) if asked.map == "png" else 1
-        )  # all pictures of a request are held until its overlays are drawn
+        # the pictures of a request are held, at their full size, until its overlays are drawn
+        share = len(photos) if asked.map == "png" else 1
         reader = Reader(asked.class_name, asked.map == "png", self.limits.max_pixels // share)
         jobs = [Job(photo, reader, bool(asked.map)) for photo in photos]
         self.batcher.put(jobs)

@@ -102,3 +102,21 @@ def test_the_bodies_that_are_held_at_once_are_limited_in_bytes(
         watched.may_go_on.set()
         assert {one.result().status_code for one in held} == {200}
     assert started.post("/score?class=nut", content=photo).status_code == 200
+
+
+def test_a_body_without_a_length_counts_what_it_holds_once_it_is_read(
+    client: Answering, watched: Watched, photo: bytes
+) -> None:
+    started = client(BatchOptions(batch=1), {"max_bytes": 2 * len(photo)})
+    watched.may_go_on.clear()
+    held: list[Any] = []
+    with ThreadPoolExecutor(10) as pool:  # of half the largest size, they are fewer bytes than may be held at once
+        try:
+            for waiting in range(10):  # the first one is with the model
+                held.append(pool.submit(started.post, "/score?class=nut", content=iter([photo])))
+                assert watched.begun.wait(60)
+                while f"mambaad_queue_length {waiting}" not in started.get("/metrics").text:
+                    assert not any(one.done() for one in held)
+        finally:
+            watched.may_go_on.set()
+        assert {one.result().status_code for one in held} == {200}
