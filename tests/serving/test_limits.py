@@ -1,12 +1,15 @@
 """What keeps a server from being held up or filled."""
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from mambaad_cli.serving.batching import BatchOptions
+from mambaad_cli.serving.batching import Batcher, BatchOptions, Job
+from mambaad_cli.serving.metrics import Metrics
+from mambaad_cli.serving.photos import Photo, Reader
 from tests.serving.conftest import Answering, Watched, needs_the_extra
 
 
@@ -102,6 +105,30 @@ def test_the_bodies_that_are_held_at_once_are_limited_in_bytes(
         watched.may_go_on.set()
         assert {one.result().status_code for one in held} == {200}
     assert started.post("/score?class=nut", content=photo).status_code == 200
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_photos_of_cancelled_requests_are_not_scored_and_keep_nobody_waiting(
+    watched: Watched, photo: bytes, closed: bool
+) -> None:
+    batcher = Batcher(watched, BatchOptions(batch=2, wait=0.0), Metrics())
+    watched.may_go_on.clear()
+    jobs = [Job(Photo("", photo), Reader("nut")) for _ in range(5)]
+    batcher.put(jobs[:1])
+    assert watched.begun.wait(60)
+    batcher.put(jobs[1:])
+    assert not jobs[0].answer.cancel()  # the model has it
+    assert all(jobs[i].answer.cancel() for i in (1, 2, 3))  # a whole batch, and one of the next
+    closing = threading.Thread(target=batcher.close)
+    if closed:
+        closing.start()
+    watched.may_go_on.set()
+    assert [jobs[i].answer.result(30).prediction.class_name for i in (0, 4)] == ["nut", "nut"]
+    if not closed:
+        closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    assert watched.sizes == [1, 1]
 
 
 def test_a_body_without_a_length_counts_what_it_holds_once_it_is_read(
