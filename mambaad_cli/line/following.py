@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mambaad_cli import MambaADError
 from mambaad_cli.data import images
-from mambaad_cli.data.video import Frame, Source, frames_of
+from mambaad_cli.data.image_files import ImageFile
+from mambaad_cli.data.video import Frame, Source, frames_of, source_of
 from mambaad_cli.inspection.frames import confirmed, predict_frames
 from mambaad_cli.inspection.overlay_video import plain_name
 from mambaad_cli.inspection.overlays import colour_scale, framed_overlay
@@ -102,7 +103,10 @@ class Following:
         return scored
 
     def _has_row(self, frame: Frame) -> bool:
-        return self.version is not None and self.journal.has(frame.file.name, self.version)
+        if self.version is None:
+            return False
+        names = (_ledger_name(frame.file), frame.file.name)  # the second is of ledgers that went by the name as typed
+        return any(self.journal.has(name, self.version) for name in names)
 
     def _record(self, predictions: Sequence[Prediction]) -> None:
         """Rows of some frames on disk; then whatever else is done with them."""
@@ -126,4 +130,13 @@ class Following:
 
 
 def _photos(predictions: Sequence[Prediction], version: Version) -> list[Photo]:
-    return [Photo(prediction.file.name, version, prediction.verdict) for prediction in predictions]
+    return [Photo(_ledger_name(prediction.file), version, prediction.verdict) for prediction in predictions]
+
+
+def _ledger_name(file: ImageFile) -> str:
+    """What the ledger calls a frame of a video file, however that was typed.
+
+    >>> _ledger_name(ImageFile(Path("./in/a.mp4"), Path("a.mp4"), "", "./in/a.mp4#t=00:00:01.240"))
+    'a.mp4#t=00:00:01.240'
+    """
+    return f"{file.path.resolve().name}{file.frame.removeprefix(source_of(file))}"

@@ -14,6 +14,7 @@ from mambaad_cli.data.loading import Input
 from mambaad_cli.data.video import sources_among
 from mambaad_cli.inspection.prediction import PredictOptions
 from mambaad_cli.inspection.scorer import Judgement
+from mambaad_cli.line import following
 from mambaad_cli.line.following import Following
 from mambaad_cli.line.watching import WatchOptions
 from tests.conftest import picture, with_scores
@@ -60,6 +61,27 @@ def test_each_frame_of_a_video_gets_one_row_also_when_it_is_watched_again(
     assert names == [f"{path}#t=00:00:00.{i}00" for i in range(10)]
     assert followed(str(path)) == (Counter(), 10)
     assert rows(tmp_path / "rows.jsonl")[: len(begun)] == begun
+
+
+def test_a_video_that_is_typed_in_another_way_gets_no_second_rows(
+    followed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "in" / "a.mp4", [picture(i) for i in range(3)])
+    assert followed(str(path))[1] == 3
+    (tmp_path / "link.mp4").symlink_to(path)
+    monkeypatch.chdir(path.parent)
+    for given in ("a.mp4", "./a.mp4", "../in/a.mp4", "../link.mp4"):
+        assert followed(given) == (Counter(), 3), given
+
+
+def test_rows_of_a_ledger_that_knows_frames_as_they_were_typed_are_not_written_again(
+    followed: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_video(tmp_path / "in" / "a.mp4", [picture(i) for i in range(3)])
+    with monkeypatch.context() as before:
+        before.setattr(following, "_ledger_name", lambda file: file.name)
+        followed(str(path))
+    assert followed(str(path)) == (Counter(), 3)
 
 
 def test_frames_of_a_camera_have_rows_until_it_is_stopped_and_after_it_starts_again(
