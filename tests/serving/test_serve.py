@@ -157,6 +157,9 @@ def test_a_photo_dropped_on_the_page_gets_its_verdict_overlay_and_regions(
         assert [one for one in browser.problems if not any(status in one for status in refusals)] == []
         if folder := os.environ.get("SCREENSHOTS"):
             Path(folder, "serve.png").write_bytes(browser.screenshot(whole=True))
+        server.end()
+        browser.js("void showModel()")
+        until_true(browser, "document.getElementById('model').textContent.startsWith('the server does not answer: ')")
     finally:
         browser.close()
 
