@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from mambaad_cli import MambaADError
 from mambaad_cli.data import images
 
 ANSWER_TIMEOUT = 300.0  # seconds
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=8, help="that send one photo after the other")
     parser.add_argument("--no-score", action="store_true", help="leave the comparison out")
     options = parser.parse_args(arguments)
-    sources = [file.path for file in images.find([options.folder])]
+    try:
+        sources = [file.path for file in images.find([options.folder])]
+    except MambaADError as error:
+        raise SystemExit(f"load_serve: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         photos = [Path(folder) / f"{i:06}{sources[i % len(sources)].suffix}" for i in range(options.photos)]
         for i, photo in enumerate(photos):
@@ -59,11 +63,15 @@ def serving(model: Path) -> Iterator[int]:
         found = re.search(r"http://\S+:(\d+)", line)
         if found is None:
             raise SystemExit(line + process.stderr.read())
+        said: list[str] = []
+        reading = threading.Thread(target=said.extend, args=(process.stderr,))  # a full pipe would stop the server
+        reading.start()
         try:
             yield int(found[1])
         finally:
             process.terminate()
-            print(process.stderr.read().strip())
+            reading.join()
+            print("".join(said).strip())
 
 
 class Load:
@@ -81,8 +89,11 @@ class Load:
 
     def run(self, clients: int) -> None:
         """Send all photos; the first one once more before, so that nothing is measured that comes once."""
-        self._send(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_TIMEOUT), self.photos[0])
-        self.rows, self.seconds = {}, []
+        try:
+            self._send(http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_TIMEOUT), self.photos[0])
+        except (OSError, http.client.HTTPException) as error:
+            raise SystemExit(f"load_serve: no answer: {type(error).__name__}: {error}") from None
+        self.rows, self.seconds, self.problems = {}, [], []
         threads = [threading.Thread(target=self._client) for _ in range(clients)]
         began = time.monotonic()
         for thread in threads:
@@ -116,7 +127,7 @@ class Load:
             self.refused += 1
             time.sleep(float(answer.headers.get("Retry-After", "1")))
         row = json.loads(text)
-        if answer.status != 200 or row["path"] != photo.name:
+        if answer.status not in (200, 422) or row.get("path") != photo.name:  # 422: of a photo that cannot be read
             self.problems.append(f"{photo.name}: {answer.status} {text.decode()}")
             return
         with self._lock:
@@ -131,6 +142,8 @@ class Load:
         )
         for problem in self.problems[:10]:
             print(f"    {problem}")
+        if not self.seconds:
+            raise SystemExit("load_serve: no photo has a row")
         p50, p95, p99 = np.quantile(self.seconds, (0.5, 0.95, 0.99))
         print(f"{clients} clients: {len(self.rows) / self.total:.2f} images/s; seconds from request to row: "
               f"p50 {p50:.3f}, p95 {p95:.3f}, p99 {p99:.3f}, at most {max(self.seconds):.3f}", flush=True)  # fmt: skip
@@ -145,8 +158,11 @@ def compare(load: Load, model: Path, folder: Path) -> None:
         for line in process.stdout:
             rows.append(json.loads(line))
             times.append(time.monotonic())
+    if not rows:
+        raise SystemExit("load_serve: mambaad score gave no rows")
     first = sum(one - times[0] < 0.01 for one in times)  # those of the first batch came at once
-    print(f"score: {(len(times) - first) / (times[-1] - times[0]):.2f} images/s after its first {first}", flush=True)
+    seconds = max(times[-1] - times[0], 1e-9)  # a single photo takes none
+    print(f"score: {(len(times) - first) / seconds:.2f} images/s after its first {first}", flush=True)
     differ = [row for row in rows if not same(row, load.rows.get(Path(row["path"]).name))]
     print(f"{len(rows) - len(differ)} of {len(rows)} rows have the same verdict, and scores within 0.1 %")
 

@@ -84,6 +84,8 @@ def serve(
     token = os.environ.get(guard.TOKEN, "").strip()
     if not token and not guard.is_loopback(host):
         raise MambaADError(f"--host {host} lets other machines in: set {guard.TOKEN} to a secret of your choice first")
+    if not token.isascii() or any(not "!" <= letter <= "~" for letter in token):
+        raise MambaADError(f"{guard.TOKEN} must be ASCII without spaces, such as openssl rand -hex 32 gives")
     listening = server.bound(host, port)
 
     def opened() -> "Scorer":

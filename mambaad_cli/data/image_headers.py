@@ -12,7 +12,6 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
-from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +64,8 @@ def _png(data: bytes) -> Header:
         kind, content, end = data[start + 4 : start + 8], view[start + 8 : start + 8 + length], start + 12 + length
         if end > len(data):
             raise EOFError
+        if (kind == b"IHDR") != (start == 8):
+            raise ValueError("damaged: IHDR is not its first chunk, or not its only one")
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             if zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
                 raise ValueError(f"damaged: the checksum of its {kind.decode()} chunk is wrong")
@@ -88,10 +89,11 @@ _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 def _jpeg(data: bytes) -> Header:
     """Walk the segments and scans to the end-of-image marker (ITU T.81, annex B); cameras append data to it.
 
-    A thumbnail has markers of its own, but they lie inside a segment, which is skipped as a whole.
+    A thumbnail has markers of its own, but they lie inside a segment, which is skipped as a whole. The first frame
+    header gives the size, as in libjpeg.
     """
     width = height = 0
-    orientation, at = 1, 2
+    orientation, at, sized = 1, 2, False
     while True:
         match = _JPEG_MARKER.search(data, at)
         if match is None:
@@ -100,7 +102,8 @@ def _jpeg(data: bytes) -> Header:
         if marker == 0xD9:
             return Header(width, height, data, orientation, lossy=True)
         (length,) = struct.unpack_from(">H", data, at)
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and not sized:
+            sized = True
             height, width = struct.unpack_from(">HH", data, at + 3)
         if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
             orientation = _orientation(data[at + 8 : at + length])
@@ -168,7 +171,10 @@ def _masked(pixels: np.ndarray, mask: int) -> np.ndarray:
 
 
 def _webp(data: bytes) -> Header:
-    """Walk the RIFF chunks (WebP container specification): one of three kinds gives the size, EXIF the orientation."""
+    """Walk the RIFF chunks (WebP container specification): EXIF gives the orientation.
+
+    The first chunk of three kinds gives the size, as in libwebp.
+    """
     end = 8 + struct.unpack_from("<I", data, 4)[0]
     width = height = 0
     orientation, start, lossy = 1, 12, False
@@ -178,7 +184,7 @@ def _webp(data: bytes) -> Header:
         lossy = lossy or kind == b"VP8 "
         if at + length > len(data):
             raise EOFError
-        if kind == b"VP8X":
+        if kind == b"VP8X" and not width:
             width, height = (1 + int.from_bytes(data[at + i : at + i + 3], "little") for i in (4, 7))
         elif kind == b"VP8 " and not width:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, at + 6))
@@ -199,6 +205,11 @@ def _heif(data: bytes) -> Header:
 # the TIFF tags that matter here, by their numbers in TIFF 6.0
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, ORIENTATION, CHANNELS = 256, 257, 258, 259, 262, 273, 274, 277
 STRIP_BYTES, PLANES, TILES, TILE_BYTES, EXTRA_CHANNEL = 279, 284, 324, 325, 338
+USED_TAGS = frozenset(
+    (WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIPS, ORIENTATION, CHANNELS)
+    + (STRIP_BYTES, PLANES, TILES, TILE_BYTES, EXTRA_CHANNEL)
+)
+NUMBERS = {3: "u2", 4: "u4", 16: "u8"}  # kinds of values: unsigned, of 16, 32 or 64 bits
 LOSSY_COMPRESSIONS = (6, 7, 34712, 50001)  # JPEG, JPEG 2000 and WebP within a TIFF
 
 
@@ -208,50 +219,61 @@ def _tiff(data: bytes) -> Header:
     if WIDTH not in tags or HEIGHT not in tags:
         raise ValueError("damaged: a TIFF without width or height")
     for starts, sizes in ((STRIPS, STRIP_BYTES), (TILES, TILE_BYTES)):
-        if max(map(add, tags.get(starts, ()), tags.get(sizes, ())), default=0) > len(data):
+        parts = min(len(tags.get(starts, ())), len(tags.get(sizes, ())))
+        if parts and np.add(tags[starts][:parts], tags[sizes][:parts], dtype=np.float64).max() > len(data):
             raise EOFError
-    bits, channels, colours = tags.get(BITS, (1,))[0], tags.get(CHANNELS, (1,))[0], tags.get(PHOTOMETRIC, (1,))[0]
+    bits, channels, colours = (_first(tags, tag, 1) for tag in (BITS, CHANNELS, PHOTOMETRIC))
     if bits > 8 and (colours > 2 or (colours == 2 and channels < 3)):
         raise ValueError(f"a TIFF of {bits} bits that is neither grey nor RGB")
     if channels == 2:
         raise ValueError("a grey TIFF with transparency, which OpenCV does not decode: save it as PNG")
-    if channels > 1 and bits > 8 and tags.get(PLANES, (1,))[0] == 2:
+    if channels > 1 and bits > 8 and _first(tags, PLANES, 1) == 2:
         raise ValueError("a TIFF in separate colour planes, which OpenCV does not decode: save it interleaved")
-    extra, alpha = tags.get(EXTRA_CHANNEL, (0,))[0], "none"
+    extra, alpha = _first(tags, EXTRA_CHANNEL, 0), "none"
     if extra in (1, 2):  # libtiff multiplies 8-bit colours by their alpha, OpenCV leaves others as they are
         alpha = "premultiplied" if extra == 1 or bits == 8 else "straight"
-    width, height = tags[WIDTH][0], tags[HEIGHT][0]
-    if tags.get(ORIENTATION, (1,))[0] in (5, 6, 7, 8):  # OpenCV turns it upright while it decodes
+    width, height = _first(tags, WIDTH, 0), _first(tags, HEIGHT, 0)
+    if _first(tags, ORIENTATION, 1) in (5, 6, 7, 8):  # OpenCV turns it upright while it decodes
         width, height = height, width
-    lossy = tags.get(COMPRESSION, (1,))[0] in LOSSY_COMPRESSIONS
+    lossy = _first(tags, COMPRESSION, 1) in LOSSY_COMPRESSIONS
     return Header(width, height, data, alpha=alpha, white_is_zero=colours == 0, lossy=lossy)
 
 
 def _orientation(exif: bytes) -> int:
     """The orientation in an Exif block, 1…8; 1 (upright) where the block has none or is damaged."""
     try:
-        orientation = _tags(exif)[ORIENTATION][0]
-    except (KeyError, IndexError, OverflowError, struct.error):
+        orientation = _first(_tags(exif), ORIENTATION, 1)
+    except (KeyError, IndexError, OverflowError, EOFError, struct.error):
         return 1
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def _tags(data: bytes) -> dict[int, tuple[int, ...]]:
-    """The tags named above, from the first directory of a TIFF file or of an Exif block, which has the same form."""
+def _first(tags: dict[int, np.ndarray], tag: int, otherwise: int) -> int:
+    """The first number of a tag. Raises IndexError for a tag without one."""
+    return int(tags[tag][0]) if tag in tags else otherwise
+
+
+def _tags(data: bytes) -> dict[int, np.ndarray]:
+    """The used tags of the first directory of a TIFF file or of an Exif block, which has the same form.
+
+    The first entry of a tag counts, as in libtiff. Its numbers are a view of the file: many entries may claim the same
+    millions of numbers, and none is copied.
+    """
     order = {b"II": "<", b"MM": ">"}[data[:2]]
     big = struct.unpack_from(order + "H", data, 2)[0] == 43  # BigTIFF: the same with 64-bit offsets
     count, entry, offset, first = ("Q", "HHQ", "Q", 8) if big else ("H", "HHI", "I", 4)
     (start,) = struct.unpack_from(order + offset, data, first)
     (entries,) = struct.unpack_from(order + count, data, start)
     start += struct.calcsize(order + count)
-    tags = {}
+    tags: dict[int, np.ndarray] = {}
     for at in range(start, start + entries * (20 if big else 12), 20 if big else 12):
         tag, kind, length = struct.unpack_from(order + entry, data, at)
-        letter = {3: "H", 4: "I", 16: "Q"}.get(kind)
-        if letter is None or not WIDTH <= tag <= EXTRA_CHANNEL:
+        if kind not in NUMBERS or tag not in USED_TAGS or tag in tags:
             continue
-        values, at_values = struct.Struct(f"{order}{length}{letter}"), at + struct.calcsize(order + entry)
-        if values.size > struct.calcsize(order + offset):
+        number, at_values = np.dtype(order + NUMBERS[kind]), at + struct.calcsize(order + entry)
+        if length * number.itemsize > struct.calcsize(order + offset):
             (at_values,) = struct.unpack_from(order + offset, data, at_values)
-        tags[tag] = values.unpack_from(data, at_values)
+        if at_values + length * number.itemsize > len(data):
+            raise EOFError
+        tags[tag] = np.frombuffer(data, number, length, at_values)
     return tags

@@ -121,7 +121,23 @@ def name_of(given: str) -> str:
         parts = urlsplit(given)
     except ValueError:
         raise MambaADError("an address of a stream cannot be read: expected rtsp://HOST/PATH or http://…") from None
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}" and _may_be_password(parts.netloc):
+        raise MambaADError(
+            "an address of a stream cannot be read: write / # ? of a password as %2F %23 %3F, and @ of a path as %40"
+        )
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _may_be_password(netloc: str) -> bool:
+    """Whether what stands after the last colon, before the path, may begin a password: it is of no host with a port.
+
+    >>> [_may_be_password(netloc) for netloc in ("user:pa", "user:12", "user:pw@line3:554", "line3", "[::1]:80")]
+    [True, True, False, False, False]
+    """
+    user, _, host = netloc.rpartition("@")
+    _, colon, port = host.rpartition("]")[2].rpartition(":")
+    numbered = port.isascii() and port.isdecimal()
+    return bool(colon) and not (numbered and (user or host.startswith("[")))
 
 
 def sources_among(given: Sequence[str]) -> list[Source]:

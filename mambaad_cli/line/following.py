@@ -7,8 +7,10 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from mambaad_cli import MambaADError
 from mambaad_cli.data import images
-from mambaad_cli.data.video import Frame, Source, frames_of
+from mambaad_cli.data.image_files import ImageFile
+from mambaad_cli.data.video import Frame, Source, frames_of, source_of
 from mambaad_cli.inspection.frames import confirmed, predict_frames
 from mambaad_cli.inspection.overlay_video import plain_name
 from mambaad_cli.inspection.overlays import colour_scale, framed_overlay
@@ -20,7 +22,7 @@ from mambaad_cli.line.arrivals import Version, version_of
 from mambaad_cli.line.delivery import Delivery, Say
 from mambaad_cli.line.journal import Journal
 from mambaad_cli.line.ledger import Photo
-from mambaad_cli.line.watching import WatchOptions
+from mambaad_cli.line.watching import MAX_FAILURES, WatchOptions, raise_if_not_of_one_photo
 
 
 class Following:
@@ -49,6 +51,7 @@ class Following:
         self.journal = Journal(output, of, scorer.sha256, "" if self.as_json else csv_line(COLUMNS))
         self.stopping = False
         self.counts: Counter[str] = Counter()
+        self._failures = 0  # frames in a row that the model could not score
         for line in self.journal.notices:
             say(line)
 
@@ -59,6 +62,8 @@ class Following:
             predictions = confirmed(self._predictions(frames), self.options.in_a_row)
             while together := list(itertools.islice(predictions, self._at_once)):
                 self._record(together)
+                if self._failures >= MAX_FAILURES:
+                    raise MambaADError(f"{self._failures} frames in a row cannot be scored: {together[-1].error}")
         return self.counts
 
     def close(self) -> None:
@@ -74,16 +79,34 @@ class Following:
     def _predictions(self, frames: Iterator[Frame]) -> Iterator[Prediction]:
         """A prediction for each frame without a row, by the model that is there when the frame comes."""
         fresh = (frame for frame in frames if not self._has_row(frame))
-        wanted = replace(self.options.predict, maps=self.options.maps is not None)
         while group := list(itertools.islice(fresh, self._at_once)):
             if (scorer := self.options.renewed()) is not None:
                 self.scorer = scorer
                 self.journal.go_on_with(scorer.sha256)
                 self.say(f"the model was replaced: frames are scored by {scorer.sha256} from now on")
-            yield from predict_frames(self.scorer, group, wanted, self.source.live)
+            yield from self._scored(group)
+
+    def _scored(self, frames: Sequence[Frame]) -> list[Prediction]:
+        """A prediction for each frame. Where the model fails at one frame, that one has the verdict `error`."""
+        wanted = replace(self.options.predict, maps=self.options.maps is not None)
+        try:
+            scored = list(predict_frames(self.scorer, frames, wanted, self.source.live))
+        except Exception as error:
+            raise_if_not_of_one_photo(error)
+            if len(frames) > 1:
+                return [prediction for frame in frames for prediction in self._scored([frame])]
+            self._failures += 1
+            reason = f"cannot be scored: {type(error).__name__}: {error}"
+            return [Prediction(frames[0].file, "", None, None, "error", reason)]
+        if any(frame.picture is not None for frame in frames):
+            self._failures = 0
+        return scored
 
     def _has_row(self, frame: Frame) -> bool:
-        return self.version is not None and self.journal.has(frame.file.name, self.version)
+        if self.version is None:
+            return False
+        names = (_ledger_name(frame.file), frame.file.name)  # the second is of ledgers that went by the name as typed
+        return any(self.journal.has(name, self.version) for name in names)
 
     def _record(self, predictions: Sequence[Prediction]) -> None:
         """Rows of some frames on disk; then whatever else is done with them."""
@@ -107,4 +130,13 @@ class Following:
 
 
 def _photos(predictions: Sequence[Prediction], version: Version) -> list[Photo]:
-    return [Photo(prediction.file.name, version, prediction.verdict) for prediction in predictions]
+    return [Photo(_ledger_name(prediction.file), version, prediction.verdict) for prediction in predictions]
+
+
+def _ledger_name(file: ImageFile) -> str:
+    """What the ledger calls a frame of a video file, however that was typed.
+
+    >>> _ledger_name(ImageFile(Path("./in/a.mp4"), Path("a.mp4"), "", "./in/a.mp4#t=00:00:01.240"))
+    'a.mp4#t=00:00:01.240'
+    """
+    return f"{file.path.resolve().name}{file.frame.removeprefix(source_of(file))}"

@@ -202,14 +202,14 @@ class Watch:
         try:
             scored = list(predict(self.scorer, files, wanted))
         except Exception as error:
-            _raise_if_not_of_one_photo(error)
+            raise_if_not_of_one_photo(error)
             scored = []
             for arrival in (arrival for arrival in batch if not arrival.problem):
                 try:
                     scored += predict(self.scorer, [arrival.file], wanted)
                     self._failures = 0
                 except Exception as error:
-                    _raise_if_not_of_one_photo(error)
+                    raise_if_not_of_one_photo(error)
                     self._failures += 1
                     reason = f"cannot be scored: {type(error).__name__}: {error}"
                     scored.append(_without_score(arrival._replace(problem=reason)))
@@ -233,7 +233,7 @@ def _without_score(arrival: Arrival) -> Prediction:
     return Prediction(arrival.file, "", None, None, "error", arrival.problem)
 
 
-def _raise_if_not_of_one_photo(error: Exception) -> None:
+def raise_if_not_of_one_photo(error: Exception) -> None:
     """Let pass what ends the whole watch: a full disk, and what a user can mend, if it is not about one file."""
     disk = isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EROFS)
     if disk or (isinstance(error, MambaADError) and not isinstance(error, images.ImageError)):

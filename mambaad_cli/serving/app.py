@@ -18,7 +18,7 @@ from mambaad_cli import MambaADError, __version__
 from mambaad_cli.inspection.predict import check_class
 from mambaad_cli.inspection.rows import json_line
 from mambaad_cli.serving import answers, metrics
-from mambaad_cli.serving.asked import Asked, Limits, body_length, discard_body, is_form, photos_of
+from mambaad_cli.serving.asked import Asked, Body, Limits, body_length, is_form, photos_of
 from mambaad_cli.serving.batching import Batcher, Closed, Job, QueueFull, Scored
 from mambaad_cli.serving.guard import Guard
 from mambaad_cli.serving.photos import Photo, Reader
@@ -47,24 +47,27 @@ class Service:
 
     async def score(self, request: Request) -> Response:
         """The rows of the photos in a request, or the map of one."""
-        asked = Asked.of(request.query_params)
-        check_class(self.batcher.scorer.products, asked.class_name)
-        length = body_length(request, self.limits)
+        body = Body(request, self.limits)
         try:
+            asked = Asked.of(request.query_params)
+            check_class(self.batcher.scorer.products, asked.class_name)
+            length = body_length(request, self.limits)
             self.batcher.check_room()
             if self.bytes_held + length > HELD_BODIES * self.limits.max_bytes:
                 raise QueueFull(1)
-        except (QueueFull, Closed):
-            await discard_body(request, self.limits)
+            self.bytes_held += length
+            try:
+                photos = await photos_of(body, asked)
+                self.bytes_held += body.bytes - length  # a body without a length may have had any
+                length = body.bytes
+                return await self._answer(request, photos, asked)
+            finally:
+                self.bytes_held -= length
+        except (HTTPException, MambaADError):
+            await body.discard()
             raise
-        self.bytes_held += length
-        try:
-            return await self._answer(request, asked)
-        finally:
-            self.bytes_held -= length
 
-    async def _answer(self, request: Request, asked: Asked) -> Response:
-        photos = await photos_of(request, asked, self.limits)
+    async def _answer(self, request: Request, photos: list[Photo], asked: Asked) -> Response:
         wants_json = "application/json" in request.headers.get("accept", "")
         if asked.map and not wants_json and len(photos) > 1:
             raise HTTPException(400, "a map is of one photo: send one, or ask with the header Accept: application/json")
@@ -79,7 +82,9 @@ class Service:
         return Response(text, status, media_type="application/json")
 
     async def _scored(self, photos: list[Photo], asked: Asked) -> list[Scored]:
-        reader = Reader(asked.class_name, asked.map == "png", self.limits.max_pixels)
+        # the pictures of a request are held, at their full size, until its overlays are drawn
+        share = len(photos) if asked.map == "png" else 1
+        reader = Reader(asked.class_name, asked.map == "png", self.limits.max_pixels // share)
         jobs = [Job(photo, reader, bool(asked.map)) for photo in photos]
         self.batcher.put(jobs)
         return await asyncio.gather(*(asyncio.wrap_future(job.answer) for job in jobs))
@@ -122,7 +127,7 @@ def _json(rows: list[dict[str, Any]]) -> str:
 
 async def page(request: Request) -> Response:
     """The page for people, and the files that it needs."""
-    name, kind = PAGES[request.url.path]
+    name, kind = PAGES[request.scope["path"]]
     headers = {
         "Content-Security-Policy": POLICY,
         "X-Content-Type-Options": "nosniff",

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.datastructures import UploadFile
@@ -84,21 +85,50 @@ def body_length(request: Request, limits: Limits) -> int:
     return length
 
 
-async def discard_body(request: Request, limits: Limits) -> None:
-    """Read a body that is not wanted: a client that still sends would not see the answer."""
-    limited = Request(request.scope, _Limited(request, limits))
-    async for _ in limited.stream():
-        pass
+class Body:
+    """The body of a request, as long as it is not too large or too slow.
+
+    request: gives what comes of the body.
+    bytes: that came.
+    """
+
+    def __init__(self, request: Request, limits: Limits) -> None:
+        self.request, self.limits = Request(request.scope, self._limited), limits
+        self.bytes = 0
+        self._receive, self._ended = request.receive, False
+        self._until = asyncio.get_running_loop().time() + BODY_SECONDS
+
+    async def discard(self) -> None:
+        """Read what is left of it, until its time is over: a client that still sends would not see the answer."""
+        with suppress(asyncio.TimeoutError):
+            while not self._ended:
+                await self._next()
+
+    async def _next(self) -> Message:
+        left = self._until - asyncio.get_running_loop().time()
+        message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+        self._ended = not message.get("more_body", False)  # also where the client has gone
+        return message
+
+    async def _limited(self) -> Message:
+        try:
+            message = await self._next()
+        except asyncio.TimeoutError:
+            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
+        self.bytes += len(message.get("body", b""))
+        if self.bytes > self.limits.max_bytes:
+            raise _too_large(self.limits)
+        return message
 
 
-async def photos_of(request: Request, asked: Asked, limits: Limits) -> list[Photo]:
+async def photos_of(body: Body, asked: Asked) -> list[Photo]:
     """The photos in the body of a request. Raises HTTPException where it is too large, too slow, or not understood."""
-    limited = Request(request.scope, _Limited(request, limits))
+    request, limits = body.request, body.limits
     if is_form(request):
         if asked.shape is not None:
             raise HTTPException(400, "raw pixels are a body of their own, not a form")
-        return await _of_form(limited, limits)
-    data = await limited.body()
+        return await _of_form(request, limits)
+    data = await request.body()
     if not data:
         raise HTTPException(400, "the body is empty: send an image file, or a form with several")
     if asked.shape is not None:
@@ -124,25 +154,6 @@ async def _of_form(request: Request, limits: Limits) -> list[Photo]:
     if not photos:
         raise HTTPException(400, "the form has no file: send at least one image")
     return photos
-
-
-class _Limited:
-    """The messages of a request's body, as long as they are not too large or too slow."""
-
-    def __init__(self, request: Request, limits: Limits) -> None:
-        self.receive, self.limits = request.receive, limits
-        self.bytes, self.until = 0, asyncio.get_running_loop().time() + BODY_SECONDS
-
-    async def __call__(self) -> Message:
-        left = self.until - asyncio.get_running_loop().time()
-        try:
-            message = await asyncio.wait_for(self.receive(), max(left, 0.001))
-        except asyncio.TimeoutError:
-            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
-        self.bytes += len(message.get("body", b""))
-        if self.bytes > self.limits.max_bytes:
-            raise _too_large(self.limits)
-        return message
 
 
 def _too_large(limits: Limits) -> HTTPException:

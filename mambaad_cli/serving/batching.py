@@ -118,14 +118,17 @@ class Batcher:
     def _work(self) -> None:
         while True:
             jobs = self._next_batch()
-            if not jobs and self._closed:
+            if not jobs and self._closed and not self._waiting:
                 return
             self._renew()
             if jobs:
                 self._score(jobs)
 
     def _next_batch(self) -> list[Job]:
-        """The photos that wait, once they are as many as a batch or one has waited long enough; none for a while."""
+        """The photos that wait, once they are as many as a batch or one has waited long enough; none for a while.
+
+        Those whose requests were cancelled are left out.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed, IDLE)
             if not self._waiting:
@@ -133,7 +136,8 @@ class Batcher:
             left = self._waiting[0].arrived + self.options.wait - time.monotonic()
             if left > 0:
                 self._changed.wait_for(lambda: len(self._waiting) >= self.options.batch or self._closed, left)
-            return [self._waiting.popleft() for _ in range(min(self.options.batch, len(self._waiting)))]
+            taken = [self._waiting.popleft() for _ in range(min(self.options.batch, len(self._waiting)))]
+            return [job for job in taken if job.answer.set_running_or_notify_cancel()]
 
     def _renew(self) -> None:
         try:

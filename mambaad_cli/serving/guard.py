@@ -44,8 +44,8 @@ def host_of(header: str) -> str:
 class Guard:
     """Lets through who has the token, and counts all requests.
 
-    Without a token only names of the loopback are answered: a page on the web cannot reach the server through a name of
-    its own that leads to this machine.
+    Without a token only names of the loopback are answered, and no page but that of this server: a page on the web can
+    reach it neither through a name of its own that leads to this machine, nor by a request across sites.
     """
 
     def __init__(self, app: ASGIApp, token: str, metrics: Metrics) -> None:
@@ -71,10 +71,14 @@ class Guard:
 
     def _refusal(self, request: Request) -> Response | None:
         if not self.token:
-            if is_loopback(host_of(request.headers.get("host", ""))):
+            host = request.headers.get("host", "")
+            same_site = all(origin == f"http://{host}" for origin in request.headers.getlist("origin"))
+            if is_loopback(host_of(host)) and same_site:
                 return None
-            return JSONResponse({"error": f"only localhost is answered without a token: set {TOKEN}"}, 421)
-        if request.url.path in OPEN_PATHS or _holds(self.token, request.headers.getlist("authorization")):
+            reason = f"only localhost is answered without a token, and no page of another site: set {TOKEN}"
+            return JSONResponse({"error": reason}, 421)
+        # Not request.url.path: Starlette built it from the Host header, too, before 1.0.1 (CVE-2026-48710).
+        if request.scope["path"] in OPEN_PATHS or _holds(self.token, request.headers.getlist("authorization")):
             return None
         return JSONResponse({"error": "a token is needed"}, 401, {"WWW-Authenticate": 'Bearer realm="mambaad"'})
 

@@ -9,13 +9,19 @@ function headers() {
 
 /** Show which model answers; ask for a token where one is needed. */
 async function showModel() {
-  const answer = await fetch("/model", { headers: headers() });
-  byId("token-label").hidden = answer.status !== 401 && byId("token").value === "";
-  if (!answer.ok) {
-    byId("model").textContent = answer.status === 401 ? "Type the token of this server first." : (await answer.json()).error;
+  let answer, facts;
+  try {
+    answer = await fetch("/model", { headers: headers() });
+    facts = await answer.json();
+  } catch (error) {
+    byId("model").textContent = `the server does not answer: ${error.message}`;
     return;
   }
-  const facts = await answer.json();
+  byId("token-label").hidden = answer.status !== 401 && byId("token").value === "";
+  if (!answer.ok) {
+    byId("model").textContent = answer.status === 401 ? "Type the token of this server first." : facts.error;
+    return;
+  }
   const names = Object.keys(facts.products);
   byId("model").textContent = `model ${facts.model}: ${names.join(", ")}`;
   byId("product-label").hidden = names.length < 2;

@@ -3,6 +3,7 @@
 import resource
 import struct
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mambaad_cli.data import images
+from mambaad_cli.data.image_headers import read_header
 from mambaad_cli.data.images import ImageError, opened, read, shape_of
 from tests.data.image_files import FORMATS, bmp32, chunk, difference, encoded, photo, png, reason, saved, tiff, upright
 
@@ -204,6 +206,72 @@ def test_a_pixel_bomb_is_refused_before_memory_is_taken(tmp_path: Path, kind: st
         "claims 30000×30000 pixels, more than 268435456: to read it all the same, set MAMBAAD_MAX_PIXELS=900000000"
     )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 1024  # KiB; the image would take 2.7 GB
+
+
+# ---- the size is the one that the decoder takes ----
+
+
+def ihdr(width: int, height: int) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("place", ["a chunk before it", "the same again", "another after it"])
+def test_a_png_whose_header_is_not_first_and_only_is_damaged(place: str) -> None:
+    """libpng would take the large one."""
+    large = ihdr(20_000, 20_000)
+    front = {
+        "a chunk before it": chunk(b"teXt", ihdr(1, 1)[8:]) + large,
+        "the same again": ihdr(1, 1) + ihdr(1, 1),
+        "another after it": ihdr(1, 1) + large,
+    }[place]
+    content = b"\x89PNG\r\n\x1a\n" + front + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    with pytest.raises(ValueError, match="damaged: IHDR is not its first chunk, or not its only one"):
+        read_header(content)
+
+
+def test_the_first_of_two_frame_headers_gives_the_size_of_a_jpeg() -> None:
+    content = encoded(photo(), "JPEG")
+    at = content.index(b"\xff\xc0")
+    (length,) = struct.unpack_from(">H", content, at + 2)
+    small = bytearray(content[at : at + 2 + length])
+    small[5:9] = struct.pack(">HH", 1, 1)
+    end = at + 2 + length
+    for place in (end, len(content) - 2):
+        assert read_header(content[:place] + bytes(small) + content[place:])[:2] == (60, 40)
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+def test_the_first_chunk_that_tells_a_size_gives_that_of_a_webp(lossless: bool) -> None:
+    plain = encoded(photo(), "WEBP", lossless=lossless)[12:]
+    small = b"VP8X" + struct.pack("<IIHBHB", 10, 0, 0, 0, 0, 0)
+    large = b"VP8X" + struct.pack("<IIHBHB", 10, 0, 29_999, 0, 29_999, 0)
+    for chunks, size in ((large + small + plain, (30_000, 30_000)), (plain + small, (60, 40))):
+        assert read_header(b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks)[:2] == size
+
+
+def with_entries(length: int, entries: list[tuple[int, int, int, int]]) -> bytes:
+    """A TIFF of so many bytes with this directory: tag, kind, how many numbers, and the number or where they lie."""
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return (b"II*\0" + struct.pack("<IH", 8, len(entries)) + directory + bytes(4)).ljust(length, b"\0")
+
+
+def test_the_first_entry_of_a_tag_counts_as_in_libtiff() -> None:
+    content = with_entries(100, [(256, 4, 1, 30_000), (257, 4, 1, 20_000), (256, 4, 1, 1), (257, 4, 1, 1)])
+    assert read_header(content)[:2] == (30_000, 20_000)
+
+
+def test_entries_that_claim_the_same_numbers_again_and_again_take_no_time() -> None:
+    """Each would hold the interpreter for so long that a server answers nobody."""
+    sizes = [(256, 4, 1, 3), (257, 4, 1, 2)]
+    lists = [(tag, 4, 2_000_000, 100_000) for tag in (258, 259, 262, 273, 277, 279, 284, 300, 324, 325, 338)]
+    content = with_entries(8_100_000, sizes + 200 * lists)
+    began = time.process_time()
+    assert read_header(content)[:2] == (3, 2)
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + 60_000) + b"Exif\0\0"
+    exif = with_entries(60_000, 200 * [(274, 3, 20_000, 4000)])
+    plain = encoded(photo(), "JPEG")
+    assert read_header(plain[:2] + 20 * (segment + exif) + plain[2:])[:2] == (60, 40)
+    assert time.process_time() - began < 0.5  # seconds; 2,200 lists of two million numbers take minutes
 
 
 # ---- whatever a file holds, it is an error of that file ----

@@ -58,6 +58,40 @@ def test_names_hold_no_password_and_no_query_and_differ_all_the_same() -> None:
     assert name_of("http://user:p@ss@[::1]:80/x") == "http://[::1]:80/x"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "rtsp://user:pa/ss@host/cam",
+        "rtsp://user:pa#ss@host/cam",
+        "rtsp://user:pa?ss@host/cam",
+        "rtsp://user:/pass@host/cam",
+        "rtsp://user:12/pass@host/cam",
+        "rtsp://user:a@b:c/pass@host/cam",
+    ],
+)
+def test_an_address_that_may_hold_half_a_password_in_its_path_is_refused_without_it(given: str) -> None:
+    with pytest.raises(MambaADError) as refused:
+        sources_among([given])
+    assert str(refused.value) == (
+        "an address of a stream cannot be read: write / # ? of a password as %2F %23 %3F, and @ of a path as %40"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("rtsp://user:pa%2Fss@host/cam", "rtsp://host/cam"),
+        ("http://host/@line3/live", "http://host/@line3/live"),
+        ("http://user:pw@host:80/cam@1", "http://host:80/cam@1"),
+        ("http://user:pw@host/cam@1", "http://host/cam@1"),
+        ("http://[::1]:80/cam@1", "http://[::1]:80/cam@1"),
+        ("http://[::1]/cam@1", "http://[::1]/cam@1"),
+    ],
+)
+def test_an_at_sign_in_a_path_is_no_password(given: str, name: str) -> None:
+    assert name_of(given) == name
+
+
 def test_photos_beside_videos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MambaADError, match="a.mp4 and b.png: score videos and photos in two runs"):
         sources_among(["a.mp4", "b.png"])

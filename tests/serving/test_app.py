@@ -183,11 +183,45 @@ def test_only_who_has_the_token_may_score(client: Answering, photo: bytes) -> No
     assert started.get("/model", headers={**right, "Host": "line3.example"}).status_code == 200
 
 
+def test_no_host_header_opens_a_path_that_needs_the_token(
+    client: Answering, photo: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starlette before 1.0.1 made the URL of such a header end its path in a query."""
+    started = client(token="secret")
+    from starlette.datastructures import URL
+    from starlette.requests import Request
+
+    def url(request: Request) -> URL:
+        return URL(f"http://{request.headers['host']}{request.scope['path']}")
+
+    monkeypatch.setattr(Request, "url", property(url))
+    assert started.get("/model", headers={"Host": "x/health?"}).status_code == 401
+    assert started.post("/score", content=photo, headers={"Host": "x/health?"}).status_code == 401
+    page = started.get("/page.css", headers={"Host": "x/?"})
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/css; charset=utf-8")
+
+
 def test_without_a_token_only_names_of_this_machine_are_answered(client: Answering) -> None:
     """A page on the web may have a name that leads to 127.0.0.1."""
     started = client()
     for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("evil.example", 421), ("", 421)):
         assert started.get("/model", headers={"Host": host}).status_code == status, host
+
+
+def test_without_a_token_no_page_of_another_site_is_answered(client: Answering, photo: bytes, watched: Watched) -> None:
+    """A page may send a photo to any address without being allowed to read the answer (mode: no-cors)."""
+    started = client()
+    host = {"Host": "localhost:8000"}
+    for origin in ("https://evil.example", "http://localhost:9000", "https://localhost:8000", "null"):
+        answer = started.post("/score?class=nut", content=photo, headers={**host, "Origin": origin})
+        assert answer.status_code == 421, origin
+        assert "no page of another site" in answer.json()["error"]
+    assert watched.sizes == []
+    own = {**host, "Origin": "http://localhost:8000"}
+    assert started.post("/score?class=nut", content=photo, headers=own).status_code == 200
+    with_token = client(token="secret")
+    headers = {"Origin": "https://line3.example", "Authorization": "Bearer secret"}
+    assert with_token.post("/score?class=nut", content=photo, headers=headers).status_code == 200
 
 
 def test_model_tells_facts_and_metrics_count(client: Answering, tiny_model: FittedModel, photo: bytes) -> None:

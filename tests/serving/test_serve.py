@@ -87,6 +87,9 @@ def test_what_cannot_be_served_is_said_in_a_line(tiny_model: FittedModel, tmp_pa
         return result.stderr
 
     assert "set MAMBAAD_TOKEN to a secret of your choice first" in said("--host", "0.0.0.0")
+    for token in ("säcret", "two words", "tab\tin it"):  # no client could send it, or another one would do
+        refusal = "mambaad: MAMBAAD_TOKEN must be ASCII without spaces, such as openssl rand -hex 32 gives\n"
+        assert said("--host", "203.0.113.7", token=token) == refusal
     assert said("--host", "203.0.113.7", token="x").startswith("mambaad: cannot listen on 203.0.113.7 port 8000: ")
     assert "must be more than the" in said("--port", 0, "--review", "0.01")
 
@@ -154,6 +157,9 @@ def test_a_photo_dropped_on_the_page_gets_its_verdict_overlay_and_regions(
         assert [one for one in browser.problems if not any(status in one for status in refusals)] == []
         if folder := os.environ.get("SCREENSHOTS"):
             Path(folder, "serve.png").write_bytes(browser.screenshot(whole=True))
+        server.end()
+        browser.js("void showModel()")
+        until_true(browser, "document.getElementById('model').textContent.startsWith('the server does not answer: ')")
     finally:
         browser.close()
 
