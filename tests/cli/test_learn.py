@@ -141,4 +141,8 @@ def test_fit_learns_known_defects_at_once_and_refuses_early(
     assert fitting("parts", "--bad", "nowhere").exit_code != 0
     assert fitting("parts", "--masks", "masks").exit_code == 2
     assert fitting("parts", "--bad", "bad", "--evidence", "decoder").exit_code == 2
+    for tiles in (("--tiles",), ("--tile-size", "128")):
+        refused = fitting("parts", "--bad", "bad", "--evidence", "memory", *tiles)
+        assert refused.exit_code == 2
+        assert "a model with tiles learns no defects" in " ".join(refused.stderr.split())
     assert not Path("mambaad.safetensors").exists()

@@ -188,6 +188,15 @@ def test_without_what_it_could_be_held_against_nothing_is_taught(record: ModelRe
         taught_record(poor, {"nut": lessons_of(record, spots)})
 
 
+def test_a_model_with_tiles_is_taught_nothing_and_can_forget(rich_record: ModelRecord) -> None:
+    """Lessons are scored by the map of the whole photo, its threshold by that of the tiles too."""
+    nut, known = rich_record.products["nut"], lessons_in(rich_record)
+    with pytest.raises(MambaADError, match="nut: a model with tiles learns no verdicts: fit without --tiles"):
+        taught_record(rich_record.with_products(untaught(nut)), {"nut": known})
+    after, _ = taught_record(rich_record, {}, [lesson.name for lesson in known])
+    assert after.products["nut"].calibration == nut.untaught
+
+
 # ---- photos that teach nothing ----
 
 
