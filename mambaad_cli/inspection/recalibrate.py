@@ -91,13 +91,18 @@ def recalibrated(product: Product, measured: Measurements, conditions: Condition
 
 
 def rejecting(record: ModelRecord, max_false_reject: float) -> ModelRecord:
-    """The record whose thresholds may reject this share of good images, from the scores that it keeps."""
-    calibrated = [product for product in record.products.values() if product.calibration is not None]
+    """The record whose thresholds may reject this share of good images, from the scores that it keeps.
+
+    The share holds after what a product was taught is forgotten, too.
+    """
+
+    def with_share(measured: Calibration | None) -> Calibration | None:
+        return measured and replace(measured, max_false_reject=max_false_reject)
+
     return record.with_products(
         *(
-            replace(product, calibration=replace(product.calibration, max_false_reject=max_false_reject))
-            for product in calibrated
-            if product.calibration is not None
+            replace(product, calibration=with_share(product.calibration), untaught=with_share(product.untaught))
+            for product in record.products.values()
         )
     )
 

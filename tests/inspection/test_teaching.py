@@ -18,6 +18,7 @@ from mambaad_cli.inspection.judged_photos import Judging
 from mambaad_cli.inspection.lessons import Lesson
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.product import Product
+from mambaad_cli.inspection.recalibrate import rejecting
 from mambaad_cli.inspection.teaching import taught, taught_record, untaught
 from mambaad_cli.inspection.torch_scorer import TorchScorer
 from tests.conftest import around
@@ -209,6 +210,20 @@ def test_a_product_that_was_taught_is_not_calibrated_at_another_size(
     same = around(after)
     same.calibrate(tmp_path / "more")
     assert lessons_in(same.fitted.record) if same.fitted else False
+
+
+def test_the_share_that_may_be_rejected_stays_when_more_is_learnt_or_all_is_forgotten(
+    record: ModelRecord, spots: list[ImageFile]
+) -> None:
+    lessons = lessons_of(record, spots)
+    after = rejecting(taught_record(record, {"nut": lessons[:-1]})[0], 0.2)
+    more, _ = taught_record(after, {"nut": lessons[-1:]})
+    none, _ = taught_record(after, {}, [lesson.name for lesson in lessons[:-1]])
+    for changed in (after, more, none):
+        calibration = changed.products["nut"].calibration
+        assert calibration is not None
+        assert calibration.max_false_reject == 0.2
+    assert record.products["bolt"].untaught is none.products["bolt"].untaught is None
 
 
 def test_without_what_it_could_be_held_against_nothing_is_taught(record: ModelRecord, spots: list[ImageFile]) -> None:
