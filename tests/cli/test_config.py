@@ -151,10 +151,63 @@ def test_variables_of_options_leave_older_variables_alone() -> None:
 def test_the_command_line_of_a_fit_takes_its_settings_from_the_file(folder: Path) -> None:
     (folder / "mambaad.toml").write_text("[fit]\nepochs = 3\nbad = 'gone'\n")
     context = GROUP.make_context("mambaad", ["fit", "."])
-    settings_file.use_settings(context, "fit", ["."])
+    settings_file.use_settings(context, "fit")
     assert context.default_map == {"fit": {"epochs": 3, "bad": "gone"}}
-    settings_file.use_settings(context, "fit", [".", "--max-minutes=2"])
-    assert context.default_map == {"fit": {"bad": "gone"}}
+
+
+def parsed(command: str, *typed: str, **env: str) -> dict[str, Any]:
+    """The options of a command as it gets them, from the file, from variables and as they are typed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        context = GROUP.make_context("mambaad", [command, "."])
+        settings_file.use_settings(context, command)
+        return GROUP.commands[command].make_context(command, [".", *typed], parent=context).params
+
+
+@pytest.mark.parametrize(
+    ("command", "table", "env", "typed", "expected"),
+    [
+        ("fit", "epochs = 3", {}, ["--max-minutes=2"], {"epochs": None, "max_minutes": 2.0}),
+        ("fit", "epochs = 3", {"MAMBAAD_FIT_MAX_MINUTES": "2"}, [], {"epochs": None, "max_minutes": 2.0}),
+        ("fit", "", {"MAMBAAD_FIT_EPOCHS": "3"}, ["--max-minutes", "2"], {"epochs": None, "max_minutes": 2.0}),
+        ("fit", "fast = true", {}, ["--preset", "paper"], {"fast": False, "preset": "paper"}),
+        ("fit", "fast = true", {}, ["--preset", "small"], {"fast": False, "preset": "small"}),
+        ("fit", "preset = 'paper'\ndetector = 'rd4ad'", {}, ["--fast"],
+         {"fast": True, "preset": "small", "detector": "mambaad"}),
+        ("fit", "detector = 'rd4ad'", {}, ["--preset", "paper"], {"detector": "mambaad", "preset": "paper"}),
+        ("fit", "preset = 'paper'", {}, ["--detector", "mambaad"], {"detector": "mambaad", "preset": "paper"}),
+        ("fit", "detail = 2\npixels = 128", {}, ["--res", "64"], {"detail": None, "pixels": None, "res": "64"}),
+        ("fit", "detail = 2", {"MAMBAAD_FIT_LETTERBOX": "1"}, ["--pixels", "128"],
+         {"detail": 2.0, "letterbox": False, "pixels": 128}),
+        ("fit", "letterbox = true", {}, ["--detail", "2"], {"detail": 2.0, "letterbox": False}),
+        ("score", "json = true\nregions = true\nmin-area = 9", {}, ["--csv"],
+         {"as_csv": True, "as_json": False, "regions": False, "min_area": 0}),
+        ("score", "", {"MAMBAAD_SCORE_CSV": "1"}, ["--json"], {"as_csv": False, "as_json": True}),
+        ("score", "csv = true", {"MAMBAAD_SCORE_JSON": "0"}, [], {"as_csv": True, "as_json": False}),
+        ("score", "csv = true\njson = true", {}, [], {"as_csv": True, "as_json": True}),  # it refuses both
+        ("export", "check = '.'", {}, ["--no-check"], {"no_check": True, "check": None}),
+    ],
+)  # fmt: skip
+def test_of_options_that_exclude_each_other_the_stronger_source_wins(
+    folder: Path, command: str, table: str, env: dict[str, str], typed: list[str], expected: dict[str, Any]
+) -> None:
+    (folder / "mambaad.toml").write_text(f"[{command}]\n{table}\n")
+    found = parsed(command, *typed, **env)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_of_quiet_and_verbose_the_stronger_source_wins(folder: Path) -> None:
+    (folder / "mambaad.toml").write_text("[mambaad]\nquiet = true\n")
+    assert run("-v", "config").exit_code == 0
+    assert (speech.quiet, speech.verbose) == (False, True)
+    assert run("config", MAMBAAD_VERBOSE="1").exit_code == 0
+    assert (speech.quiet, speech.verbose) == (False, True)
+    assert run("-q", "config", MAMBAAD_VERBOSE="1").exit_code == 0
+    assert (speech.quiet, speech.verbose) == (True, False)
+    assert run("-q", "-v", "config").exit_code == 2
+    (folder / "mambaad.toml").unlink()
+    run("config")
 
 
 def test_config_tells_people_where_each_value_comes_from(folder: Path) -> None:
