@@ -80,7 +80,7 @@ def settings_path(chosen: str | Path | None) -> Path | None:
     """The file of settings: the chosen one, or mambaad.toml where it is in the working folder."""
     if chosen is None:
         return USUAL_FILE if USUAL_FILE.is_file() else None
-    if not (path := Path(chosen)).exists():
+    if not os.path.exists(path := Path(chosen)):  # noqa: PTH110 (Path.exists raises where the name is too long)
         raise MambaADError(f"no file {shown(path)}: name another with --config")
     return path
 
@@ -214,7 +214,8 @@ def _taken(typed: _Typed, value: Any, folder: Path, context: Any) -> Any:
 def _region(text: str, folder: Path) -> str:
     """A region of interest, where a mask in the file's folder is found from everywhere."""
     product, equals, path = text.rpartition("=")
-    return f"{product}{equals}{folder / path}" if path and (folder / path).exists() else text
+    there = path and os.path.exists(folder / path)  # noqa: PTH110 (Path.exists raises where the name is too long)
+    return f"{product}{equals}{folder / path}" if there else text
 
 
 def _one(value: Any, kind: Any, parsed: bool, folder: Path, where: str) -> Any:

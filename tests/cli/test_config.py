@@ -130,6 +130,13 @@ def test_files_that_cannot_be_read_are_one_line(folder: Path) -> None:
     assert "not a TOML file" in complaint(run("--config", "latin.toml", "config"))
 
 
+def test_a_polygon_in_the_file_may_be_longer_than_the_name_of_a_file(folder: Path) -> None:
+    corners = " ".join(f"{x},{x * x % 97}" for x in range(100))
+    (folder / "mambaad.toml").write_text(f"[fit]\nroi = 'nut={corners}'\n")
+    assert settings() == {"fit": {"roi": [f"nut={corners}"]}}
+    assert "no file " in complaint(run("--config", "x" * 300, "config"))
+
+
 def test_a_wrong_value_of_a_variable_names_the_variable(folder: Path) -> None:
     result = run("fit", ".", MAMBAAD_FIT_EPOCHS="many")
     assert result.exit_code == 2
