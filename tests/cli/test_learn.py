@@ -112,6 +112,20 @@ def test_corrections_of_a_report_are_learnt(model: Path) -> None:
     assert "nut: knows 4 defects, and 2 parts that were rejected by mistake" in result.stdout
 
 
+def test_class_names_the_product_of_corrections_that_have_none(model: Path) -> None:
+    """Photos of another kind, which look like no product."""
+    Path("photos").mkdir()
+    for i in range(2):
+        photo = np.random.default_rng(i).integers(0, 255, (80, 96, 3), dtype=np.uint8)
+        images.write(Path("photos") / f"{i}.png", photo)
+    corrections = [{"path": f"photos/{i}.png", "product": "", "correct": "good"} for i in range(2)]
+    Path("corrections.json").write_text(json.dumps({"schema": 1, "corrections": corrections}))
+    assert "no photo teaches anything" in run("learn", model, "--corrections", "corrections.json").stderr
+    result = run("learn", model, "--corrections", "corrections.json", "--class", "bolt")
+    assert result.exit_code == 0, result.output
+    assert "bolt: knows 0 defects, and 2 parts that were rejected by mistake" in result.stdout
+
+
 def test_learnt_defects_make_no_map_colder(model: Path) -> None:
     import mambaad_cli
 
