@@ -91,6 +91,7 @@ def test_what_has_no_meaning_is_refused(model: Path) -> None:
     for options in ((), ("--masks", "bad"), ("--good", "good", "--masks", "bad")):
         result = run("learn", model, *options)
         assert result.exit_code == 2, options
+    assert "the model knows no class 'gear'" in complaint(run("learn", model, "--good", "good", "--class", "gear"))
     assert "elsewhere.png was never taught" in complaint(run("learn", model, "--forget", "elsewhere.png"))
     images.write(Path("bad/nut/spot/same.png"), images.read(Path("good/nut/0.png")))
     Path("good/nut/0.png").write_bytes(Path("bad/nut/spot/same.png").read_bytes())
