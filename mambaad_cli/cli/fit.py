@@ -149,7 +149,7 @@ def fit(
         cache_dtype=cache_dtype,
         cache_gigabytes=cache_memory,
         checkpoint_activations=checkpoint_activations,
-        checkpoint=model.with_name(f".{model.name}.checkpoint"),
+        checkpoint=model.parent / f".{model.name}.checkpoint",  # with_name fails for the folder ".", refused below
         resume=resume,
     )
     known = _known(ctx, model, device) if add else None
