@@ -124,7 +124,7 @@ def fit(
         pixels=pixels,
         detail=detail,
         letterbox=letterbox,
-        tile_size=parse_size(tile_size or DEFAULT_TILE) if tiles or tile_size is not None else None,
+        tile_size=parse_size(tile_size or DEFAULT_TILE, "--tile-size") if tiles or tile_size is not None else None,
         scale=scale,
         inside=running.wishes(roi),
         ignored=running.wishes(ignore),
