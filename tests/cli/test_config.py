@@ -13,6 +13,7 @@ import typer
 from mambaad_cli.cli import app, settings_file
 from mambaad_cli.cli.output import speech
 from mambaad_cli.data import images
+from mambaad_cli.data.roi import parse
 from tests.cli.test_commands import complaint, model, run  # noqa: F401 - model is a fixture
 
 GROUP: Any = typer.main.get_command(app)
@@ -202,6 +203,14 @@ def test_of_options_that_exclude_each_other_the_stronger_source_wins(
     (folder / "mambaad.toml").write_text(f"[{command}]\n{table}\n")
     found = parsed(command, *typed, **env)
     assert {name: found[name] for name in expected} == expected
+
+
+def test_spaces_in_a_variable_separate_values(folder: Path) -> None:
+    """As the page on settings says."""
+    given = "nut=0,0;50,0;50,50 bolt=1,2,3,4"
+    roi = parsed("fit", MAMBAAD_FIT_ROI=given)["roi"]
+    assert roi == given.split()
+    assert len(parse(roi[0]).corners) == 3
 
 
 def test_of_quiet_and_verbose_the_stronger_source_wins(folder: Path) -> None:
