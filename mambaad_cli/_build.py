@@ -20,7 +20,16 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-Wall", "-Wno-psabi")
+FLAGS = (
+    "-O3",
+    "-std=gnu11",
+    "-fno-strict-aliasing",  # cpu_nearest.h writes pairs of int16, and reads each pair as one int32
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-Wall",
+    "-Wno-psabi",
+)
 
 
 class BuildKernels(build_ext):

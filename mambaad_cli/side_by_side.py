@@ -4,7 +4,6 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -39,13 +38,24 @@ def in_order(
 
 def split_over_threads(function: Callable[[Tensor], list[Tensor]], batch: Tensor) -> list[Tensor]:
     """What a function without gradients makes of a batch (b, …): on a CPU each thread of torch has a part of it, and
-    none waits for the others."""
+    none waits for the others. Where threads cannot differ in what they use of torch, the batch stays whole."""
     threads = torch.get_num_threads()
     workers = min(threads, len(batch))
-    if batch.device.type != "cpu" or workers < 2:
+    if batch.device.type != "cpu" or workers < 2 or not threads_can_differ():
         return function(batch)
     parts = list(in_order(torch.inference_mode()(function), batch.tensor_split(workers), workers, threads // workers))
     return [torch.cat(results) for results in zip(*parts, strict=True)]
+
+
+def threads_can_differ() -> bool:
+    """Whether each thread can have its own number of torch's threads: with OpenMP, but not on Windows.
+
+    Otherwise each of several workers would start as many threads of torch as all of them together should have.
+    """
+    try:
+        return hasattr(ctypes.CDLL(None), "omp_set_num_threads")
+    except (OSError, TypeError):  # Windows has no library of the whole process
+        return False
 
 
 def threads_here(number: int) -> None:
@@ -54,5 +64,5 @@ def threads_here(number: int) -> None:
     `torch.set_num_threads` would also change what the model's matrix products use in other threads.
     """
     torch.get_num_threads()  # torch sets the number of a new thread when it is first asked for
-    with suppress(AttributeError, OSError, TypeError):  # torch without OpenMP
+    if threads_can_differ():
         ctypes.CDLL(None).omp_set_num_threads(number)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,3 +74,16 @@ def test_every_room_is_packaged() -> None:
     rooms = {".".join(path.parent.relative_to(ROOT.parent).parts) for path in ROOT.rglob("*.py")}
     assert packaged == rooms
     assert '[tool.setuptools.packages.find]\ninclude = ["mambaad_cli*"]\nnamespaces = false' in PROJECT.read_text()
+
+
+def test_the_oldest_versions_are_read_from_the_dependencies() -> None:
+    """A dependency may be one of some versions of Python alone."""
+    script = PROJECT.parent / ".ci" / "versions"
+    if not script.exists():
+        pytest.skip("not in a checkout")
+    program = script.read_text().split("<<'EOF'\n")[1].split("\nEOF\n")[0]
+    done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, cwd=PROJECT.parent)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert {"torch==2.6.*", "tomli==2.*"} <= set(lines)
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+\.\*", line) for line in lines)

@@ -3,12 +3,14 @@
 zig, which the extra [build] brings, compiles for all of them on any machine; qemu-user and Wine run the result of two.
 """
 
+import ctypes
 import importlib.util
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -72,6 +74,17 @@ def test_python_calls_what_is_exported() -> None:
     set_by_python = {"mambaad_cli", "mambaad_isa", "mambaad_parallel"}
     assert len(exported()) == 9
     assert called - set_by_python == set(exported())
+
+
+@pytest.mark.skipif(not build.compilers(), reason="no compiler")
+def test_memory_may_be_read_as_another_type_than_it_was_written_as(tmp_path: Path) -> None:
+    """As the comparison with the nearest patches does: pairs of int16 are read as int32."""
+    source = tmp_path / "pair.c"
+    source.write_text("int pair(int *whole, short *half) { *whole = 0; half[0] = 1; return *whole; }\n")
+    library = tmp_path / f"pair{build.suffix(sysconfig.get_platform().replace('-', '_'))}"
+    assert build.compile_library(build.compilers()[0], [str(source)], library) == ""
+    memory = ctypes.c_int()
+    assert ctypes.CDLL(str(library)).pair(ctypes.byref(memory), ctypes.byref(memory)) == 1
 
 
 @needs_zig

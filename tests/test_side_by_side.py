@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from mambaad_cli.side_by_side import in_order, split_over_threads, threads_here
+from mambaad_cli import side_by_side
+from mambaad_cli.api import FittedModel
+from mambaad_cli.inspection.torch_scorer import TorchScorer
+from mambaad_cli.side_by_side import in_order, split_over_threads, threads_can_differ, threads_here
 
 
 def test_a_thread_sets_its_own_number_of_threads_and_leaves_the_others_as_they_are() -> None:
@@ -58,3 +61,34 @@ def test_a_batch_that_is_split_gives_the_same(images: int) -> None:
     found = split_over_threads(lambda part: [part + 1, part.sum(1)], batch)
     assert torch.equal(found[0], batch + 1)
     assert torch.equal(found[1], batch.sum(1))
+
+
+class NoLibrary:
+    """ctypes as it is on Windows."""
+
+    @staticmethod
+    def CDLL(name: str | None) -> None:
+        raise TypeError("expected a name")
+
+
+def test_where_threads_cannot_differ_nothing_runs_side_by_side(
+    tiny_model: FittedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each worker would start as many threads of torch as all of them together should have."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    scorer = tiny_model.scorer
+    assert isinstance(scorer, TorchScorer)
+    parts: list[int] = []
+
+    def counted(part: torch.Tensor) -> list[torch.Tensor]:
+        parts.append(len(part))
+        return [part]
+
+    split_over_threads(counted, torch.rand(6, 2))
+    assert (scorer.side_by_side, sorted(parts)) == (3, [2, 2, 2])
+    monkeypatch.setattr(side_by_side, "ctypes", NoLibrary)
+    assert not threads_can_differ()
+    threads_here(1)  # changes nothing
+    parts.clear()
+    split_over_threads(counted, torch.rand(6, 2))
+    assert (scorer.side_by_side, parts) == (1, [6])

@@ -31,10 +31,12 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except typer.BadParameter as error:
             settings_file.blame_variable(error, ctx)
             raise
+        settings_file.drop_overruled(ctx)
+        return rest
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [one for one in self.get_params(ctx) if one.param_type_name == "argument"]
@@ -48,10 +50,15 @@ class Commands(TyperGroup):
         super().__init__(**attributes)
         settings_file.name_variables(self.commands)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        settings_file.drop_overruled(ctx)
+        return rest
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, found, rest = super().resolve_command(ctx, args)
         if name is not None and not ctx.resilient_parsing and not {"-h", "--help"} & set(rest):
-            settings_file.use_settings(ctx, name, rest)
+            settings_file.use_settings(ctx, name)
         return name, found, rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:

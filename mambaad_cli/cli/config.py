@@ -21,8 +21,9 @@ def config(
     max-minutes = 2. The table [mambaad] holds for all commands that have the option. Paths in the file are relative to
     its folder.
 
-    A variable such as MAMBAAD_FIT_MAX_MINUTES does the same; 1 sets a flag and 0 unsets it. The command line wins over
-    a variable, a variable over the file, and a command's table over [mambaad].
+    A variable such as MAMBAAD_FIT_MAX_MINUTES does the same; 1 sets a flag and 0 unsets it. Spaces in it separate the
+    values of an option that may be repeated; write a polygon as 0,0;50,0;50,50. The command line wins over a variable,
+    a variable over the file, and a command's table over [mambaad].
     """
     import json
 

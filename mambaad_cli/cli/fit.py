@@ -125,7 +125,7 @@ def fit(
         pixels=pixels,
         detail=detail,
         letterbox=letterbox,
-        tile_size=parse_size(tile_size or DEFAULT_TILE) if tiles or tile_size is not None else None,
+        tile_size=parse_size(tile_size or DEFAULT_TILE, "--tile-size") if tiles or tile_size is not None else None,
         scale=scale,
         inside=running.wishes(roi),
         ignored=running.wishes(ignore),
@@ -151,21 +151,13 @@ def fit(
         cache_dtype=cache_dtype,
         cache_gigabytes=cache_memory,
         checkpoint_activations=checkpoint_activations,
-        checkpoint=model.with_name(f".{model.name}.checkpoint"),
+        checkpoint=model.parent / f".{model.name}.checkpoint",  # with_name fails for the folder ".", refused below
         resume=resume,
     )
     known = _known(ctx, model, device) if add else None
     if known is None:
         _check_usage(request)
-    if masks is not None and bad is None:
-        raise typer.BadParameter("masks mark defects: give their folder with --bad", param_hint="--masks")
-    if bad is not None:  # refused before the training, not after it
-        if known is None and request.recipe().evidence == "decoder":
-            raise typer.BadParameter(
-                "a decoder alone learns no defects: leave out --evidence decoder", param_hint="--bad"
-            )
-        running.find([bad])
-        running.masks_in(masks)
+    _check_bad(request, bad, masks, adding=known is not None)
     if distributed.rank() == 0:
         check_writable(model)
     unread: Counter[str] = Counter()
@@ -269,6 +261,20 @@ def _check_usage(request: "FitRequest") -> None:
         request.check()
     except MambaADError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _check_bad(request: "FitRequest", bad: Path | None, masks: Path | None, adding: bool) -> None:
+    """Raises BadParameter where known defects could not be learnt: before the training, not after it."""
+    if bad is None:
+        if masks is not None:
+            raise typer.BadParameter("masks mark defects: give their folder with --bad", param_hint="--masks")
+        return
+    if not adding and request.recipe().evidence == "decoder":
+        raise typer.BadParameter("a decoder alone learns no defects: leave out --evidence decoder", param_hint="--bad")
+    if not adding and request.tile_size is not None:
+        raise typer.BadParameter("a model with tiles learns no defects: leave out --tiles", param_hint="--bad")
+    running.find([bad])
+    running.masks_in(masks)
 
 
 def _check_products(model: Path, new: set[str]) -> None:

@@ -91,7 +91,7 @@ def learn(
 
     lessons = lessons_in(scorer, bad, good, masks, class_name, on_left_out)
     if corrections is not None:
-        for name, some in _corrected(scorer, corrections, masks, on_left_out).items():
+        for name, some in _corrected(scorer, corrections, masks, class_name, on_left_out).items():
             lessons.setdefault(name, []).extend(some)
     if not any(lessons.values()) and not forget:
         raise MambaADError("no photo teaches anything: the model stays as it was")
@@ -116,8 +116,8 @@ def lessons_in(
     return Judging(scorer, class_name, running.masks_in(masks), on_left_out).lessons(bad_files, good_files)
 
 
-def _corrected(scorer: Any, path: Path, masks: Path | None, on_left_out: Any) -> "Lessons":
-    """The lessons of verdicts that a person corrected."""
+def _corrected(scorer: Any, path: Path, masks: Path | None, class_name: str | None, on_left_out: Any) -> "Lessons":
+    """The lessons of verdicts that a person corrected. class_name: the product where none was recognised."""
     from mambaad_cli.data.images import ImageFile
     from mambaad_cli.inspection.corrections import photo_of, read_corrections
     from mambaad_cli.inspection.judged_photos import Judging
@@ -130,7 +130,7 @@ def _corrected(scorer: Any, path: Path, masks: Path | None, on_left_out: Any) ->
         except MambaADError as error:
             on_left_out(ImageFile(Path(correction.path), Path(correction.path), ""), str(error))
             continue
-        product = correction.product if correction.product in scorer.products else None
+        product = correction.product if correction.product in scorer.products else class_name
         judging = Judging(scorer, product, folder, on_left_out)
         taught = judging.lessons(good=[photo]) if correction.correct == "good" else judging.lessons(bad=[photo])
         for name, some in taught.items():

@@ -30,8 +30,8 @@ def parse_share(text: str) -> float:
     return share
 
 
-def parse_size(res: str) -> tuple[int, int]:
-    """(height, width) of "256" or "320x192", which is width x height.
+def parse_size(res: str, option: str = "--res") -> tuple[int, int]:
+    """(height, width) of "256" or "320x192", which is width x height. option: where it was given.
 
     >>> parse_size("256"), parse_size("320x192")
     ((256, 256), (192, 320))
@@ -39,11 +39,11 @@ def parse_size(res: str) -> tuple[int, int]:
     sides = res.lower().split("x")
     if len(sides) > 2 or not all(side.isascii() and side.isdecimal() for side in sides):
         raise typer.BadParameter(
-            f"{res!r}: expected pixels such as 256, or 320x192 for width x height", param_hint="--res"
+            f"{res!r}: expected pixels such as 256, or 320x192 for width x height", param_hint=option
         )
     width, height = int(sides[0]), int(sides[-1])
     if min(width, height) < 32:
-        raise typer.BadParameter(f"{res!r}: the model needs at least 32 pixels a side", param_hint="--res")
+        raise typer.BadParameter(f"{res!r}: the model needs at least 32 pixels a side", param_hint=option)
     return height, width
 
 

@@ -6,7 +6,7 @@ option without its dashes. Modules that only a file needs are imported when ther
 
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -19,9 +19,17 @@ USUAL_FILE = Path("mambaad.toml")  # in the working folder
 SHARED_TABLE = "mambaad"  # for the application's own options, and for all commands that have an option of the name
 OF_THE_APPLICATION = ("quiet", "verbose")
 NOT_SHARED = {("bench", "model")}  # there it adds rows to a table
-EXCLUSIVE = (
-    ("csv", "json"), ("epochs", "max-minutes"), ("check", "no-check"), ("ablation", "recipes"), ("res", "pixels"),
-)  # fmt: skip
+EXCLUSIVE = (  # the options of the one side do not go with those of the other
+    (("csv",), ("json", "regions", "min-area")),
+    (("epochs",), ("max-minutes",)),
+    (("check",), ("no-check",)),
+    (("ablation",), ("recipes",)),
+    (("res", "letterbox"), ("pixels", "detail")),
+    (("fast",), ("preset", "detector")),
+    (("quiet",), ("verbose",)),
+)
+OVERRULING = (*EXCLUSIVE, *(sides[::-1] for sides in EXCLUSIVE), (("preset",), ("detector",)))
+RANKS = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}  # of the sources of values: a file, a variable, typed
 REGIONS = ("roi", "ignore")  # text that may name a mask or a folder of masks
 NO_SETTINGS = ("help", "version", "config", "install-completion", "show-completion")
 
@@ -72,7 +80,7 @@ def settings_path(chosen: str | Path | None) -> Path | None:
     """The file of settings: the chosen one, or mambaad.toml where it is in the working folder."""
     if chosen is None:
         return USUAL_FILE if USUAL_FILE.is_file() else None
-    if not (path := Path(chosen)).exists():
+    if not os.path.exists(path := Path(chosen)):  # noqa: PTH110 (Path.exists raises where the name is too long)
         raise MambaADError(f"no file {shown(path)}: name another with --config")
     return path
 
@@ -206,7 +214,8 @@ def _taken(typed: _Typed, value: Any, folder: Path, context: Any) -> Any:
 def _region(text: str, folder: Path) -> str:
     """A region of interest, where a mask in the file's folder is found from everywhere."""
     product, equals, path = text.rpartition("=")
-    return f"{product}{equals}{folder / path}" if path and (folder / path).exists() else text
+    there = path and os.path.exists(folder / path)  # noqa: PTH110 (Path.exists raises where the name is too long)
+    return f"{product}{equals}{folder / path}" if there else text
 
 
 def _one(value: Any, kind: Any, parsed: bool, folder: Path, where: str) -> Any:
@@ -244,22 +253,39 @@ def blame_variable(error: Any, context: Any) -> None:
         error.message += f" (from the variable {next(name for name in names if os.environ.get(name))})"
 
 
-def use_settings(context: Any, command: str, typed: Sequence[str]) -> None:
-    """Make what a file sets the defaults of a command, and of the application's own options.
+def drop_overruled(context: Any) -> None:
+    """Of options that exclude each other, give those their defaults again that come from a weaker source.
 
-    typed: what stands behind the command. Of options that exclude each other, one there drops the file's others.
+    What is typed wins over a variable, and a variable over the file.
     """
+    keyed = options(context.command)
+    ranks = {key: _rank(context, option) for key, option in keyed.items()}
+    for winners, losers in OVERRULING:
+        if max(ranks.get(key, 0) for key in losers) < max(ranks.get(key, 0) for key in winners):
+            for option in (keyed[key] for key in losers if ranks.get(key)):
+                context.params[option.name] = option.process_value(context, option.default)
+
+
+def _rank(context: Any, option: Any) -> int:
+    """How strong the source of a value is; 0 for a default, and for a flag that is not set."""
+    source = context.get_parameter_source(option.name)
+    if source is None or context.params.get(option.name) in (None, False):
+        return 0
+    return RANKS.get(source.name, 0)
+
+
+def use_settings(context: Any, command: str) -> None:
+    """Make what a file sets the defaults of a command, and of the application's own options."""
     path = settings_path(context.params.get("config"))
     if path is None:
         return
     settings = file_settings(read_settings(path), path, context)
-    commands = context.command.commands
-    names = {word.partition("=")[0].removeprefix("--") for word in typed if word.startswith("--")}
-    dropped = {key for keys in EXCLUSIVE if names & set(keys) for key in keys}
-    keyed = options(commands[command])
-    own = [one for one in settings if one.command == command and one.key not in dropped]
+    keyed = options(context.command.commands[command])
+    own = [one for one in settings if one.command == command]
     context.default_map = {command: {keyed[one.key].name: one.value for one in own}}
     for one in settings:
         source = context.get_parameter_source(one.key) if not one.command else None
         if source is not None and source.name == "DEFAULT":
             context.params[one.key] = one.value
+            context.set_parameter_source(one.key, type(source).DEFAULT_MAP)
+    drop_overruled(context)

@@ -87,12 +87,12 @@ def parse(text: str) -> Wish:
     >>> parse("nut=0,0 20,0 0,20").product
     'nut'
     """
+    there = os.path.exists(text)  # noqa: PTH110 (Path.exists raises where the name is too long)
     product, equals, rest = text.partition("=")
-    if equals and not Path(text).exists():
+    if equals and not there:
         return parse(rest)._replace(product=product)
-    path = Path(text)
-    if (text and path.exists()) or text.lower().endswith(SUFFIXES):
-        return Wish(None, (), path)
+    if there or text.lower().endswith(SUFFIXES):
+        return Wish(None, (), Path(text))
     corners = [tuple(corner.split(",")) for corner in text.replace(";", " ").split()]
     if not all(_is_length(number) for corner in corners for number in corner):
         raise MambaADError(f"region {text!r}: expected {SYNTAX}")

@@ -20,7 +20,7 @@ from mambaad_cli.data.roi import MaskFolder
 from mambaad_cli.data.samples import Sample
 from mambaad_cli.files import sha256_of, shown
 from mambaad_cli.inspection.lessons import KEPT, Lesson
-from mambaad_cli.inspection.predict import product_of
+from mambaad_cli.inspection.predict import check_class, product_of
 from mambaad_cli.inspection.product import Product, Size
 from mambaad_cli.inspection.teaching import untaught
 from mambaad_cli.inspection.torch_scorer import TorchScorer
@@ -41,7 +41,11 @@ class Judging:
 
     @torch.inference_mode()
     def lessons(self, bad: Sequence[ImageFile] = (), good: Sequence[ImageFile] = ()) -> Lessons:
-        """The lessons of each product. Photos that teach nothing are reported to `on_left_out`."""
+        """The lessons of each product. Photos that teach nothing are reported to `on_left_out`.
+
+        Raises MambaADError for a product that the model does not know.
+        """
+        check_class(self.scorer.products, self.class_name)
         ready = self.scorer.expecting(None)
         lessons: Lessons = {}
         for file, is_good in [*((file, False) for file in bad), *((file, True) for file in good)]:

@@ -136,17 +136,20 @@ class Product:
         return Conditions(self.size, region_digest(self.region, self.own_masks), precision)
 
     def under(self, size: Size | None = None, region: np.ndarray | None = None, own_masks: bool = False) -> "Product":
-        """The same product seen at another size or through another region; its calibration goes where they differ."""
+        """The same product seen at another size or through another region.
+
+        Where they differ its calibration goes, and the scores of the good images that verdicts are held against.
+        """
         changed = replace(
             self,
             size=size or self.size,
             region=self.region if region is None else region,
             own_masks=self.own_masks or own_masks,
         )
-        measured = self.calibration
-        if measured is None or changed.conditions().allow(measured.conditions):
+        earlier = self.conditions() if self.calibration is None else self.calibration.conditions
+        if changed.conditions().allow(earlier):
             return changed
-        return replace(changed, calibration=None, untaught=None)
+        return replace(changed, learnt=replace(self.learnt, hardest=None), calibration=None, untaught=None)
 
     @property
     def threshold(self) -> float | None:

@@ -40,8 +40,10 @@ def recalibrated_record(
     A model that knows no product yet, such as an imported one, gets one for each sub-folder, or one named like
     `folder`. max_false_reject: None keeps that of each product. `on_left_out` is called for images that cannot be used.
 
-    Raises MambaADError where no image can be used, and where the product of an image cannot be determined.
+    Raises MambaADError where no image can be used, where the product of an image cannot be determined, and for verdicts
+    that were learnt at another size or region.
     """
+    _check_lessons(record.products)
     measured = measurements(record.products, predictions, folder, on_left_out)
     if not measured:
         raise MambaADError(f"no readable image in {shown(folder)}: the model stays as it was")
@@ -54,6 +56,16 @@ def recalibrated_record(
         product = products.get(name) or Product(name, record.network.settings.size)
         known = known.with_products(recalibrated(product, values, product.conditions(record.network.precision)))
     return known if max_false_reject is None else rejecting(known, max_false_reject)
+
+
+def _check_lessons(products: Products) -> None:
+    """Raises MambaADError for a product that was taught under other conditions: its lessons would be lost."""
+    for name, product in products.items():
+        if product.learnt.taught is not None and product.untaught is None:
+            raise MambaADError(
+                f"{shown(name)} was taught by verdicts at another size or region: forget them first, with "
+                "mambaad learn MODEL --forget NAME for each photo that --list names"
+            )
 
 
 def recalibrated(product: Product, measured: Measurements, conditions: Conditions) -> Product:
@@ -79,13 +91,18 @@ def recalibrated(product: Product, measured: Measurements, conditions: Condition
 
 
 def rejecting(record: ModelRecord, max_false_reject: float) -> ModelRecord:
-    """The record whose thresholds may reject this share of good images, from the scores that it keeps."""
-    calibrated = [product for product in record.products.values() if product.calibration is not None]
+    """The record whose thresholds may reject this share of good images, from the scores that it keeps.
+
+    The share holds after what a product was taught is forgotten, too.
+    """
+
+    def with_share(measured: Calibration | None) -> Calibration | None:
+        return measured and replace(measured, max_false_reject=max_false_reject)
+
     return record.with_products(
         *(
-            replace(product, calibration=replace(product.calibration, max_false_reject=max_false_reject))
-            for product in calibrated
-            if product.calibration is not None
+            replace(product, calibration=with_share(product.calibration), untaught=with_share(product.untaught))
+            for product in record.products.values()
         )
     )
 

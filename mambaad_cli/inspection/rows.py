@@ -69,8 +69,17 @@ def csv_line(values: Iterable[Any]) -> str:
     >>> csv_line(["=1+1.png", 12.3456789, None, "a"])
     "'=1+1.png,12.3457,,a\n"
     """
+    return quoted_line(_cell(value) for value in values)
+
+
+def quoted_line(cells: Iterable[str]) -> str:
+    r"""One CSV line of cells as they are, such as those that were read from one, RFC 4180 quoting.
+
+    >>> quoted_line(["'=1+1.png", "-12.5", "a,b"])
+    '\'=1+1.png,-12.5,"a,b"\n'
+    """
     line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(_cell(value) for value in values)  # quotes text with \r or \n
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # quotes text with \r or \n
     return line.getvalue()[:-2] + "\n"
 
 

@@ -18,7 +18,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.data.image_files import ImageFile, same_name
 from mambaad_cli.files import shown
 from mambaad_cli.inspection.row_files import complete_lines
-from mambaad_cli.inspection.rows import csv_line
+from mambaad_cli.inspection.rows import quoted_line
 
 COLUMNS = ("shard", "shards", "place", "files")  # behind the other columns of a row, and fields of a JSON row
 MAX_NAMED = 5  # files that an error names
@@ -202,5 +202,5 @@ def _of_csv(lines: list[str], path: Path) -> tuple[str, list[ShardRow]]:
             raise ValueError("cut")
         number, count, place, total = map(int, cells[-len(COLUMNS) :])
         own = cells[: -len(COLUMNS)]
-        rows.append(ShardRow(csv_line(own), own[path_at], own[verdict_at], Shard(number, count), place, total, path))
-    return csv_line(names), rows
+        rows.append(ShardRow(quoted_line(own), own[path_at], own[verdict_at], Shard(number, count), place, total, path))
+    return quoted_line(names), rows

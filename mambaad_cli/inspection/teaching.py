@@ -74,11 +74,13 @@ def taught(product: Product, lessons: Sequence[Lesson], far_weight: float) -> Le
 
     far_weight: see Settings.
 
-    Raises MambaADError for a product that keeps nothing that lessons could be held against.
+    Raises MambaADError for a product with tiles, and for one that keeps nothing that lessons could be held against.
     """
     plain = untaught(product)
     if not lessons:
         return Lectured(plain, (), 0.0)
+    if plain.learnt.tiles is not None:  # lessons are scored by the map of the whole photo, the threshold by both maps
+        raise MambaADError(f"{shown(product.name)}: a model with tiles learns no verdicts: fit without --tiles")
     hardest, measured = plain.learnt.hardest, plain.calibration
     if hardest is None or measured is None or not plain.learnt.memories:
         raise MambaADError(

@@ -26,6 +26,7 @@ from mambaad_cli.model import compiled_encoder, onnx_encoder
 from mambaad_cli.model.compiled_encoder import CompiledEncoder
 from mambaad_cli.model.encoder import Encoder, for_inference
 from mambaad_cli.model.onnx_encoder import OnnxEncoder
+from mambaad_cli.side_by_side import threads_can_differ
 
 FEW_IMAGES = 16  # that are scored before ONNX Runtime has started
 
@@ -63,9 +64,10 @@ class TorchScorer:
 
     @property
     def side_by_side(self) -> int:
-        """As many as torch has threads; one on a GPU, and where the encoder has threads of its own."""
+        """As many as torch has threads; one on a GPU, where the encoder has threads of its own, and on Windows."""
         network = self.network or self.record.network
-        return torch.get_num_threads() if network.device == "cpu" and not network.encoder.own_threads else 1
+        alone = network.device != "cpu" or network.encoder.own_threads or not threads_can_differ()
+        return 1 if alone else torch.get_num_threads()
 
     def with_record(self, record: ModelRecord) -> "TorchScorer":
         """This scorer after the same network was calibrated again."""

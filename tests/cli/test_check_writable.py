@@ -6,6 +6,7 @@ import pytest
 
 from mambaad_cli import MambaADError, files
 from mambaad_cli.cli.output import check_writable
+from tests.cli.test_commands import complaint, run
 
 
 def test_nothing_is_left_behind_and_an_old_file_stays(tmp_path: Path) -> None:
@@ -67,3 +68,11 @@ def test_a_folder_is_refused_on_one_line(tmp_path: Path) -> None:
     (tmp_path / "a\nb").mkdir()
     with pytest.raises(MambaADError, match=r"cannot write .*/a\\nb: it is a folder"):
         check_writable(tmp_path / "a\nb")
+
+
+def test_fit_says_that_its_model_would_be_a_folder(
+    goods: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "..", str(tmp_path)):
+        assert f"cannot write {folder}: it is a folder" in complaint(run("fit", goods, "-m", folder))

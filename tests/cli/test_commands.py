@@ -278,6 +278,14 @@ def test_fit_refuses_too_few_images_in_one_line(fitting: Callable[..., Result], 
     assert not Path("mambaad.safetensors").exists()
 
 
+@pytest.mark.parametrize("option", ["--res", "--tile-size"])
+@pytest.mark.parametrize("size", ["large", "31", "1x2x3"])
+def test_a_wrong_size_is_blamed_on_its_own_option(goods: Path, option: str, size: str) -> None:
+    result = run("fit", goods, option, size)
+    assert result.exit_code == 2
+    assert f"Invalid value for {option}" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize("folder", ["empty", "gone", "goods/nut/0.png"])
 def test_fit_without_a_folder_of_images_is_one_line(fitting: Callable[..., Result], goods: Path, folder: str) -> None:
     Path("empty").mkdir()

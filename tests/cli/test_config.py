@@ -13,6 +13,7 @@ import typer
 from mambaad_cli.cli import app, settings_file
 from mambaad_cli.cli.output import speech
 from mambaad_cli.data import images
+from mambaad_cli.data.roi import parse
 from tests.cli.test_commands import complaint, model, run  # noqa: F401 - model is a fixture
 
 GROUP: Any = typer.main.get_command(app)
@@ -130,6 +131,13 @@ def test_files_that_cannot_be_read_are_one_line(folder: Path) -> None:
     assert "not a TOML file" in complaint(run("--config", "latin.toml", "config"))
 
 
+def test_a_polygon_in_the_file_may_be_longer_than_the_name_of_a_file(folder: Path) -> None:
+    corners = " ".join(f"{x},{x * x % 97}" for x in range(100))
+    (folder / "mambaad.toml").write_text(f"[fit]\nroi = 'nut={corners}'\n")
+    assert settings() == {"fit": {"roi": [f"nut={corners}"]}}
+    assert "no file " in complaint(run("--config", "x" * 300, "config"))
+
+
 def test_a_wrong_value_of_a_variable_names_the_variable(folder: Path) -> None:
     result = run("fit", ".", MAMBAAD_FIT_EPOCHS="many")
     assert result.exit_code == 2
@@ -151,10 +159,71 @@ def test_variables_of_options_leave_older_variables_alone() -> None:
 def test_the_command_line_of_a_fit_takes_its_settings_from_the_file(folder: Path) -> None:
     (folder / "mambaad.toml").write_text("[fit]\nepochs = 3\nbad = 'gone'\n")
     context = GROUP.make_context("mambaad", ["fit", "."])
-    settings_file.use_settings(context, "fit", ["."])
+    settings_file.use_settings(context, "fit")
     assert context.default_map == {"fit": {"epochs": 3, "bad": "gone"}}
-    settings_file.use_settings(context, "fit", [".", "--max-minutes=2"])
-    assert context.default_map == {"fit": {"bad": "gone"}}
+
+
+def parsed(command: str, *typed: str, **env: str) -> dict[str, Any]:
+    """The options of a command as it gets them, from the file, from variables and as they are typed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in env.items():
+            patch.setenv(name, value)
+        context = GROUP.make_context("mambaad", [command, "."])
+        settings_file.use_settings(context, command)
+        return GROUP.commands[command].make_context(command, [".", *typed], parent=context).params
+
+
+@pytest.mark.parametrize(
+    ("command", "table", "env", "typed", "expected"),
+    [
+        ("fit", "epochs = 3", {}, ["--max-minutes=2"], {"epochs": None, "max_minutes": 2.0}),
+        ("fit", "epochs = 3", {"MAMBAAD_FIT_MAX_MINUTES": "2"}, [], {"epochs": None, "max_minutes": 2.0}),
+        ("fit", "", {"MAMBAAD_FIT_EPOCHS": "3"}, ["--max-minutes", "2"], {"epochs": None, "max_minutes": 2.0}),
+        ("fit", "fast = true", {}, ["--preset", "paper"], {"fast": False, "preset": "paper"}),
+        ("fit", "fast = true", {}, ["--preset", "small"], {"fast": False, "preset": "small"}),
+        ("fit", "preset = 'paper'\ndetector = 'rd4ad'", {}, ["--fast"],
+         {"fast": True, "preset": "small", "detector": "mambaad"}),
+        ("fit", "detector = 'rd4ad'", {}, ["--preset", "paper"], {"detector": "mambaad", "preset": "paper"}),
+        ("fit", "preset = 'paper'", {}, ["--detector", "mambaad"], {"detector": "mambaad", "preset": "paper"}),
+        ("fit", "detail = 2\npixels = 128", {}, ["--res", "64"], {"detail": None, "pixels": None, "res": "64"}),
+        ("fit", "detail = 2", {"MAMBAAD_FIT_LETTERBOX": "1"}, ["--pixels", "128"],
+         {"detail": 2.0, "letterbox": False, "pixels": 128}),
+        ("fit", "letterbox = true", {}, ["--detail", "2"], {"detail": 2.0, "letterbox": False}),
+        ("score", "json = true\nregions = true\nmin-area = 9", {}, ["--csv"],
+         {"as_csv": True, "as_json": False, "regions": False, "min_area": 0}),
+        ("score", "", {"MAMBAAD_SCORE_CSV": "1"}, ["--json"], {"as_csv": False, "as_json": True}),
+        ("score", "csv = true", {"MAMBAAD_SCORE_JSON": "0"}, [], {"as_csv": True, "as_json": False}),
+        ("score", "csv = true\njson = true", {}, [], {"as_csv": True, "as_json": True}),  # it refuses both
+        ("export", "check = '.'", {}, ["--no-check"], {"no_check": True, "check": None}),
+    ],
+)  # fmt: skip
+def test_of_options_that_exclude_each_other_the_stronger_source_wins(
+    folder: Path, command: str, table: str, env: dict[str, str], typed: list[str], expected: dict[str, Any]
+) -> None:
+    (folder / "mambaad.toml").write_text(f"[{command}]\n{table}\n")
+    found = parsed(command, *typed, **env)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_spaces_in_a_variable_separate_values(folder: Path) -> None:
+    """As the page on settings says."""
+    given = "nut=0,0;50,0;50,50 bolt=1,2,3,4"
+    roi = parsed("fit", MAMBAAD_FIT_ROI=given)["roi"]
+    assert roi == given.split()
+    assert len(parse(roi[0]).corners) == 3
+
+
+def test_of_quiet_and_verbose_the_stronger_source_wins(folder: Path) -> None:
+    (folder / "mambaad.toml").write_text("[mambaad]\nquiet = true\n")
+    assert run("-v", "config").exit_code == 0
+    assert (speech.quiet, speech.verbose) == (False, True)
+    assert run("config", MAMBAAD_VERBOSE="1").exit_code == 0
+    assert (speech.quiet, speech.verbose) == (False, True)
+    assert run("-q", "config", MAMBAAD_VERBOSE="1").exit_code == 0
+    assert (speech.quiet, speech.verbose) == (True, False)
+    assert run("-q", "-v", "config").exit_code == 2
+    (folder / "mambaad.toml").unlink()
+    run("config")
 
 
 def test_config_tells_people_where_each_value_comes_from(folder: Path) -> None:

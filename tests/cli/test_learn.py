@@ -91,6 +91,7 @@ def test_what_has_no_meaning_is_refused(model: Path) -> None:
     for options in ((), ("--masks", "bad"), ("--good", "good", "--masks", "bad")):
         result = run("learn", model, *options)
         assert result.exit_code == 2, options
+    assert "the model knows no class 'gear'" in complaint(run("learn", model, "--good", "good", "--class", "gear"))
     assert "elsewhere.png was never taught" in complaint(run("learn", model, "--forget", "elsewhere.png"))
     images.write(Path("bad/nut/spot/same.png"), images.read(Path("good/nut/0.png")))
     Path("good/nut/0.png").write_bytes(Path("bad/nut/spot/same.png").read_bytes())
@@ -110,6 +111,20 @@ def test_corrections_of_a_report_are_learnt(model: Path) -> None:
     assert result.exit_code == 1
     assert "gone.png: no such file" in result.stderr
     assert "nut: knows 4 defects, and 2 parts that were rejected by mistake" in result.stdout
+
+
+def test_class_names_the_product_of_corrections_that_have_none(model: Path) -> None:
+    """Photos of another kind, which look like no product."""
+    Path("photos").mkdir()
+    for i in range(2):
+        photo = np.random.default_rng(i).integers(0, 255, (80, 96, 3), dtype=np.uint8)
+        images.write(Path("photos") / f"{i}.png", photo)
+    corrections = [{"path": f"photos/{i}.png", "product": "", "correct": "good"} for i in range(2)]
+    Path("corrections.json").write_text(json.dumps({"schema": 1, "corrections": corrections}))
+    assert "no photo teaches anything" in run("learn", model, "--corrections", "corrections.json").stderr
+    result = run("learn", model, "--corrections", "corrections.json", "--class", "bolt")
+    assert result.exit_code == 0, result.output
+    assert "bolt: knows 0 defects, and 2 parts that were rejected by mistake" in result.stdout
 
 
 def test_learnt_defects_make_no_map_colder(model: Path) -> None:
@@ -141,4 +156,8 @@ def test_fit_learns_known_defects_at_once_and_refuses_early(
     assert fitting("parts", "--bad", "nowhere").exit_code != 0
     assert fitting("parts", "--masks", "masks").exit_code == 2
     assert fitting("parts", "--bad", "bad", "--evidence", "decoder").exit_code == 2
+    for tiles in (("--tiles",), ("--tile-size", "128")):
+        refused = fitting("parts", "--bad", "bad", "--evidence", "memory", *tiles)
+        assert refused.exit_code == 2
+        assert "a model with tiles learns no defects" in " ".join(refused.stderr.split())
     assert not Path("mambaad.safetensors").exists()

@@ -55,6 +55,15 @@ def test_a_region_may_be_of_one_product_and_the_others_have_none() -> None:
     assert list(found) == ["nut"]
 
 
+def test_a_polygon_may_be_longer_than_the_name_of_a_file() -> None:
+    corners = " ".join(f"{x},{x * x % 97}" for x in range(100))
+    assert len(corners) > 255
+    assert len(parse(corners).corners) == 100
+    assert parse(f"nut={corners}").product == "nut"
+    with pytest.raises(MambaADError, match="expected x,y,width,height"):
+        parse("x" * 300)
+
+
 def test_a_mask_image_counts_where_it_is_white_and_a_folder_holds_one_for_each_product(tmp_path: Path) -> None:
     mask = np.zeros(PHOTO, bool)
     mask[3:9, 4:20] = True

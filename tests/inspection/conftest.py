@@ -150,7 +150,8 @@ def rich_record() -> ModelRecord:
         Lesson(f"{i}.png", str(i), i > 2, tuple(view[i] for view in nut.learnt.hardest.patches), 1.0, "spot", "2026")
         for i in range(4)
     ]
-    return record.with_products(taught(nut, lessons, 0.5).product)
+    whole = taught(replace(nut, learnt=replace(nut.learnt, tiles=None)), lessons, 0.5).product
+    return record.with_products(replace(whole, learnt=replace(whole.learnt, tiles=nut.learnt.tiles)))
 
 
 @pytest.fixture

@@ -79,6 +79,15 @@ def test_csv_rows_of_all_shards_merged_are_those_of_one_run(model: Path, photos:
     assert run("merge", *names, "--against", photos).stdout == Path("whole.csv").read_text(encoding="utf-8")
 
 
+def test_cells_come_out_of_a_merge_as_they_were(tmp_path: Path) -> None:
+    """Numbers below zero, and text that was kept from being a formula already."""
+    header = "path,score,threshold,verdict,shard,shards,place,files\n"
+    (tmp_path / "one.csv").write_text(header + "'=a.png,-12.5,-0.25,good,1,2,1,2\n")
+    (tmp_path / "two.csv").write_text(header + '"a,b.png",+1,,review,2,2,2,2\n')
+    lines = list(shards.merge([tmp_path / "one.csv", tmp_path / "two.csv"]).lines())
+    assert lines == ["path,score,threshold,verdict\n", "'=a.png,-12.5,-0.25,good\n", '"a,b.png",+1,,review\n']
+
+
 def test_json_rows_merged_are_those_of_one_run_but_for_the_time(model: Path, photos: Path) -> None:  # noqa: F811
     run("score", photos, "--json", "--regions", "-o", "whole.jsonl")
     run("merge", *scored(photos, 4, "--json", "--regions"), "-o", "merged.jsonl")

@@ -18,6 +18,7 @@ from mambaad_cli.inspection.judged_photos import Judging
 from mambaad_cli.inspection.lessons import Lesson
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.inspection.product import Product
+from mambaad_cli.inspection.recalibrate import rejecting
 from mambaad_cli.inspection.teaching import taught, taught_record, untaught
 from mambaad_cli.inspection.torch_scorer import TorchScorer
 from tests.conftest import around
@@ -181,11 +182,64 @@ def test_a_model_is_the_same_after_its_file_was_read(
     assert len(lessons_in(fewer)) == len(lectured["nut"].judged) == len(told) - 1 > 1
 
 
+def test_at_another_size_nothing_is_held_against_the_scores_of_the_first(
+    record: ModelRecord, spots: list[ImageFile]
+) -> None:
+    larger = record.at_size((96, 96))
+    assert larger.products["nut"].learnt.hardest is None
+    again = replace(larger.products["nut"], calibration=record.products["nut"].calibration)
+    with pytest.raises(MambaADError, match="nut: the model keeps no good patches"):
+        taught_record(larger.with_products(again), {"nut": lessons_of(record, spots)})
+    nut = record.products["nut"]
+    assert nut.under(nut.size).learnt.hardest is nut.learnt.hardest
+    uncalibrated = replace(nut, calibration=None)
+    assert uncalibrated.under(nut.size).learnt.hardest is nut.learnt.hardest
+    assert uncalibrated.under((96, 96)).learnt.hardest is None
+
+
+def test_a_product_that_was_taught_is_not_calibrated_at_another_size(
+    record: ModelRecord, spots: list[ImageFile], tmp_path: Path
+) -> None:
+    """Its file could not hold the lessons, whose scores are of the first size."""
+    after, _ = taught_record(record, {"nut": lessons_of(record, spots)})
+    for i, photo in enumerate(photos_of("nut", 3, start=60)):
+        images.write(tmp_path / "more" / "nut" / f"{i}.png", photo)
+    with pytest.raises(MambaADError, match="nut was taught by verdicts at another size or region: forget them first"):
+        around(after.at_size((96, 96))).calibrate(tmp_path / "more")
+    around(record.at_size((96, 96))).calibrate(tmp_path / "more")
+    same = around(after)
+    same.calibrate(tmp_path / "more")
+    assert lessons_in(same.fitted.record) if same.fitted else False
+
+
+def test_the_share_that_may_be_rejected_stays_when_more_is_learnt_or_all_is_forgotten(
+    record: ModelRecord, spots: list[ImageFile]
+) -> None:
+    lessons = lessons_of(record, spots)
+    after = rejecting(taught_record(record, {"nut": lessons[:-1]})[0], 0.2)
+    more, _ = taught_record(after, {"nut": lessons[-1:]})
+    none, _ = taught_record(after, {}, [lesson.name for lesson in lessons[:-1]])
+    for changed in (after, more, none):
+        calibration = changed.products["nut"].calibration
+        assert calibration is not None
+        assert calibration.max_false_reject == 0.2
+    assert record.products["bolt"].untaught is none.products["bolt"].untaught is None
+
+
 def test_without_what_it_could_be_held_against_nothing_is_taught(record: ModelRecord, spots: list[ImageFile]) -> None:
     nut = record.products["nut"]
     poor = record.with_products(replace(nut, learnt=replace(nut.learnt, hardest=None)))
     with pytest.raises(MambaADError, match="nut: the model keeps no good patches"):
         taught_record(poor, {"nut": lessons_of(record, spots)})
+
+
+def test_a_model_with_tiles_is_taught_nothing_and_can_forget(rich_record: ModelRecord) -> None:
+    """Lessons are scored by the map of the whole photo, its threshold by that of the tiles too."""
+    nut, known = rich_record.products["nut"], lessons_in(rich_record)
+    with pytest.raises(MambaADError, match="nut: a model with tiles learns no verdicts: fit without --tiles"):
+        taught_record(rich_record.with_products(untaught(nut)), {"nut": known})
+    after, _ = taught_record(rich_record, {}, [lesson.name for lesson in known])
+    assert after.products["nut"].calibration == nut.untaught
 
 
 # ---- photos that teach nothing ----
