@@ -135,6 +135,7 @@ def test_no_module_is_long_and_no_function_long_or_crowded() -> None:
         "plain_scan.py",
         "selective_scan.py",
         "selective_scan_cuda.py",
+        "triton_scan.py",
         "linear_attention.py",
         "operators.py",
         "flops.py",

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library
 
-from mambaad_cli.model.kernels import plain_scan
+from mambaad_cli.model.kernels import plain_scan, triton_scan
 from mambaad_cli.model.kernels import selective_scan as scan
 from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
 
@@ -294,7 +294,7 @@ def test_interpreted_kernels_agree_with_the_reference(
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+from mambaad_cli.model.kernels import triton_scan
 
 def compiled(kernel, **constants):
     types = {"order": "*i32"} | dict.fromkeys(("l", "k", "d", "n", "r", "chunk"), "i32")
@@ -305,9 +305,9 @@ def compiled(kernel, **constants):
 blocks = {"BLOCK_D": 32, "BLOCK_N": 16}
 ones = dict.fromkeys(("l", "k", "n", "r", "chunk"), 1)  # sizes of one, as if they were compiled in
 kernels = [
-    compiled(scan_cuda._forward_kernel, BORDERS=False, **blocks),
-    compiled(scan_cuda._forward_kernel, BORDERS=True, **blocks, **ones),
-    compiled(scan_cuda._backward_kernel, **blocks),
+    compiled(triton_scan._forward_kernel, BORDERS=False, **blocks),
+    compiled(triton_scan._forward_kernel, BORDERS=True, **blocks, **ones),
+    compiled(triton_scan._backward_kernel, **blocks),
 ]
 print(sum(len(kernel.asm["cubin"]) > 0 for kernel in kernels))
 """
@@ -326,6 +326,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 from mambaad_cli.model.kernels import selective_scan_cuda as scan_cuda
+from mambaad_cli.model.kernels import triton_scan
 
 backend = make_backend(GPUTarget("cuda", 80, 32))
 seen = []
@@ -342,8 +343,8 @@ class Launched:
         bound, variant, _ = self.bind(*args, **settings)
         seen.append([self.kernel.fn.__name__, str(variant)])
 
-scan_cuda._forward_kernel = Launched(scan_cuda._forward_kernel)
-scan_cuda._backward_kernel = Launched(scan_cuda._backward_kernel)
+triton_scan._forward_kernel = Launched(triton_scan._forward_kernel)
+triton_scan._backward_kernel = Launched(triton_scan._backward_kernel)
 
 def variants(work):
     seen.clear()
@@ -356,8 +357,8 @@ def inputs_of(b, l, k, d, n, r):
 
 def run(*sizes):
     inputs = inputs_of(*sizes)
-    scan_cuda.triton_scan(*inputs)
-    scan_cuda.triton_backward(inputs[0], *inputs)
+    triton_scan.triton_scan(*inputs)
+    triton_scan.triton_backward(inputs[0], *inputs)
 
 def tried():
     try:
@@ -406,7 +407,7 @@ def main() -> None:
     for case, sizes in CASES.items():
         inputs = inputs_of(*sizes)
         dy = gradient_of_y(inputs)
-        actual = [scan_cuda.triton_scan(*inputs), *scan_cuda.triton_backward(dy, *inputs)]
+        actual = [triton_scan.triton_scan(*inputs), *triton_scan.triton_backward(dy, *inputs)]
         found[case] = errors(actual, reference(inputs, dy))
     print(json.dumps(found))
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Grads = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # of u, x, dt_weight, dt_bias, A, D
+
 
 def reference_scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
@@ -74,7 +76,7 @@ def _back_on_grid(y: Tensor, u: Tensor, D: Tensor, order: Tensor) -> Tensor:
 
 def chunked_backward(
     dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Grads:
     """Gradients through `chunked_scan`, one image at a time, so that memory holds the states of one image only."""
     grads = [torch.zeros_like(tensor) for tensor in (u, x, dt_weight, dt_bias, A, D)]
     for image in range(dy.shape[0]):
