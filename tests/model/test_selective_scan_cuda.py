@@ -30,6 +30,7 @@ CASES = {  # b, l, k, d, n, r, dt_bias
     "states no power of two, channels and positions beyond a block and a chunk": (2, 5, 2, 17, 3, 2, -2.0),
     "two blocks of channels in backward": (1, 4, 1, 33, 16, 1, 0.0),
     "one position, steps as large as they come": (1, 1, 2, 3, 1, 1, 100.0),
+    "a short last chunk, three directions, three blocks of channels in forward": (1, 11, 3, 35, 5, 3, -1.0),
     "steps so small that 1 + e^x rounds them away": (1, 4, 1, 2, 2, 1, -12.0),
 }
 
@@ -283,7 +284,7 @@ def run_python(*arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*triton_scan.FORMS, *NAMES[1:]])
 @pytest.mark.parametrize("case", CASES)
 def test_interpreted_kernels_agree_with_the_reference(
     case: str, name: str, interpreted: dict[str, dict[str, float]]
@@ -297,17 +298,21 @@ from triton.compiler import ASTSource, compile
 from mambaad_cli.model.kernels import triton_scan
 
 def compiled(kernel, **constants):
-    types = {"order": "*i32"} | dict.fromkeys(("l", "k", "d", "n", "r", "chunk"), "i32")
+    sizes = dict.fromkeys(("l", "k", "d", "n", "r", "chunk", "chunks"), "i32")
+    types = {"order": "*i32"} | sizes
     types = {name: types.get(name, "*fp32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, types, constexprs=constants)
-    return compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1, "enable_fp_fusion": True})
+    return compile(source, target=GPUTarget("cuda", 80, 32), options=triton_scan.COMPILED)
 
-blocks = {"BLOCK_D": 32, "BLOCK_N": 16}
+blocks = {"BLOCK_D": 16, "BLOCK_N": 16}
 ones = dict.fromkeys(("l", "k", "n", "r", "chunk"), 1)  # sizes of one, as if they were compiled in
 kernels = [
-    compiled(triton_scan._forward_kernel, BORDERS=False, **blocks),
-    compiled(triton_scan._forward_kernel, BORDERS=True, **blocks, **ones),
-    compiled(triton_scan._backward_kernel, **blocks),
+    compiled(triton_scan._ends_kernel, **blocks),
+    compiled(triton_scan._ends_kernel, **blocks, **ones),
+    compiled(triton_scan._carry_kernel, BLOCK=32),
+    compiled(triton_scan._forward_kernel, **blocks),
+    compiled(triton_scan._forward_kernel, **blocks, **ones),
+    compiled(triton_scan._backward_kernel, **blocks | {"BLOCK_D": 32}),
 ]
 print(sum(len(kernel.asm["cubin"]) > 0 for kernel in kernels))
 """
@@ -316,7 +321,7 @@ print(sum(len(kernel.asm["cubin"]) > 0 for kernel in kernels))
 def test_kernels_compile_for_an_nvidia_gpu(tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("triton")
     cache = tmp_path_factory.mktemp("triton")
-    assert run_python("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache)).split() == ["3"]
+    assert run_python("-c", COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache)).split() == ["6"]
 
 
 VARIANTS = """
@@ -343,31 +348,37 @@ class Launched:
         bound, variant, _ = self.bind(*args, **settings)
         seen.append([self.kernel.fn.__name__, str(variant)])
 
-triton_scan._forward_kernel = Launched(triton_scan._forward_kernel)
-triton_scan._backward_kernel = Launched(triton_scan._backward_kernel)
+for name in ("_ends_kernel", "_carry_kernel", "_forward_kernel", "_backward_kernel"):
+    setattr(triton_scan, name, Launched(getattr(triton_scan, name)))
+triton_scan.multiprocessor_count = lambda device: 132
 
 def variants(work):
     seen.clear()
     work()
-    return sorted(map(tuple, seen))
+    return sorted(set(map(tuple, seen)))
 
 def inputs_of(b, l, k, d, n, r):
     shapes = ((b, l, d), (b, l, k, r + 2 * n), (k, d, r), (k, d), (k, d, n), (k, d))
     return [*(torch.zeros(shape) for shape in shapes), torch.zeros(k, l, dtype=torch.int32)]
 
-def run(*sizes):
+def run(gradients, *sizes):
     inputs = inputs_of(*sizes)
-    triton_scan.triton_scan(*inputs)
-    triton_scan.triton_backward(inputs[0], *inputs)
+    for scan in triton_scan.FORMS.values():
+        scan(*inputs)
+    if gradients:
+        triton_scan.triton_backward(inputs[0], *inputs)
 
-def tried():
+def tried(gradients):
     try:
-        scan_cuda._try_out("triton", torch.device("cpu"), True)
+        scan_cuda._try_out("triton", torch.device("cpu"), gradients)
     except RuntimeError:  # wrong numbers: nothing was computed
         pass
 
 sizes = [(1, 64 * 64, 2, 48, 16, 2), (8, 35 * 45, 2, 96, 16, 3), (8, 16, 8, 480, 16, 15), (1, 1, 6, 1024, 16, 32)]
-print(json.dumps([variants(tried), *(variants(lambda: run(*size)) for size in sizes)]))
+print(json.dumps([
+    [variants(lambda: tried(gradients)), *(variants(lambda: run(gradients, *size)) for size in sizes)]
+    for gradients in (False, True)
+]))
 """
 
 
@@ -378,9 +389,24 @@ def test_the_networks_use_the_kernels_that_were_compiled_to_try_them_out() -> No
         from triton.runtime.jit import create_function_from_signature  # noqa: F401 (Triton's own)
     except ImportError:
         pytest.skip("this Triton does not show how it tells variants apart")
-    tried, *used = json.loads(run_python("-c", VARIANTS, TRITON_INTERPRET="0"))
-    assert len(tried) == 3
-    assert used == [tried] * len(used)
+    for kernels, (tried, *used) in zip(
+        (3, 4), json.loads(run_python("-c", VARIANTS, TRITON_INTERPRET="0")), strict=True
+    ):
+        assert len(tried) == kernels
+        assert used == [tried] * len(used)
+
+
+@pytest.mark.parametrize(("b", "form"), [(1, "three passes"), (8, "three passes"), (128, "one pass")])
+def test_one_photo_is_scanned_in_three_passes_and_a_large_batch_in_one(
+    b: int, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU of 132 multiprocessors, at the first stage of the default network but for the number of positions."""
+    taken = []
+    monkeypatch.setattr(triton_scan, "multiprocessor_count", lambda device: 132)
+    monkeypatch.setattr(triton_scan, "one_pass_scan", lambda *inputs: taken.append("one pass"))
+    monkeypatch.setattr(triton_scan, "three_pass_scan", lambda *inputs: taken.append("three passes"))
+    triton_scan.triton_scan(*inputs_of(b, 4, 2, 48, 16, 2, 0.0))
+    assert taken == [form]
 
 
 # A GPU
@@ -400,6 +426,17 @@ def test_on_a_gpu_each_backend_that_is_there_agrees_with_the_reference(name: str
     assert max(errors(actual, reference(inputs, dy)).values()) < 1e-4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("form", triton_scan.FORMS)
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu_both_forms_of_the_triton_scan_agree_with_the_reference(form: str, case: str) -> None:
+    pytest.importorskip("triton")
+    inputs = inputs_of(*CASES[case])
+    y = triton_scan.FORMS[form](*(tensor.cuda() for tensor in inputs)).cpu()
+    expected = plain_scan.reference_scan(*inputs)
+    assert float((y - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
 def main() -> None:
     """Every case through the Triton kernels, whatever device they run on."""
     gc.freeze()  # the interpreter makes objects by the million
@@ -407,8 +444,11 @@ def main() -> None:
     for case, sizes in CASES.items():
         inputs = inputs_of(*sizes)
         dy = gradient_of_y(inputs)
-        actual = [triton_scan.triton_scan(*inputs), *triton_scan.triton_backward(dy, *inputs)]
-        found[case] = errors(actual, reference(inputs, dy))
+        expected = reference(inputs, dy)
+        grads = triton_scan.triton_backward(dy, *inputs)
+        ys = {name: scan(*inputs) for name, scan in triton_scan.FORMS.items()}
+        found[case] = {name: errors([y, *grads], expected)["y"] for name, y in ys.items()}
+        found[case] |= errors([ys["one pass"], *grads], expected)
     print(json.dumps(found))
 
 

@@ -17,15 +17,24 @@ try:
 except Exception:  # a broken installation raises more than ImportError
     triton = None
 
-# A program handles one image, one direction and a block of channels. It goes through the positions with the
-# states of these channels, and with A, in registers as (states, channels), so that a warp's threads stand for channels.
+# A program handles one image, one direction and a block of channels. It goes through positions with the states of these
+# channels, and with A, in registers as (states, channels), so that a warp's threads stand for channels.
 # torch does the projections and all sums over programs: without atomics the same input gives the same bits.
+#
+# The scan has two forms. In one pass a program goes through all l positions. In three passes, as in `chunked_scan`, it
+# goes through a chunk of √l of them: first from a state of zero, which gives what the chunk adds to the state that
+# enters it; then a short loop carries the states over the chunks; then each chunk gives its outputs, from the state
+# that enters it. That is twice the work in 2·√l steps instead of l, by √l times as many programs.
 
 FORWARD_BLOCK, BACKWARD_BLOCK = 16, 32  # channels of a program; wider in backward, which writes dB and dC once a block
+CARRY_BLOCK = 32  # states of a program of the second pass, of all channels: one for each thread of a warp
+SCHEDULERS = 4  # of a multiprocessor. Each has a warp to run only where there are as many programs
 
 # Sizes that differ between the stages of a network and between sizes of images: Triton would compile a kernel again
 # for each combination of those that are 1 or a multiple of 16. Addresses are multiples of 16 by d and n alone.
-SIZES = ("l", "k", "r", "chunk")
+SIZES = ("l", "k", "r", "chunk", "chunks")
+
+COMPILED = {"num_warps": 1, "enable_fp_fusion": True}  # explicit: Triton's default is about to change
 
 if triton is not None:
 
@@ -57,26 +66,63 @@ if triton is not None:
         return u, dt, slope, B, C
 
     @triton.jit(do_not_specialize=SIZES)
-    def _forward_kernel(  # type: ignore[no-untyped-def]
-        u, x, delta, A, order, out, l, k, d, n, r, chunk,
-        BORDERS: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    def _ends_kernel(  # type: ignore[no-untyped-def]
+        u, x, delta, A, order, ends, total_dt, l, k, d, n, r, chunk, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
     ):  # fmt: skip
-        """out: y without the skip (b, k, l, d) or, with BORDERS, states entering each chunk (b, k, chunks, n, d)."""
+        """The first pass. ends: the state after each chunk that a state of zero enters (b, k, chunks, n, d).
+
+        total_dt: the sum of dt over each chunk, by which it decays the state that enters it (b, k, chunks, d).
+        """
         pair, image, direction, channels, states = _place(k, BLOCK_D, BLOCK_N)
         real = (states < n)[:, None] & (channels < d)[None, :]
         cells = states[:, None] * d + channels[None, :]
         a = tl.load(A + direction * n * d + cells, mask=real, other=0.0)
         h = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
-        for t in tl.range(0, l, num_stages=3):
-            if BORDERS:  # noqa: SIM102 (this is decided when the kernel is compiled)
-                if t % chunk == 0:
-                    tl.store(out + (pair * tl.cdiv(l, chunk) + t // chunk) * n * d + cells, h, mask=real)
+        total = tl.zeros((BLOCK_D,), dtype=tl.float32)
+        first = tl.program_id(2) * chunk
+        for t in tl.range(first, tl.minimum(first + chunk, l), num_stages=3):
+            position = tl.load(order + direction * l + t)
+            u_t, dt, _, B, _ = _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r)
+            h = tl.exp(dt[None, :] * a) * h + B[:, None] * (dt * u_t)[None, :]
+            total += dt
+        row = pair * tl.num_programs(2) + tl.program_id(2)
+        tl.store(ends + row * n * d + cells, h, mask=real)
+        tl.store(total_dt + row * d + channels, total, mask=channels < d)
+
+    @triton.jit(do_not_specialize=SIZES)
+    def _carry_kernel(A, ends, total_dt, borders, k, d, n, chunks, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        """The second pass. borders: the state that enters each chunk (b, k, chunks, n, d)."""
+        pair = tl.program_id(0).to(tl.int64)
+        cells = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        real = cells < n * d
+        a = tl.load(A + pair % k * n * d + cells, mask=real, other=0.0)
+        h = tl.zeros((BLOCK,), dtype=tl.float32)
+        for i in tl.range(0, chunks, num_stages=3):
+            row = pair * chunks + i
+            tl.store(borders + row * n * d + cells, h, mask=real)
+            total = tl.load(total_dt + row * d + cells % d, mask=real, other=0.0)
+            h = tl.exp(total * a) * h + tl.load(ends + row * n * d + cells, mask=real, other=0.0)
+
+    @triton.jit(do_not_specialize=SIZES)
+    def _forward_kernel(  # type: ignore[no-untyped-def]
+        u, x, delta, A, order, borders, y, l, k, d, n, r, chunk, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    ):  # fmt: skip
+        """The third pass, or the only one if there is a single chunk: then no borders are read.
+
+        y, without the skip: (b, k, l, d).
+        """
+        pair, image, direction, channels, states = _place(k, BLOCK_D, BLOCK_N)
+        real = (states < n)[:, None] & (channels < d)[None, :]
+        cells = states[:, None] * d + channels[None, :]
+        a = tl.load(A + direction * n * d + cells, mask=real, other=0.0)
+        first = tl.program_id(2) * chunk
+        border = (pair * tl.num_programs(2) + tl.program_id(2)) * n * d
+        h = tl.load(borders + border + cells, mask=real & (first > 0), other=0.0)
+        for t in tl.range(first, tl.minimum(first + chunk, l), num_stages=3):
             position = tl.load(order + direction * l + t)
             u_t, dt, _, B, C = _read(u, x, delta, position, image, direction, channels, states, l, k, d, n, r)
             h = tl.exp(dt[None, :] * a) * h + B[:, None] * (dt * u_t)[None, :]
-            if not BORDERS:
-                y = tl.sum(h * C[:, None], axis=0)
-                tl.store(out + (pair * l + position) * d + channels, y, mask=channels < d)
+            tl.store(y + (pair * l + position) * d + channels, tl.sum(h * C[:, None], axis=0), mask=channels < d)
 
     @triton.jit(do_not_specialize=SIZES)
     def _backward_kernel(  # type: ignore[no-untyped-def]
@@ -132,27 +178,61 @@ if triton is not None:
 def triton_scan(
     u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> Tensor:
-    """As `reference_scan`, by the kernel above."""
-    delta = _project_dt(x, dt_weight, dt_bias)
-    y = torch.empty_like(delta)
-    grid, settings = _launch(u, x, A, FORWARD_BLOCK)
-    _forward_kernel[grid](u, x, delta, A.mT.contiguous(), order, y, **settings, BORDERS=False)
-    return torch.addcmul(y.sum(1), D.sum(0), u)
+    """As `reference_scan`, by the kernels above in the form that suits the GPU."""
+    (b, _, d), k = u.shape, A.shape[0]
+    programs = b * k * -(-d // FORWARD_BLOCK)
+    scan = three_pass_scan if takes_three_passes(programs, multiprocessor_count(u.device)) else one_pass_scan
+    return scan(u, x, dt_weight, dt_bias, A, D, order)
+
+
+def takes_three_passes(programs: int, multiprocessors: int) -> bool:
+    """Whether a scan takes three passes: where in one pass some schedulers of the GPU would have no program to run.
+
+    programs: those of one pass, b · k · ⌈d / 16⌉, each of them a warp. One photo at stride 4 in two directions of 48
+    channels has 6, 128 such photos have 768; an H100 has 132 multiprocessors with 4 schedulers each.
+
+    >>> takes_three_passes(programs=6, multiprocessors=132), takes_three_passes(programs=768, multiprocessors=132)
+    (True, False)
+    """
+    return programs < SCHEDULERS * multiprocessors
+
+
+def multiprocessor_count(device: torch.device) -> int:
+    """Those of a GPU. Triton's interpreter, which works on the CPU, runs one program after the other: 1."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def one_pass_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """As `reference_scan`, by programs that go through all positions."""
+    delta, A = _project_dt(x, dt_weight, dt_bias), A.mT.contiguous()
+    return _outputs(u, x, delta, A, D, order, borders=u.new_empty(1), chunk=u.shape[1])
+
+
+def three_pass_scan(
+    u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
+) -> Tensor:
+    """As `reference_scan`, by programs that go through chunks of √l positions."""
+    delta, A = _project_dt(x, dt_weight, dt_bias), A.mT.contiguous()
+    return _outputs(u, x, delta, A, D, order, _borders(u, x, delta, A, order), chunk=math.isqrt(u.shape[1]))
+
+
+FORMS = {"one pass": one_pass_scan, "three passes": three_pass_scan}
 
 
 def triton_backward(
     dy: Tensor, u: Tensor, x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, order: Tensor
 ) -> Grads:
-    """As `selective_scan_backward`, by the kernels above."""
+    """As `selective_scan_backward`, by the kernels above. The states that enter the chunks are computed again."""
     (b, l, d), (k, _, n) = u.shape, A.shape
-    grid, settings = _launch(u, x, A, BACKWARD_BLOCK)
     delta, A = _project_dt(x, dt_weight, dt_bias), A.mT.contiguous()
-    chunk = settings["chunk"]
-    borders, history = u.new_empty(b, k, -(-l // chunk), n, d), u.new_empty(b, k, chunk, n, d)
-    _forward_kernel[grid](u, x, delta, A, order, borders, **settings, BORDERS=True)
+    borders = _borders(u, x, delta, A, order)
+    grid, settings = _launch(u, x, A, BACKWARD_BLOCK, math.isqrt(l))
+    history = u.new_empty(b, k, settings["chunk"], n, d)
     du, d_delta = torch.empty_like(delta), torch.empty_like(delta)
     d_selected, dA = u.new_empty(grid[1], b, l, k, 2 * n), u.new_empty(b, k, n, d)
-    _backward_kernel[grid](
+    _backward_kernel[grid[:2]](
         dy, u, x, delta, A, order, borders, history, du, d_delta, d_selected, dA, **settings
     )  # fmt: skip
     low = x[..., : dt_weight.shape[2]].transpose(1, 2)  # (b, k, l, r)
@@ -173,10 +253,36 @@ def _project_dt(x: Tensor, dt_weight: Tensor, dt_bias: Tensor) -> Tensor:
     return (low @ dt_weight.transpose(1, 2)).add_(dt_bias[:, None]).contiguous()
 
 
-def _launch(u: Tensor, x: Tensor, A: Tensor, block: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of programs and the arguments of each kernel. Chunks of √l positions keep the fewest states."""
-    (b, l, d), (k, _, n) = u.shape, A.shape
-    settings = {"l": l, "k": k, "d": d, "n": n, "r": x.shape[3] - 2 * n, "chunk": math.isqrt(l)}
-    settings |= {"BLOCK_D": block, "BLOCK_N": 1 << (n - 1).bit_length()}
-    settings |= {"num_warps": 1, "enable_fp_fusion": True}  # explicit: Triton's default is about to change
-    return (b * k, -(-d // block)), settings
+def _borders(u: Tensor, x: Tensor, delta: Tensor, A: Tensor, order: Tensor) -> Tensor:
+    """The states that enter chunks of √l positions: (b, k, chunks, n, d), by the first two passes. A: (k, n, d)."""
+    (b, _, d), (k, n, _) = u.shape, A.shape
+    grid, settings = _launch(u, x, A, FORWARD_BLOCK, math.isqrt(u.shape[1]))
+    chunks = grid[2]
+    ends, total_dt = u.new_empty(b, k, chunks, n, d), u.new_empty(b, k, chunks, d)
+    _ends_kernel[grid](u, x, delta, A, order, ends, total_dt, **settings)
+    borders = torch.empty_like(ends)
+    _carry_kernel[b * k, -(-n * d // CARRY_BLOCK)](
+        A, ends, total_dt, borders, k=k, d=d, n=n, chunks=chunks, BLOCK=CARRY_BLOCK, **COMPILED
+    )
+    return borders
+
+
+def _outputs(
+    u: Tensor, x: Tensor, delta: Tensor, A: Tensor, D: Tensor, order: Tensor, borders: Tensor, chunk: int
+) -> Tensor:
+    """y, in raster order and with the skip: (b, l, d). A: (k, n, d)."""
+    y = torch.empty_like(delta)
+    grid, settings = _launch(u, x, A, FORWARD_BLOCK, chunk)
+    _forward_kernel[grid](u, x, delta, A, order, borders, y, **settings)
+    return torch.addcmul(y.sum(1), D.sum(0), u)
+
+
+def _launch(u: Tensor, x: Tensor, A: Tensor, block: int, chunk: int) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """The grid of programs, by images · directions, blocks of channels and chunks, and the arguments of each kernel.
+
+    A: (k, n, d). Chunks of √l positions keep the fewest states.
+    """
+    (b, l, d), (k, n, _) = u.shape, A.shape
+    settings = {"l": l, "k": k, "d": d, "n": n, "r": x.shape[3] - 2 * n, "chunk": chunk}
+    settings |= {"BLOCK_D": block, "BLOCK_N": 1 << (n - 1).bit_length(), **COMPILED}
+    return (b * k, -(-d // block), -(-l // chunk)), settings
