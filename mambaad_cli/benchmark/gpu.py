@@ -2,8 +2,8 @@
 
 Fits models in the ways that differ on a GPU, compares its scores with those of the CPU with and without TF32, times a
 training step and counts how often it waits for the GPU, and measures the selective scan beside the memory's bandwidth
-and beside plain PyTorch. Prints one table and writes it as JSON. Exits with 1 where a check fails, and with 2 without a
-GPU.
+and beside plain PyTorch, and the Triton scan in one pass and in three. Prints one table and writes it as JSON. Exits
+with 1 where a check fails, and with 2 without a GPU.
 
 With --device cpu it runs on the CPU, which shows that the program works and nothing about a GPU.
 
@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -55,6 +56,7 @@ SCANS_AGREE = 1e-3  # of a value of the scan, in units of the largest
 SCANS = {  # batch, side of the grid, directions, channels, states, rank: those of the networks at 256 × 256 pixels
     "default, stride 4, one image": (1, 64, 2, 48, 16, 2),
     "default, stride 4, batch 8": (8, 64, 2, 48, 16, 2),
+    "default, stride 4, batch 64": (64, 64, 2, 48, 16, 2),
     "default, stride 16, batch 8": (8, 16, 2, 240, 16, 8),
     "paper, stride 4, one image": (1, 64, 8, 128, 16, 4),
     "paper, stride 8, batch 8": (8, 32, 8, 256, 16, 8),
@@ -295,17 +297,20 @@ def _waits(task: Callable[[], object]) -> float:
 
 def scans(options: Options) -> Iterator[Finding]:
     """The scan beside what the memory allows, and beside plain PyTorch on the same device."""
+    triton = False
     if options.on_gpu:
         from mambaad_cli.model.kernels.selective_scan_cuda import backends, chosen
 
-        for name, state in backends().items():
+        states = backends()
+        triton = states["triton"] == "available"
+        for name, state in states.items():
             yield Finding("", name, note=state)
         yield Finding("", "used", note=chosen(torch.device(options.device, torch.cuda.current_device())))
     bandwidth = bytes_a_second(options)
     yield Finding("", "bandwidth of a copy", bandwidth / 1e9, "GB/s")
     for name, sizes in (SMALL_SCANS if options.quick else SCANS).items():
         tensors = [tensor.to(options.device) for tensor in scan_inputs(*sizes)]
-        for finding in _scan(tensors, bandwidth, options):
+        for finding in (*_scan(tensors, bandwidth, options), *(_triton_forms(tensors, options) if triton else ())):
             yield finding._replace(what=f"{name}: {finding.what}")
 
 
@@ -322,6 +327,20 @@ def _scan(tensors: list[Tensor], bandwidth: float, options: Options) -> Iterator
     leaves = [tensor.detach().requires_grad_() for tensor in tensors[:-1]]
     backward = seconds(lambda: _forward_and_backward(leaves, tensors[-1]), options)
     yield Finding("", "forward and backward", backward * 1e3, "ms")
+
+
+def _triton_forms(tensors: list[Tensor], options: Options) -> list[Finding]:
+    """The Triton scan in one pass and in three, whichever of them is taken for such a batch."""
+    from mambaad_cli.model.kernels import triton_scan
+
+    findings = []
+    with torch.inference_mode(), torch.cuda.device_of(tensors[0]):
+        expected = plain_scan.chunked_scan(*tensors)
+        for name, scan in triton_scan.FORMS.items():
+            apart = float((scan(*tensors) - expected).abs().max() / expected.abs().max())
+            ms = seconds(partial(scan, *tensors), options) * 1e3
+            findings.append(Finding("", f"Triton, {name}", ms, "ms", apart < SCANS_AGREE, f"off by {apart:.0e}"))
+    return findings
 
 
 def _forward_and_backward(leaves: list[Tensor], order: Tensor) -> None:

@@ -12,6 +12,7 @@ from mambaad_cli.benchmark import gpu
 from mambaad_cli.benchmark.gpu import Finding, Options
 from mambaad_cli.data import images
 from mambaad_cli.inspection import store
+from mambaad_cli.model.kernels import plain_scan, triton_scan
 from mambaad_cli.training.fit import fit_request
 from tests.conftest import picture
 
@@ -113,3 +114,14 @@ def test_a_share_of_the_bandwidth_counts_each_input_once() -> None:
     y = torch.zeros(2, 64, 16)
     floats = 2 * 64 * 16 + 2 * 64 * 2 * 33 + 2 * 16 * 1 + 2 * 16 + 2 * 16 * 16 + 2 * 16 + 2 * 64 * 16
     assert gpu.scan_bytes(inputs, y) == 4 * floats + 2 * 64 * inputs[-1].element_size()
+
+
+def test_the_triton_scan_is_measured_and_checked_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU plain PyTorch stands in for them, the second time with wrong numbers."""
+    forms = dict.fromkeys(triton_scan.FORMS, plain_scan.chunked_scan)
+    forms["three passes"] = lambda *inputs: 1.01 * plain_scan.chunked_scan(*inputs)
+    monkeypatch.setattr(triton_scan, "FORMS", forms)
+    inputs = gpu.scan_inputs(1, 4, 2, 16, 16, 1)
+    found = gpu._triton_forms(inputs, Options("cpu", Path(), ()))
+    assert [(one.what, one.passed) for one in found] == [("Triton, one pass", True), ("Triton, three passes", False)]
+    assert all(one.number is not None and one.number > 0 for one in found)
