@@ -215,8 +215,7 @@ Ssm = Annotated[
     typer.Option(
         "--ssm",
         metavar="NAME",
-        help="Recurrence of the decoder: mamba (default), the selective scan; or gla, gated linear attention, which is "
-        "faster in exported files and where no kernel is compiled, and slower elsewhere.",
+        help="Recurrence: mamba (default), or gla, linear attention, faster in exported files.",
         rich_help_panel=NETWORK,
     ),
 ]

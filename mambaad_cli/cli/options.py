@@ -132,8 +132,7 @@ MaxFalseReject = Annotated[
     typer.Option(
         parser=parse_share,
         metavar="SHARE",
-        help="Share of good images that may be rejected: 1%, or 0.01. Default: 4% in fit; calibrate keeps that of the "
-        "model.",
+        help="Share of good images that may be rejected: 1%, or 0.01. Default: 4%, or the model's.",
         rich_help_panel=VERDICTS,
     ),
 ]

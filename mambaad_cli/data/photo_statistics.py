@@ -49,7 +49,8 @@ def photo_statistics(pixels: Tensor) -> PhotoStatistics:
     >>> photo_statistics(torch.full((3, 8, 8), 0.25))
     PhotoStatistics(brightness=0.25, contrast=0.0, sharpness=0.0, focus=0.0, left_right=0.0, top_bottom=0.0)
     """
-    grey = np.tensordot(_GREY, pixels.numpy(), 1)
+    red, green, blue = (weight * channel for weight, channel in zip(_GREY, pixels.numpy(), strict=True))
+    grey = red + green + blue  # not a product of matrices: the threads of its library would wait busily, on our cores
     brightness, contrast = float(grey.mean()), float(grey.std())
     height, width = (max(1, side // 2) for side in grey.shape)
     halves = _log_ratio(grey[:, :width], grey[:, width:]), _log_ratio(grey[:height], grey[height:])

@@ -26,11 +26,12 @@ def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
 
 
 def test_the_ablation_is_the_papers_and_the_grid_of_orders_and_directions() -> None:
-    plain, local, hybrid, *grid = variants.ablation()
+    plain, local, hybrid, *grid, attention = variants.ablation()
     own = PRESETS["small"].options
     assert plain.options == own | {"order": "sweep", "directions": 2, "local_branches": False}
     assert local.options == own | {"order": "sweep", "directions": 2, "local_branches": True}
     assert hybrid.options == own | {"order": "hilbert", "directions": 8, "local_branches": True}
+    assert attention.options == hybrid.options | {"ssm": "gla"}
     walked = {(one.options["order"], one.options["directions"]) for one in grid}
     orders = ("sweep", "scan", "zorder", "zigzag", "hilbert")
     assert len(grid) == 17

@@ -40,7 +40,8 @@ def test_a_report_holds_photos_overlays_and_the_record(rows: Path, model: Path, 
     assert "rows.jsonl: left out damaged lines: 13" in result.stderr
     text = page()
     assert "<title>Line &lt;4&gt;</title>" in text
-    assert text.count("data:image/webp;base64,") == 24  # a photo and an overlay each
+    assert text.count('data-src="data:image/webp;base64,') == 24  # a photo and an overlay each
+    assert 'data-why="data:image/webp;base64,' in text
     assert 'href="goods/nut/0.png"' in text
     for digest in (hashlib.sha256(model.read_bytes()).hexdigest(), hashlib.sha256(rows.read_bytes()).hexdigest()):
         assert digest in text
@@ -58,7 +59,7 @@ def test_a_model_with_a_mask_for_each_photo_reports_with_these_masks(
     result = run(*options, "--roi-dir", masks)
     assert result.exit_code == 0, result.output
     assert "could not be read" not in result.stderr
-    assert page().count("data:image/webp;base64,") == 24
+    assert page().count('data-src="data:image/webp;base64,') == 24
 
 
 @pytest.mark.parametrize("option", [("--roi-dir", "."), ("--res", "128"), ("--device", "cpu"), ("--batch", "2")])
@@ -87,7 +88,7 @@ def test_photos_that_a_watch_moved_are_found(model: Path, goods: Path) -> None: 
     result = run("report", "w.jsonl", "-o", "report.html", "--model", model, "--link")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    assert page().count("data:image/webp;base64,") == 24
+    assert page().count('data-src="data:image/webp;base64,') == 24
     assert re.search(r'href="done/\w+/nut/0\.png"', page())
 
 
@@ -118,7 +119,7 @@ def test_score_writes_its_rows_and_a_report(goods: Path, model: Path) -> None:  
     result = run("score", goods, "--csv", "--report", "report.html")
     assert result.exit_code == 1, result.output
     assert result.stdout.count("\n") == 14
-    assert page().count("data:image/webp;base64,") == 24
+    assert page().count('data-src="data:image/webp;base64,') == 24
     assert page().count('data-verdict="error"') == 1
     assert model_named(model) in page()
     assert "would be written over" in complaint(run("score", goods, "--report", goods / "nut" / "0.png"))

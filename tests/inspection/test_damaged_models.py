@@ -44,7 +44,7 @@ ODD = (
     [1],
     [[]],
 )
-FEW_OR_MANY = pytest.mark.parametrize("count", [20, pytest.param(400, marks=pytest.mark.slow)])  # changes to try
+FEW_OR_MANY = pytest.mark.parametrize("count", [8, pytest.param(400, marks=pytest.mark.slow)])  # changes to try
 
 
 def content_of(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -325,7 +325,7 @@ def test_a_start_looks_up_the_photos_that_lie_in_the_folder_and_no_others(
 # ---- killed at every step ----
 
 
-@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [31, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_every_step_each_photo_has_one_row_that_tells_where_it_is(
     folder: Path, tiny_model: FittedModel, stride: int
 ) -> None:

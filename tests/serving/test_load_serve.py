@@ -14,6 +14,7 @@ from tests.conftest import with_products
 from tests.serving.conftest import ROOT, needs_the_extra
 
 
+@pytest.mark.slow
 def test_each_photo_of_a_load_gets_the_row_that_score_gives_also_a_damaged_one(
     tiny_model: FittedModel,
     goods: Path,

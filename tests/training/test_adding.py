@@ -101,7 +101,9 @@ def test_thresholds_from_many_new_photos_stay_where_only_a_memory_is_evidence(
     assert calibration_of(grown, "washer").max_false_reject == 0.01
 
 
-@pytest.mark.parametrize("choices", [BOTH, {}, {"distance": "published"}])
+@pytest.mark.parametrize(
+    "choices", [BOTH, *(pytest.param(one, marks=pytest.mark.slow) for one in ({}, {"distance": "published"}))]
+)
 def test_scores_move_by_what_the_decoder_finds_now_in_the_images_that_the_model_carries(
     run: Callable[..., ModelRecord], goods: Path, washers: GoodFiles, choices: dict[str, Any]
 ) -> None:

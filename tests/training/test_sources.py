@@ -97,6 +97,7 @@ def test_pictures_of_a_product_stay_below_their_limit(tmp_path: Path) -> None:
     assert MAX_BYTES <= 3 * 10**6
 
 
+@pytest.mark.slow
 def test_added_photos_join_those_that_patches_come_from(
     run: Callable[..., ModelRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_the_network_that_is_exported_has_the_maps_of_the_model(kind: str, goods
         torch.testing.assert_close(anomaly_map, judgement.anomaly_map, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_exported_model_scores_as_the_model_does(goods: Path, tmp_path: Path) -> None:
     needs("onnx", "onnx_ir", "onnxscript", "onnxruntime")
     from mambaad_cli.export.write import ExportOptions, export
