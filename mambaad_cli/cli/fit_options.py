@@ -215,7 +215,7 @@ Ssm = Annotated[
     typer.Option(
         "--ssm",
         metavar="NAME",
-        help="Recurrence: mamba (default), or gla, linear attention, faster in exported files.",
+        help="Recurrence: mamba, or gla (linear attention), faster without compiled kernels.",
         rich_help_panel=NETWORK,
     ),
 ]
