@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.library import custom_op
+from torch import Tensor, library, nn
 
 import mambaad_cli
 from mambaad_cli.benchmark import flops
@@ -99,7 +98,7 @@ def test_the_compiled_function_is_counted_once_though_another_calls_it(monkeypat
 
 
 def test_an_operator_with_the_name_is_counted() -> None:
-    @custom_op("mambaad_test::selective_scan_fwd", mutates_args=())
+    @library.custom_op("mambaad_test::selective_scan_fwd", mutates_args=())
     def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         return selective_scan_fn(u, delta, A, B, C)
 
