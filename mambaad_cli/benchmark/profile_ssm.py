@@ -7,7 +7,6 @@ compiled kernels and without them, and a pass in ONNX Runtime, as in an exported
 
 import argparse
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mambaad_cli.benchmark.machine import say_backend
+from mambaad_cli.benchmark.profile_scan import seconds
 from mambaad_cli.model.kernels import cpu
 from mambaad_cli.model.mambaad import BLOCKS, MambaAD
 from mambaad_cli.model.settings import PRESETS
@@ -126,9 +126,7 @@ def in_turns(tasks: Mapping[str, Task], rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(1e3 * seconds(task))
     return {name: statistics.median(own[1:]) for name, own in times.items()}
 
 
