@@ -225,10 +225,10 @@ LocalBranches = Annotated[
 ]
 
 CacheDtype = Annotated[
-    Literal["fp32", "bf16"],
+    Literal["fp16", "bf16", "fp32"],
     typer.Option(
         metavar="TYPE",
-        help="Type of the encoder's cached features: fp32, or bf16 in half the space.",
+        help="Type of the encoder's cached features: fp16, bf16, or fp32 in twice the space.",
         rich_help_panel=MACHINE,
     ),
 ]

@@ -16,7 +16,15 @@ from mambaad_cli import MambaADError
 from mambaad_cli.training.recipe import RunOptions
 
 BLOCK = 2**24  # bytes that are written at once
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def fill(room: Tensor, features: Tensor) -> None:
+    """Copy features into their room, of any type; those that are too large for half precision become its largest."""
+    if room.dtype == torch.float16:
+        most = torch.finfo(room.dtype).max
+        features = features.clamp(-most, most)
+    room.copy_(features)
 
 
 class Cache:
@@ -37,7 +45,7 @@ class Cache:
         if needed > (free := shutil.disk_usage(folder).free):
             raise MambaADError(
                 f"the features take {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free: set TMPDIR to "
-                "a larger disk, or give --cache-dtype bf16 or --cache-memory"
+                "a larger disk, or give --cache-dtype fp16 or --cache-memory"
             )
         return [_mapped(size, dtype).view(n, *shape) for size, shape in zip(sizes, shapes, strict=True)]
 

@@ -21,7 +21,7 @@ from mambaad_cli.data.photo_statistics import PhotoStatistics, photo_statistics
 from mambaad_cli.inspection.model_record import Example
 from mambaad_cli.inspection.product import Size
 from mambaad_cli.side_by_side import split_over_threads
-from mambaad_cli.training.cache import Cache
+from mambaad_cli.training.cache import Cache, fill
 from mambaad_cli.training.examples import box_of, inside_of, pixels_of
 from mambaad_cli.training.job import Job
 from mambaad_cli.training.progress import Progress
@@ -83,7 +83,7 @@ class Seen(NamedTuple):
 
 
 class Features:
-    """The encoder's features of n images, in memory or in a file, fp32 or bf16: a group for each size."""
+    """The encoder's features of n images, in memory or in a file, of any type: a group for each size."""
 
     def __init__(self, groups: Sequence[Group], seen: Sequence[Seen], views: int = 1) -> None:
         self.groups = [group for group in groups if group.members]
@@ -329,6 +329,6 @@ class _Encoded:
         maps = [stage.permute(0, 2, 3, 1) for stage in self.encode(pixels)]
         self.maps = self.maps or self.cache.allocated(self.most, [tuple(stage.shape[1:]) for stage in maps])
         for kept, stage in zip(self.maps, maps, strict=True):
-            kept[self.done : self.done + len(stage)] = stage
+            fill(kept[self.done : self.done + len(stage)], stage)
         self.done += len(self.waiting)
         self.waiting = []

@@ -13,6 +13,7 @@ from mambaad_cli.api import FittedModel
 from mambaad_cli.data import images
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.training import cache
+from mambaad_cli.training.cache import fill
 from mambaad_cli.training.features import Views, features_of_files
 from tests.conftest import picture, record_of, with_settings
 from tests.training.conftest import (
@@ -32,11 +33,18 @@ def test_features_kept_in_a_file_give_the_same_model(
 
 
 def test_features_of_half_the_size_give_nearly_the_same_training(run: Callable[..., ModelRecord]) -> None:
-    losses: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    losses: dict[str, list[float]] = {"fp32": [], "fp16": [], "bf16": []}
     for dtype, found in losses.items():
         run(cache_dtype=dtype, dropout=0.0, on_step=lambda step, steps, loss, images, found=found: found.append(loss))
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
-    assert losses["bf16"] != losses["fp32"]
+    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.001)
+    assert len({tuple(found) for found in losses.values()}) == 3
+
+
+def test_features_beyond_half_precision_become_its_largest() -> None:
+    room = torch.empty(3, dtype=torch.float16)
+    fill(room, torch.tensor([1e6, -1e6, 0.5]))
+    assert room.tolist() == [65504, -65504, 0.5]
 
 
 def test_the_memory_of_the_cache_is_that_of_all_sizes_and_views_together(
@@ -66,7 +74,7 @@ def test_a_temporary_folder_that_is_too_small_is_said_before_training(
     run: Callable[..., ModelRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(MambaADError, match=r"GB free: set TMPDIR to a larger disk, or give --cache-dtype bf16"):
+    with pytest.raises(MambaADError, match=r"GB free: set TMPDIR to a larger disk, or give --cache-dtype fp16"):
         run(cache_memory=0)
 
 
