@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[Facts, dict[str, Any]]:
 # What Python, PyTorch, OpenCV and the readers of JSON and safetensors raise where a value is not what it should be
 DAMAGE = (
     KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
-    MemoryError, SafetensorError, cv2.error,
+    MemoryError, SafetensorError, msgspec.ValidationError, cv2.error,
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from mambaad_cli import MambaADError
 from mambaad_cli.model import DETECTORS, STRIDES
 from mambaad_cli.model.detector import Detector
+from mambaad_cli.model.efficientnet_lite import FACTORS
 from mambaad_cli.model.encoder import Encoder, build_encoder
 from mambaad_cli.model.settings import Settings
 
@@ -30,6 +31,8 @@ def networks_of(settings: Settings, max_parameters: int | None = None) -> tuple[
     """
     if settings.detector not in DETECTORS:
         raise MambaADError(f"no detector {settings.detector!r}: choose {', '.join(DETECTORS)}")
+    if settings.encoder not in FACTORS:
+        import timm  # noqa: F401  # its import runs operators, some of which fail on the device "meta"
     with torch.device("meta"):
         encoder = build_encoder(settings.encoder, STRIDES[settings.detector])
         with _at_most(max_parameters):

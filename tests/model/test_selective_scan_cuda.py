@@ -201,7 +201,7 @@ def test_without_a_fast_backend_plain_pytorch_scans_and_says_so_once(no_fast_bac
 
 
 @library.custom_op("mambaad_test::forward", mutates_args=())
-def forward_op(inputs: List[Tensor]) -> Tensor:  # noqa: UP006 (torch 2.6 does not know list[Tensor] here)
+def forward_op(inputs: List[Tensor]) -> Tensor:  # noqa: UP006 (older torch does not know list[Tensor] here)
     return scan_cuda.selective_scan(*inputs)
 
 
