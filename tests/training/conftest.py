@@ -112,7 +112,8 @@ def run(goods: Path, weights: Path) -> Callable[..., ModelRecord]:
         **choices: Any,
     ) -> ModelRecord:
         files = images.find([goods]) if files is None else files
-        options = RunOptions(**EXACT | {"encoder_weights": weights} | {k: v for k, v in choices.items() if k in OPTIONS})
+        chosen = {name: value for name, value in choices.items() if name in OPTIONS}
+        options = RunOptions(**EXACT | {"encoder_weights": weights} | chosen)
         recipe = tiny_recipe(**{k: v for k, v in choices.items() if k not in OPTIONS | REGIONS})
         settings = tiny_settings(letterbox, drop_path)
         if two_looks:
