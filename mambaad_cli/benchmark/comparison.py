@@ -9,6 +9,7 @@ A finished cell (a variant with a seed) is kept in a file, so that an interrupte
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,9 +30,12 @@ from mambaad_cli.data.datasets import Sample
 from mambaad_cli.data.images import ImageError, ImageFile
 from mambaad_cli.data.masks import mask_files
 from mambaad_cli.files import sha256_of, shown
+from mambaad_cli.inspection import store
 from mambaad_cli.inspection.model_record import ModelRecord
+from mambaad_cli.inspection.prediction import BATCH
 from mambaad_cli.inspection.torch_scorer import TorchScorer, inference_network
 from mambaad_cli.inspection.weights_file import read_state_dict
+from mambaad_cli.model import DETECTORS
 from mambaad_cli.model.settings import PRESETS, Settings
 from mambaad_cli.training import fit as training
 from mambaad_cli.training.good_images import GoodFiles
@@ -54,16 +58,21 @@ class Dataset(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """The budget of each fit: epochs, or minutes with everything included."""
+    """The budget of each fit: epochs, or minutes with everything included; with `own` for recipes of epochs alone."""
 
     epochs: int | None = None
     minutes: float | None = None
+    own: bool = False  # a recipe that tells its steps keeps them
 
     def limited(self, recipe: Recipe) -> Recipe:
         """The recipe with this budget in place of its default. Minutes take the place of steps."""
+        if self.own and recipe.epochs is None:
+            return recipe
         return replace(recipe, epochs=self.epochs or recipe.epochs, max_minutes=self.minutes)
 
     def __str__(self) -> str:
+        if self.own:
+            return f"its own recipe, and RD4AD and UniAD {self._replace(own=False)}"
         if self.epochs is not None:
             return f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         return f"{self.minutes:g} minute{'' if self.minutes == 1 else 's'}, all included"
@@ -226,7 +235,7 @@ def _record(
     """A cell: metrics in 0 … 1 (None where undefined), their mean and those of each class, and times in seconds."""
     title = f"{variant.name}, seed {seed}"
     settings = _settings(variant, options.size)
-    recipe = options.budget.limited(replace(variant.recipe, seed=seed, keep_examples=False))
+    recipe = options.budget.limited(replace(variant.recipe, seed=seed))
     progress = _FitProgress(title, on_progress)
     start = time.perf_counter()
     record = _fitted(variant, data, settings, recipe, options, progress)
@@ -244,7 +253,8 @@ def _record(
         "classes": {metrics.name: metrics.metrics for metrics in evaluated.classes},
         "fit_seconds": fit_seconds,
         "steps": progress.steps,
-        "score_seconds": _seconds_an_image(record),
+        **_speed(record),
+        "file_bytes": _file_bytes(record),
         "notes": [*progress.left_out, *notes(evaluated)],
     }
 
@@ -261,15 +271,35 @@ def _fitted(
     return training.fit(GoodFiles(files, classes), settings, recipe, run, progress)
 
 
-def _seconds_an_image(record: ModelRecord) -> float:
-    """Median time of encoder, detector and anomaly map for one image of the first class, as `mambaad bench` does."""
+def _speed(record: ModelRecord) -> dict[str, float]:
+    """Times of encoder, detector and anomaly map for the size of the first class: of one image the median and the 99th
+    percentile, and the images a second of a batch."""
     network = inference_network(record.network, {}, "torch")
     size = network.input_size(next(iter(record.products.values())).size)
-    score_image = scoring_pass(maps_of(network, record), size, 1, network.device)
-    score_image()
+    alone, batch = (_times(scoring_pass(maps_of(network, record), size, n, network.device)) for n in (1, BATCH))
+    return {
+        "score_seconds": float(np.median(alone)),
+        "score_seconds_p99": float(np.percentile(alone, 99)),
+        "images_a_second": BATCH / float(np.median(batch)),
+    }
+
+
+def _times(score_images: Callable[[], object]) -> list[float]:
+    """Seconds of passes, after a first one that is not counted."""
+    score_images()
     times: list[float] = []
     while len(times) < MIN_PASSES or (len(times) < MAX_PASSES and sum(times) < MAX_PASS_SECONDS):
         start = time.perf_counter()
-        score_image()
+        score_images()
         times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    return times
+
+
+def _file_bytes(record: ModelRecord) -> int | None:
+    """The size of the model file; None of a detector of another library, which has none of ours."""
+    if record.network.settings.detector not in DETECTORS:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        store.save(record, path)
+        return path.stat().st_size

@@ -17,6 +17,8 @@ from mambaad_cli.files import shown
 from mambaad_cli.inspection.rows import csv_line
 from mambaad_cli.training.recipe import as_dict
 
+TIMES = ("fit_seconds", "steps", "score_seconds", "score_seconds_p99", "images_a_second", "file_bytes")
+
 
 class OverSeeds(NamedTuple):
     """The mean of a figure over the seeds, and the sample deviation where there are two seeds or more."""
@@ -49,8 +51,8 @@ def class_metrics(outcome: Outcome, key: str = "image_auroc") -> dict[str, OverS
 
 
 def times(outcome: Outcome) -> dict[str, OverSeeds]:
-    """fit_seconds of a fit, steps it took, score_seconds of an image."""
-    return {key: over_seeds(cell[key] for cell in outcome.cells) for key in ("fit_seconds", "steps", "score_seconds")}
+    """Seconds and steps of a fit, seconds of an image (median, 99th percentile), images a second, bytes of a file."""
+    return {key: over_seeds(cell[key] for cell in outcome.cells) for key in TIMES}
 
 
 def to_table(comparison: Comparison) -> Group:
@@ -61,14 +63,15 @@ def to_table(comparison: Comparison) -> Group:
 
 def to_markdown(comparison: Comparison) -> str:
     lines = "\n".join(f"- {note}" for note in notes(comparison))
-    return "\n\n".join([machine_line(comparison.machine), markdown_table(*_cells(comparison)), lines]) + "\n"
+    return "\n\n".join([machine_line(comparison.machine), markdown_table(*_cells(comparison, wide=True)), lines]) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
     """A row a variant; metrics in per cent, each with its deviation over the seeds, then each class's image AU-ROC."""
     classes = list(dict.fromkeys(name for outcome in comparison.outcomes for name in class_metrics(outcome)))
     heads = ["detector", "encoder", "seeds", *(f"{key}{end}" for key in METRICS for end in ("", "_deviation"))]
-    heads += ["fit_seconds", "steps", "score_ms", *(f"image_auroc[{name}]" for name in classes), "error"]
+    heads += ["fit_seconds", "steps", "score_ms", "score_ms_p99", "images_a_second", "file_mb"]
+    heads += [*(f"image_auroc[{name}]" for name in classes), "error"]
     text = io.StringIO()
     text.write(csv_line(heads))
     for outcome in comparison.outcomes:
@@ -76,6 +79,8 @@ def to_csv(comparison: Comparison) -> str:
         row += [_times(100, value) for figure in metrics(outcome).values() for value in figure]
         spent, by_class = times(outcome), class_metrics(outcome)
         row += [spent["fit_seconds"].mean, spent["steps"].mean, _times(1e3, spent["score_seconds"].mean)]
+        row += [_times(1e3, spent["score_seconds_p99"].mean), spent["images_a_second"].mean]
+        row += [_times(1e-6, spent["file_bytes"].mean)]
         row += [_times(100, by_class[name].mean) if name in by_class else None for name in classes]
         text.write(csv_line([*row, outcome.error]))
     return text.getvalue()
@@ -125,7 +130,8 @@ def notes(comparison: Comparison) -> list[str]:
         "Metrics in per cent, mean over the classes; the image score is the map's maximum, for all detectors alike."
         + (f" ±: deviation over {len(comparison.seeds)} seeds." if len(comparison.seeds) > 1 else ""),
         "fit: seconds of a whole fit, with reading, encoding and the threshold (and its steps). score: ms of one "
-        "image's encoder, detector and map, reading left out.",
+        "image's encoder, detector and map, reading left out: median and 99th percentile; and images a second of a "
+        "batch of 8. MB: 10⁶ bytes of the model file.",
     ]
     failed = [outcome for outcome in comparison.outcomes if outcome.error not in ("", OUT_OF_MEMORY)]
     lines += [f"{outcome.variant.name} failed: {outcome.error}" for outcome in failed]
@@ -136,19 +142,21 @@ def notes(comparison: Comparison) -> list[str]:
     return [*lines, *dict.fromkeys(note for cell in cells for note in cell["notes"])]
 
 
-def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows of the table; a cell has one or two lines of text."""
+def _cells(comparison: Comparison, wide: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table; a cell has one or two lines of text. A terminal has no room for the last column."""
     mixed = len({outcome.variant.encoder for outcome in comparison.outcomes}) > 1
     heads = ["detector" + "\nencoder" * mixed, *(title.replace(" ", "\n") for title in METRICS.values())]
-    heads += ["fit, s\n(steps)", "score\nms"]
+    heads += ["fit, s\n(steps)", "score,\nms", "a sec.\n(MB)"]
     rows = []
     for outcome in comparison.outcomes:
         lines = [outcome.variant.name, outcome.variant.encoder * mixed, _shortfall(outcome, comparison.seeds)]
         row = ["\n".join(line for line in lines if line), *(_percent(figure) for figure in metrics(outcome).values())]
         spent = times(outcome)
         fitted = f"{number(spent['fit_seconds'].mean)}\n({spent['steps'].mean:.0f})" if spent["steps"].mean else UNKNOWN
-        rows.append([*row, fitted, number(_times(1e3, spent["score_seconds"].mean))])
-    return heads, rows
+        scored = [number(_times(1e3, spent[key].mean)) for key in ("score_seconds", "score_seconds_p99")]
+        rate, size = number(spent["images_a_second"].mean), number(_times(1e-6, spent["file_bytes"].mean))
+        rows.append([*row, fitted, "\n".join(scored), f"{rate}\n({size})"])
+    return (heads, rows) if wide else (heads[:-1], [row[:-1] for row in rows])
 
 
 def _shortfall(outcome: Outcome, seeds: Sequence[int]) -> str:

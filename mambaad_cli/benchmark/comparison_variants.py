@@ -25,6 +25,7 @@ class Variant(NamedTuple):
 
 PRESET_NAMES = {
     "small": "MambaAD small",
+    "fast": "MambaAD fast",
     "paper": "MambaAD paper",
     "memory": "Memory",
     "rd4ad": "RD4AD",
@@ -49,6 +50,7 @@ def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Varian
         return [variants[preset] for preset in DEFAULT_PRESETS]
     wanted = [as_typed(name) for name in names]
     typed = {preset: (variant.detector, as_typed(variant.name)) for preset, variant in variants.items()}
+    typed["fast"] = (as_typed(PRESET_NAMES["fast"]),)  # its detector is the memory, its name MambaAD's
     choices = list(dict.fromkeys(name for names in typed.values() for name in names))
     for name in wanted:
         if name not in choices:
@@ -89,6 +91,19 @@ def ablation(names: Sequence[str] = (), encoder: str | None = None) -> list[Vari
     attention = attention._replace(options=attention.options | {"ssm": "gla"})
     grid = [(order, k) for order in WALKS for k in (2, 4, 6, 8) if k != 6 or order in ("hilbert", "scan")]
     return [*steps, *(step(f"{order}, {k}", order, k) for order, k in grid), attention]
+
+
+def as_fitted(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:
+    """What `fit` offers beside its default, and the baselines, each by a recipe of its own.
+
+    >>> [variant.name for variant in as_fitted()]
+    ['MambaAD small', 'MambaAD fast', 'decoder alone', 'memory alone', 'RD4AD', 'UniAD']
+    """
+    if names:
+        raise MambaADError("--presets compares what fit offers: leave out --detectors")
+    small, fast, rd4ad, uniad = choose(("mambaad-small", "mambaad-fast", "rd4ad", "uniad"), encoder)
+    _, decoder, memory, *_ = recipes((), encoder)
+    return [small, fast, decoder, memory, rd4ad, uniad]
 
 
 def recipes(names: Sequence[str] = (), encoder: str | None = None) -> list[Variant]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 WITH_DATA = "With --data"  # a panel of help
 FOR_DATA = (
-    "layout", "ablation", "recipes", "peers", "encoder", "encoder_weights", "epochs", "max_minutes", "seeds", "results",
+    "layout", "ablation", "recipes", "presets", "peers", "encoder", "encoder_weights", "epochs", "max_minutes",
+    "seeds", "results",
 )  # fmt: skip
 FOR_SPEED = ("model", "batch", "precision", "runtime", "train", "seconds", "plot")
 
@@ -105,6 +106,14 @@ def bench(
             "--recipes", help="Compare the recipe with variants that change one choice each.", rich_help_panel=WITH_DATA
         ),
     ] = False,
+    presets: Annotated[
+        bool,
+        typer.Option(
+            "--presets",
+            help="Compare what fit offers, each by its own recipe, with RD4AD and UniAD.",
+            rich_help_panel=WITH_DATA,
+        ),
+    ] = False,
     peers: Annotated[
         bool,
         typer.Option(
@@ -182,13 +191,14 @@ def bench(
         raise typer.BadParameter("choose one of --epochs and --max-minutes")
     if encoder == "own" and encoder_weights is not None:
         raise typer.BadParameter("--encoder-weights are of one encoder: name it with --encoder")
-    if ablation and recipes:
-        raise typer.BadParameter("choose one of --ablation and --recipes")
-    variants = chosen_variants(names, encoder, ablation, recipes, peers)
+    if ablation + recipes + presets > 1:
+        raise typer.BadParameter("choose one of --ablation, --recipes and --presets")
+    which = "ablation" if ablation else "recipes" if recipes else "as_fitted" if presets else "choose"
+    variants = chosen_variants(which, names, encoder, peers)
     minutes = comparison.DEFAULT_MINUTES if epochs is None and max_minutes is None else max_minutes
     size = None if res is None else parse_size(res)
     options = comparison.ComparisonOptions(
-        comparison.Budget(epochs, minutes), size, seeds, encoder_weights, distributed.pick_device(device)
+        comparison.Budget(epochs, minutes, own=presets), size, seeds, encoder_weights, distributed.pick_device(device)
     )
     set_threads(threads)
     compared = compare(variants, comparison.read_dataset(data, layout), options, results)
@@ -196,17 +206,13 @@ def bench(
     raise typer.Exit(USER_CAN_MEND if any(outcome.error for outcome in compared.outcomes) else 0)
 
 
-def chosen_variants(
-    names: list[str], encoder: str | None, ablation: bool, recipes: bool, peers: bool
-) -> "list[Variant]":
-    """The rows of the table."""
+def chosen_variants(which: str, names: list[str], encoder: str | None, peers: bool) -> "list[Variant]":
+    """The rows of the table. which: the function of comparison_variants that makes them."""
     from mambaad_cli.benchmark import comparison_variants
     from mambaad_cli.benchmark.peers import peers as peers_of_anomalib
 
-    choose = comparison_variants.choose
-    if ablation or recipes:
-        choose = comparison_variants.ablation if ablation else comparison_variants.recipes
-    return choose(names, encoder) + (peers_of_anomalib(encoder) if peers else [])
+    variants: list[Variant] = getattr(comparison_variants, which)(names, encoder)
+    return variants + (peers_of_anomalib(encoder) if peers else [])
 
 
 def set_threads(threads: int | None) -> None:

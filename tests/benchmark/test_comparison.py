@@ -110,7 +110,9 @@ def test_the_usual_detectors_learn_and_are_measured_on_the_same_images(data: Dat
         assert cell["mean"]["image_auroc"] == np.mean([own["image_auroc"] for own in cell["classes"].values()])
         assert cell["classes"]["bolt"]["pixel_auroc"] is None
         assert cell["mean"]["pixel_auroc"] == cell["classes"]["nut"]["pixel_auroc"] is not None
-        assert min(cell["fit_seconds"], cell["score_seconds"]) > 0
+        assert min(cell["fit_seconds"], cell["score_seconds"], cell["images_a_second"]) > 0
+        assert cell["score_seconds"] <= cell["score_seconds_p99"]
+        assert cell["file_bytes"] > 1e6
         batch = min(outcome.variant.recipe.batch, 10)  # ten of the twelve images are trained on
         assert cell["steps"] == (0 if outcome.variant.detector == "memory" else math.ceil(10 / batch))
 
@@ -119,6 +121,8 @@ def test_minutes_take_the_place_of_a_recipes_steps_and_epochs_of_both() -> None:
     small, paper = RECIPES["small"], RECIPES["paper"]
     assert Budget(minutes=2.0).limited(small) == replace(small, max_minutes=2.0)
     assert Budget(epochs=3).limited(paper) == replace(paper, epochs=3)
+    assert Budget(minutes=2.0, own=True).limited(small) == small
+    assert Budget(minutes=2.0, own=True).limited(RECIPES["uniad"]).max_minutes == 2.0
 
 
 # What is kept
@@ -311,6 +315,6 @@ def test_a_recipe_is_fitted_with_what_it_changes(
     asked = []
     monkeypatch.setattr(fit, "fit", lambda goods, settings, recipe, *_: asked.append(recipe) or record_of(tiny_model))
     run([one._replace(encoder="test_resnet") for one in recipes()[:3]])
-    same = replace(RECIPES["small"], epochs=1, keep_examples=False)
+    same = replace(RECIPES["small"], epochs=1)
     alone = same.showing("decoder")
     assert asked == [same, alone, replace(alone, evidence="memory")]

@@ -26,7 +26,8 @@ def cell(image: float, pixel: float | None, seconds: float) -> dict[str, Any]:
     nut = {key: image if key.startswith("image") else pixel for key in METRICS}
     bolt = {key: image - 0.5 if key.startswith("image") else None for key in METRICS}
     mean = {key: image - 0.25 if key.startswith("image") else pixel for key in METRICS}
-    times = {"fit_seconds": seconds, "steps": 20, "score_seconds": seconds / 1000}
+    times = {"fit_seconds": seconds, "steps": 20, "score_seconds": seconds / 1000, "score_seconds_p99": seconds / 500}
+    times |= {"images_a_second": 12, "file_bytes": 14_000_000}
     return {"seed": 42, "mean": mean, "classes": {"nut": nut, "bolt": bolt}, **times, "notes": ["nut: left out 3.png"]}
 
 
@@ -93,6 +94,7 @@ def test_csv_reads_back_with_each_classs_image_auroc() -> None:
     assert (first["image_auroc"], first["image_auroc_deviation"]) == ("70", "7.07107")
     assert (first["image_auroc[nut]"], first["image_auroc[bolt]"]) == ("95", "45")
     assert (first["fit_seconds"], first["steps"], first["score_ms"]) == ("20", "20", "20")
+    assert (first["score_ms_p99"], first["images_a_second"], first["file_mb"]) == ("40", "12", "14")
     assert (second["image_auroc_deviation"], second["error"]) == ("", "out of memory")
     assert (third["image_auroc"], third["image_auroc[nut]"], third["error"]) == ("", "", "no weights")
 
@@ -115,4 +117,4 @@ def test_json_reads_back_with_every_seed() -> None:
     assert [one["classes"]["nut"]["image_auroc"] for one in first["cells"]] == [0.9, 1.0]
     assert first["recipe"]["batch"] == RECIPES["small"].batch
     assert (third["cells"], third["error"]) == ([], "no weights")
-    assert whole["budget"] == {"epochs": None, "minutes": 2.0}
+    assert whole["budget"] == {"epochs": None, "minutes": 2.0, "own": False}

@@ -20,7 +20,8 @@ def test_all_variants_share_one_encoder_unless_each_has_its_own() -> None:
 
 def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        MambaADError, match="no detector 'patchcore'.*mambaad, mambaad-small, mambaad-paper, memory, rd4ad"
+        MambaADError,
+        match="no detector 'patchcore'.*mambaad, mambaad-small, mambaad-fast, mambaad-paper, memory, rd4ad",
     ):
         variants.choose(["rd4ad", "patchcore"])
 

@@ -115,7 +115,7 @@ def test_bench_of_data_without_images_to_learn_or_test_on_is_one_line(
         (("--epochs", 1, "--ablation"), "--ablation, --epochs: only with --data"),
         (("--data", "x", "--plot", "x.png"), "--plot: only without --data"),
         (("--data", "x", "--epochs", 1, "--max-minutes", 1), "choose one of"),
-        (("--data", "x", "--ablation", "--recipes"), "choose one of --ablation and --recipes"),
+        (("--data", "x", "--ablation", "--recipes"), "choose one of --ablation, --recipes and --presets"),
         (("--data", "x", "--encoder", "own", "--encoder-weights", "x"), "name it with --encoder"),
     ],
 )
