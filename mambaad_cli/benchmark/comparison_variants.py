@@ -49,7 +49,9 @@ def choose(names: Sequence[str] = (), encoder: str | None = None) -> list[Varian
     if not names:
         return [variants[preset] for preset in DEFAULT_PRESETS]
     wanted = [as_typed(name) for name in names]
-    typed = {preset: (variant.detector, as_typed(variant.name)) for preset, variant in variants.items()}
+    typed: dict[str, tuple[str, ...]] = {
+        preset: (variant.detector, as_typed(variant.name)) for preset, variant in variants.items()
+    }
     typed["fast"] = (as_typed(PRESET_NAMES["fast"]),)  # its detector is the memory, its name MambaAD's
     choices = list(dict.fromkeys(name for names in typed.values() for name in names))
     for name in wanted:

@@ -15,8 +15,8 @@ NUDGE = 1 / 16  # largest shift by `nudged`, as a share of a side
 
 
 def with_moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bool = False) -> list[Tensor]:
-    """`views` views of an image (c, H, W): itself first, then randomly moved ones."""
-    return [pixels, *(moved(pixels, views - 1, seed, flips, turned) if views > 1 else ())]
+    """An image (c, H, W) itself, then `views` randomly moved views of it."""
+    return [pixels, *(moved(pixels, views, seed, flips, turned) if views else ())]
 
 
 def moved(pixels: Tensor, views: int, seed: int, flips: bool = False, turned: bool = False) -> Tensor:

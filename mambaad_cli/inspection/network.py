@@ -81,11 +81,19 @@ class Network:
 
     def coarse_features(self, images: Tensor) -> list[Tensor]:
         """The same without what a close view sees."""
-        size = height, width = self.map_size((images.shape[2], images.shape[3]))
+        return self.far_features(self.far_view(images))
+
+    def far_view(self, images: Tensor) -> Tensor:
+        """Images (b, 3, H', W') as all but the close view sees them: of the size of the map, if there are two looks."""
+        return _scaled(images, self.map_size((images.shape[2], images.shape[3]))) if self.settings.two_looks else images
+
+    def far_features(self, images: Tensor) -> list[Tensor]:
+        """The coarse features of images, from what `far_view` gives of them."""
         with rounding(self.precision, images.device.type):
-            stages = self.encoder.in_parts(_scaled(images, size) if self.settings.two_looks else images)
+            stages = self.encoder.in_parts(images)
         if self.settings.detail == 1 or self.settings.two_looks:
             return stages
+        height, width = self.map_size((images.shape[2], images.shape[3]))
         step = self.settings.step  # what a position of stride 16 covers
         sizes = [(height * STEP // (step * s), width * STEP // (step * s)) for s in self.detector.strides]
         scaled = [_scaled(stage, size) for stage, size in zip(stages, sizes, strict=True)]

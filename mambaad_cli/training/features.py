@@ -27,6 +27,8 @@ from mambaad_cli.training.job import Job
 from mambaad_cli.training.progress import Progress
 
 ENCODED = 8  # images that go through the encoder together
+Moves = tuple[int, int, bool, bool]  # how many moved views, and their seed, flips and turned: see `moved`
+NOT_MOVED: Moves = (0, 0, False, False)
 
 
 class Views(NamedTuple):
@@ -235,12 +237,10 @@ def _encode_files(
         if isinstance(image, ImageError):
             job.progress.unreadable(image)
             continue
-        turned = classes[i] in views.turned
-        number = len(readable) + 1
-        moved = with_moved(on_device(image.pixels, device), views.number, number, views.flips, turned)
-        several = views.remembered(classes[i]) > 1
-        how = moves(sizes[i], views.number - 1, number, views.flips, turned) if several else None
-        encoders[sizes[i]].add(moved, len(readable), views.remembered(classes[i]))
+        turned, remembered = classes[i] in views.turned, views.remembered(classes[i])
+        chosen = (views.number - 1, len(readable) + 1, views.flips, turned)
+        encoders[sizes[i]].add(on_device(image.pixels, device), len(readable), remembered, chosen)
+        how = moves(sizes[i], *chosen) if remembered > 1 else None
         readable.append(i)
         inside = None if image.inside is None else at_size(image.inside, job.network.map_size(sizes[i]))
         photo = photo_statistics(within(image.pixels, image.box))
@@ -255,13 +255,14 @@ def _digest(pixels: Tensor) -> bytes:
 
 def features_of_examples(job: Job, examples: Sequence[Example], views: Views) -> Features:
     """What the decoder sees of the images that a model carries, and of moved views of them."""
-    sizes = [job.map_size(example.class_name) for example in examples]
+    two = job.network.settings.two_looks
+    sizes = [job.map_size(one.class_name) if two else job.input_size(one.class_name) for one in examples]
     cache = Cache(job.run)
     encoders = {size: _Encoding(job, views.number * count, cache) for size, count in Counter(sizes).items()}
     seen: list[Seen] = []
     for i, (example, size) in enumerate(zip(examples, sizes, strict=True)):
-        turned, pixels = example.class_name in views.turned, on_device(pixels_of(example, size), job.run.device)
-        encoders[size].add(with_moved(pixels, views.number, i, views.flips, turned), i, remembered=0)
+        chosen = (views.number - 1, i, views.flips, example.class_name in views.turned)
+        encoders[size].add_far(on_device(pixels_of(example, size), job.run.device), i, chosen)
         seen.append(Seen(box_of(example, size), inside_of(example, size)))
     return Features([encoder.group() for encoder in encoders.values()], seen, views.number)
 
@@ -271,31 +272,52 @@ def features_of_pixels(job: Job, pictures: Iterable[Tensor], most: int, remember
     encoding = _Encoding(job, most, Cache(job.run))
     count = 0
     for picture in pictures:
-        encoding.add([picture], count, int(remembered))
+        encoding.add(picture, count, int(remembered))
         count += 1
     return Features([encoding.group()], [Seen()] * count)
 
 
 class _Encoding:
-    """Pictures of one size on their way through the encoder, a few at a time, into a cache for at most `most`."""
+    """Pictures of one size on their way through the encoder, a few at a time, into a cache for at most `most`.
+
+    Moved views are made as `moved` makes them, from its arguments behind the picture; those that no memory remembers at
+    the size at which the decoder sees them.
+    """
 
     def __init__(self, job: Job, most: int, cache: "Cache") -> None:
-        network = job.fast
+        self.network = network = job.fast
         self.members: list[int] = []
         self.remembered: list[int] = []
         split = (lambda encode, pixels: encode(pixels)) if network.encoder.own_threads else split_over_threads
-        self.coarse = _Encoded(partial(split, network.coarse_features), most, cache)
+        self.coarse = _Encoded(partial(split, network.far_features), most, cache)
         two = network.settings.two_looks
         self.close = _Encoded(partial(split, lambda pixels: [network.close_view(pixels)]), most, cache) if two else None
 
-    def add(self, pictures: Iterable[Tensor], member: int, remembered: int = 1) -> None:
-        """The views (3, H, W) of one image; a memory remembers the first `remembered` of them."""
+    def add(self, picture: Tensor, member: int, remembered: int = 1, views: Moves = NOT_MOVED) -> None:
+        """An image (3, H, W) and moved views of it; a memory remembers the first `remembered`, the image itself too."""
+        if remembered > 1:
+            self._number(member, remembered)
+            for view in with_moved(picture, *views):
+                self._close(view)
+                self.coarse.add(self.network.far_view(view[None])[0])
+            return
+        if remembered:
+            self._close(picture)
+        self.add_far(self.network.far_view(picture[None])[0], member, views, remembered)
+
+    def add_far(self, picture: Tensor, member: int, views: Moves = NOT_MOVED, remembered: int = 0) -> None:
+        """An image as `Network.far_view` gives it, and moved views of it."""
+        self._number(member, remembered)
+        for view in with_moved(picture, *views):
+            self.coarse.add(view)
+
+    def _number(self, member: int, remembered: int) -> None:
         self.members.append(member)
         self.remembered.append(remembered)
-        for view, picture in enumerate(pictures):
-            self.coarse.add(picture)
-            if self.close is not None and view < remembered:
-                self.close.add(picture)
+
+    def _close(self, picture: Tensor) -> None:
+        if self.close is not None:
+            self.close.add(picture)
 
     def group(self) -> Group:
         """What was encoded."""

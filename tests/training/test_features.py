@@ -14,7 +14,8 @@ from mambaad_cli.data import images
 from mambaad_cli.inspection.model_record import ModelRecord
 from mambaad_cli.training import cache
 from mambaad_cli.training.cache import fill
-from mambaad_cli.training.features import Views, features_of_files
+from mambaad_cli.training.examples import example
+from mambaad_cli.training.features import Views, features_of_examples, features_of_files
 from tests.conftest import picture, record_of, with_settings
 from tests.training.conftest import (
     goods_of,
@@ -68,6 +69,23 @@ def test_the_memory_of_the_cache_is_that_of_all_sizes_and_views_together(
     everything = bytes_in_files(0)
     assert 0 < bytes_in_files(everything - 1) <= everything // 2
     assert bytes_in_files(everything) == 0
+
+
+@pytest.mark.parametrize("looks", [1, 2])
+def test_the_decoder_sees_examples_at_the_size_of_photos(tiny_model: FittedModel, tmp_path: Path, looks: int) -> None:
+    """A model carries pictures at that size: they are not made smaller once more."""
+    for i in range(3):
+        images.write(tmp_path / "in" / "nut" / f"{i}.png", picture(i, 80, 120))
+    goods = goods_of(images.find([tmp_path / "in"]))
+    model = replace(record_of(with_settings(tiny_model, own_aspect=True, detail=1.5, looks=looks)), products={})
+    job = job_of(model, goods)
+    new, _ = features_of_files(job, goods.files, goods.classes, lambda images: Views(2))
+    wanted = job.preparation.wanted("nut", size=job.map_size("nut"))
+    kept = [one for file in goods.files if (one := example(file.path, "nut", False, wanted)) is not None]
+    carried = features_of_examples(job, kept, Views(2))
+    assert [stage.shape for stage in carried.groups[0].stages] == [stage.shape for stage in new.groups[0].stages]
+    finest, same = (group.stages[0][0] for group in (carried.groups[0], new.groups[0]))
+    assert float((finest - same).abs().max()) < 0.2 * float(same.abs().max())  # they were packed
 
 
 def test_a_temporary_folder_that_is_too_small_is_said_before_training(
