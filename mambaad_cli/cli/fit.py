@@ -103,7 +103,7 @@ def fit(
     device: Device = "auto",
     precision: Precision = "auto",
     runtime: Runtime = "auto",
-    cache_dtype: of.CacheDtype = "fp16",
+    cache_dtype: of.CacheDtype = "auto",
     cache_memory: of.CacheMemory = 4.0,
     checkpoint_activations: of.CheckpointActivations = False,
 ) -> None:

@@ -225,10 +225,10 @@ LocalBranches = Annotated[
 ]
 
 CacheDtype = Annotated[
-    Literal["fp16", "bf16", "fp32"],
+    Literal["auto", "fp16", "bf16", "fp32"],
     typer.Option(
         metavar="TYPE",
-        help="Type of the encoder's cached features: fp16, bf16, or fp32 in twice the space.",
+        help="Type of cached features: fp32, fp16 or bf16; auto is fp32, and fp16 beyond half a gigabyte.",
         rich_help_panel=MACHINE,
     ),
 ]

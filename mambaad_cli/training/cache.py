@@ -16,6 +16,7 @@ from mambaad_cli import MambaADError
 from mambaad_cli.training.recipe import RunOptions
 
 BLOCK = 2**24  # bytes that are written at once
+EXACT = 2**29  # bytes of features in float32 before others are kept in half precision, unless a type is chosen
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -33,10 +34,12 @@ class Cache:
     def __init__(self, run: RunOptions) -> None:
         self.run = run
         self.left = run.cache_memory  # bytes of memory
+        self.exact = EXACT
 
     def allocated(self, n: int, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Uninitialised (n, h, w, c) tensors: in memory while there is room, else in an unnamed temporary file each."""
-        dtype, sizes = DTYPES[self.run.cache_dtype], [n * math.prod(shape) for shape in shapes]
+        sizes = [n * math.prod(shape) for shape in shapes]
+        dtype = self._dtype(sum(sizes))
         needed = dtype.itemsize * sum(sizes)
         if needed <= self.left:
             self.left -= needed
@@ -48,6 +51,13 @@ class Cache:
                 "a larger disk, or give --cache-dtype fp16 or --cache-memory"
             )
         return [_mapped(size, dtype).view(n, *shape) for size, shape in zip(sizes, shapes, strict=True)]
+
+    def _dtype(self, numbers: int) -> torch.dtype:
+        """The type of so many more numbers."""
+        if self.run.cache_dtype != "auto":
+            return DTYPES[self.run.cache_dtype]
+        self.exact -= torch.float32.itemsize * numbers
+        return torch.float32 if self.exact >= 0 else torch.float16
 
 
 def _mapped(size: int, dtype: torch.dtype) -> Tensor:

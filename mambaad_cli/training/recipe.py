@@ -150,7 +150,7 @@ class RunOptions:
     device: str = "cpu"
     precision: str = "fp32"  # of matrix products: fp32 or bf16
     encoder_weights: Path | None = None  # a local file; else from the encoder's package, or timm's hub or cache
-    cache_dtype: str = "fp16"  # of cached features: fp16 or bf16, or fp32 in twice the space
+    cache_dtype: str = "auto"  # of cached features: fp32, fp16, bf16, or fp16 where they are many
     cache_memory: int = 4 * 10**9  # bytes of features kept in memory; more go to a memory-mapped temporary file
     checkpoint_activations: bool = False  # compute activations again in the backward pass, to save memory
     checkpoint: Path | None = None  # written every half minute; the caller removes it once the model is saved

@@ -57,7 +57,7 @@ class FitRequest:
     device: str = "auto"
     precision: str = "fp32"
     runtime: str = "auto"
-    cache_dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    cache_dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
     cache_gigabytes: float = 4.0
     checkpoint_activations: bool = False
     checkpoint: Path | None = None

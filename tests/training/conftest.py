@@ -28,7 +28,6 @@ from tests.conftest import TINY, picture
 
 VIEWS = 24  # 500 views of a few tiny images would take most of the tests' time
 OPTIONS = {option.name for option in fields(RunOptions)}
-EXACT: dict[str, Any] = {"cache_dtype": "fp32"}  # features of fit are those of score to the last digits
 REGIONS = {"inside", "ignored", "masks"}
 
 
@@ -92,7 +91,7 @@ def learnt_from(record: ModelRecord) -> dict[str, int]:
 def job_of(record: ModelRecord, goods: GoodFiles, recipe: Recipe | None = None, **run: Any) -> Job:
     """A training on these images by a network that is there."""
     products = planned_products(goods, record.network.settings, record.products)
-    return Job(record.network, products, recipe or tiny_recipe(), RunOptions(**EXACT | run), Progress(), goods.masks)
+    return Job(record.network, products, recipe or tiny_recipe(), RunOptions(**run), Progress(), goods.masks)
 
 
 @pytest.fixture
@@ -113,7 +112,7 @@ def run(goods: Path, weights: Path) -> Callable[..., ModelRecord]:
     ) -> ModelRecord:
         files = images.find([goods]) if files is None else files
         chosen = {name: value for name, value in choices.items() if name in OPTIONS}
-        options = RunOptions(**EXACT | {"encoder_weights": weights} | chosen)
+        options = RunOptions(**{"encoder_weights": weights} | chosen)
         recipe = tiny_recipe(**{k: v for k, v in choices.items() if k not in OPTIONS | REGIONS})
         settings = tiny_settings(letterbox, drop_path)
         if two_looks:
@@ -132,7 +131,7 @@ def never_stopped(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Mo
         for i in range(6):
             images.write(folder / name / f"{i}.png", picture(first + i))
     goods = goods_of(images.find([folder]))
-    return fit(goods, tiny_settings(), tiny_recipe(), RunOptions(encoder_weights=weights, **EXACT))
+    return fit(goods, tiny_settings(), tiny_recipe(), RunOptions(encoder_weights=weights))
 
 
 def tensors(record: ModelRecord) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from mambaad_cli.training import cache
 from mambaad_cli.training.cache import fill
 from mambaad_cli.training.examples import example
 from mambaad_cli.training.features import Views, features_of_examples, features_of_files
+from mambaad_cli.training.recipe import RunOptions
 from tests.conftest import picture, record_of, with_settings
 from tests.training.conftest import (
     goods_of,
@@ -40,6 +41,14 @@ def test_features_of_half_the_size_give_nearly_the_same_training(run: Callable[.
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
     assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.001)
     assert len({tuple(found) for found in losses.values()}) == 3
+
+
+def test_many_features_are_kept_in_half_precision_and_few_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "EXACT", 4 * 30)
+    room = cache.Cache(RunOptions())
+    assert [room.allocated(2, [(10,)])[0].dtype for _ in range(2)] == [torch.float32, torch.float16]
+    chosen = cache.Cache(RunOptions(cache_dtype="fp32"))
+    assert [chosen.allocated(2, [(10,)])[0].dtype for _ in range(2)] == [torch.float32, torch.float32]
 
 
 def test_features_beyond_half_precision_become_its_largest() -> None:
