@@ -33,7 +33,7 @@ PARTS = (
     Part("fit", fit.fit_request),
     Part("  do parts lie any way round?", turns.turned_classes),
     Part("  photos read and encoded", features.features_of_files),
-    Part("    the first look, and the decoder's features", Network.coarse_features),
+    Part("    the first look, and the decoder's features", Network.far_features),
     Part("    the close look", Network.close_view),
     Part("  near copies", near_copies.near_copies),
     Part("  memories", memories.remember),

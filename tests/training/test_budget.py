@@ -58,7 +58,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        self._tick(monkeypatch, Network, "coarse_features", lambda stages: len(stages[0]))
+        self._tick(monkeypatch, Network, "far_features", lambda stages: len(stages[0]))
         self._tick(monkeypatch, Network, "residuals", lambda scales: len(scales[0].difference))
         self._tick(monkeypatch, TrainingLoop, "advance", lambda _: STEP_SECONDS)
         for module in (fit_module, loop):
