@@ -152,7 +152,8 @@ def _cells(comparison: Comparison, wide: bool = False) -> tuple[list[str], list[
         lines = [outcome.variant.name, outcome.variant.encoder * mixed, _shortfall(outcome, comparison.seeds)]
         row = ["\n".join(line for line in lines if line), *(_percent(figure) for figure in metrics(outcome).values())]
         spent = times(outcome)
-        fitted = f"{number(spent['fit_seconds'].mean)}\n({spent['steps'].mean:.0f})" if spent["steps"].mean else UNKNOWN
+        fitted = number(spent["fit_seconds"].mean)
+        fitted += f"\n({spent['steps'].mean:.0f})" if spent["steps"].mean else ""
         scored = [number(_times(1e3, spent[key].mean)) for key in ("score_seconds", "score_seconds_p99")]
         rate, size = number(spent["images_a_second"].mean), number(_times(1e-6, spent["file_bytes"].mean))
         rows.append([*row, fitted, "\n".join(scored), f"{rate}\n({size})"])
