@@ -14,6 +14,7 @@ from mambaad_cli.benchmark.evaluation import METRICS
 from mambaad_cli.benchmark.passes import OUT_OF_MEMORY
 from mambaad_cli.benchmark.speed_tables import UNKNOWN, machine_line, markdown_table, number, rich_table
 from mambaad_cli.files import shown
+from mambaad_cli.inspection.prediction import BATCH
 from mambaad_cli.inspection.rows import csv_line
 from mambaad_cli.training.recipe import as_dict
 
@@ -131,7 +132,7 @@ def notes(comparison: Comparison) -> list[str]:
         + (f" ±: deviation over {len(comparison.seeds)} seeds." if len(comparison.seeds) > 1 else ""),
         "fit: seconds of a whole fit, with reading, encoding and the threshold (and its steps). score: ms of one "
         "image's encoder, detector and map, reading left out: median and 99th percentile; and images a second of a "
-        "batch of 8. MB: 10⁶ bytes of the model file.",
+        f"batch of {BATCH}. MB: 10⁶ bytes of the model file.",
     ]
     failed = [outcome for outcome in comparison.outcomes if outcome.error not in ("", OUT_OF_MEMORY)]
     lines += [f"{outcome.variant.name} failed: {outcome.error}" for outcome in failed]
